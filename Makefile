@@ -1,0 +1,66 @@
+# Everything runs in .venv, which is made from requirements.lock on first use.
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+# Folders too, so that a deleted file counts as a change.
+BOOK := _config.yml _toc.yml $(shell find book/. pnp_tutorial tools -name __pycache__ -prune -o -print)
+JOBS ?= 2
+
+# One thread a process where processes run side by side.
+test: export OMP_NUM_THREADS = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book test check notebooks serve clean lock encoder
+
+help: ## List the targets
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+book: _build/book ## Execute every chapter and render the site
+	@echo "The book is ready: file://$(CURDIR)/_build/html/index.html"
+
+# Sphinx does not repeat a warning about a page that it has stored, so after a failure the stored
+# pages go. The outputs of the chapters stay cached.
+_build/book: $(INSTALLED) $(BOOK)
+	@rm -f $@
+	$(BIN)/jupyter-book build . -n -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
+	$(BIN)/python tools/check_html.py _build/html
+	@touch $@
+
+test: check ## Lint, types, unit tests, every chapter as a notebook
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+check: $(INSTALLED) ## Lint and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+notebooks: $(INSTALLED) ## Write the chapters as .ipynb to _build/notebooks
+	$(BIN)/python tools/export_notebooks.py _build/notebooks
+
+serve: book ## Serve the book at http://localhost:8000
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+clean: ## Remove all that was built, but not .venv
+	rm -rf _build .mypy_cache .pytest_cache .ruff_cache
+
+# The one target that needs uv (https://docs.astral.sh/uv). It keeps the versions that still fit:
+# delete requirements.lock first to move all of them to the newest.
+lock: ## Regenerate requirements.lock from pyproject.toml
+	uv pip compile pyproject.toml --extra book --extra dev --universal --python-version 3.11 \
+	    --custom-compile-command "make lock" --output-file requirements.lock
+
+encoder: $(INSTALLED) ## Train the encoder that is shipped with the package
+	@echo "encoder: not written yet" >&2; exit 1
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@for python in python3 python3.14 python3.13 python3.12 python3.11 none; do \
+	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; done; \
+	test $$python != none || \
+	    { echo "Python 3.11 or later is needed: sudo apt install python3.11 python3.11-venv (or later)" >&2; exit 1; }; \
+	$$python -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "$$python cannot make virtual environments: sudo apt install $$python-venv" >&2; exit 1; }; \
+	$$python -m venv .venv
+	@echo "Installing requirements.lock into .venv (about 4 minutes the first time) ..."
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,186 @@
+"""Write every chapter as a plain .ipynb, for Jupyter and Colab, which do not know MyST.
+
+    python tools/export_notebooks.py _build/notebooks
+
+Cells keep their code and tags. In the prose, directives become plain Markdown, and references
+become the numbers that the book shows. What this file cannot translate is an error, so that no
+raw mark-up reaches a reader.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+from textwrap import indent
+
+import jupytext
+import nbformat
+import yaml
+from pybtex.database import parse_file
+from repository import ROOT, repository_url
+
+BOOK = ROOT / "book"
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+PAGES = [TOC["root"]] + [c["file"] for part in TOC["parts"] for c in part["chapters"]]
+CHAPTERS = [Path(p).name for p in PAGES if (ROOT / f"{p}.md").read_text().startswith("---\njupytext")]
+ADMONITIONS = ["admonition", "note", "tip", "important", "warning"]
+
+DIRECTIVE = re.compile(
+    r"^(?P<fence>`{3,}|:{3,})\{(?P<name>[\w-]+)\} *(?P<title>[^\n]*)\n"
+    r"(?P<options>(?::[\w-]+:[^\n]*\n)*)(?P<body>.*?)^(?P=fence) *$",
+    re.MULTILINE | re.DOTALL,
+)
+EQUATION = re.compile(r"\$\$(?P<tex>.*?)\$\$ *\((?P<label>[\w-]+)\)", re.DOTALL)
+
+# An installed torch or numpy stays: the package states lower bounds only.
+INSTALL = """\
+import sys
+
+if "google.colab" in sys.modules:
+    %pip install --quiet "{requirement}\""""
+
+
+def requirement() -> str:
+    if url := repository_url():
+        return f"pnp-tutorial @ git+{url}@{os.environ.get('BOOK_REVISION', 'main')}"
+    return "pnp-tutorial"
+
+
+def page_url(name: str) -> str:
+    """Address of another chapter, seen from a notebook."""
+    if url := repository_url():
+        path = url.removeprefix("https://github.com")
+        return f"https://colab.research.google.com/github{path}/blob/notebooks/book/{name}.ipynb"
+    return f"{name}.ipynb"
+
+
+def image_url(path: str) -> str:
+    if url := repository_url():
+        return f"{url}/raw/{os.environ.get('BOOK_REVISION', 'main')}/book/{path}"
+    return f"../../book/{path}"
+
+
+def options(match: re.Match) -> dict[str, str]:
+    return dict(re.findall(r"^:([\w-]+): *(.*)$", match["options"], re.MULTILINE))
+
+
+def numbering() -> dict[str, str]:
+    """The number of every labelled equation and figure, as Sphinx counts them."""
+    numbers: dict[str, str] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for page in PAGES:
+        match = re.match(r"(\d+)_", Path(page).name)
+        chapter = f"{int(match[1])}." if match else ""
+
+        def count(kind: str, label: str, chapter: str = chapter) -> None:
+            counts[kind, chapter] = counts.get((kind, chapter), 0) + 1
+            numbers[label] = f"{chapter}{counts[kind, chapter]}"
+
+        for cell in jupytext.read(ROOT / f"{page}.md").cells:
+            for match in EQUATION.finditer(cell.source):
+                count("equation", match["label"])
+            for match in DIRECTIVE.finditer(cell.source):
+                if match["name"] == "figure":
+                    count("figure", options(match).get("name", f"{page} {match['title']}"))
+            figure = cell.metadata.get("mystnb", {}).get("figure", {})
+            if "caption" in figure:
+                count("figure", figure["name"])
+    return numbers
+
+
+NUMBERS = numbering()
+REFERENCES = parse_file(str(BOOK / "references.bib")).entries
+
+
+def citation(keys: str, textual: bool) -> str:
+    """Markdown of {cite:t}`keys` or {cite:p}`keys`."""
+    papers = []
+    for key in keys.split(","):
+        entry = REFERENCES[key.strip()]
+        names = [" ".join(p.prelast_names + p.last_names) for p in entry.persons["author"]]
+        who = names[0] + (f" and {names[1]}" if len(names) == 2 else " et al." * (len(names) > 2))
+        text = f"{who} ({entry.fields['year']})" if textual else f"{who}, {entry.fields['year']}"
+        text = re.sub(r"[{}]", "", text)
+        doi = entry.fields.get("doi")
+        url = f"https://doi.org/{doi}" if doi else entry.fields.get("url")
+        papers.append(f"[{text}]({url})" if url else text)
+    return ", ".join(papers) if textual else f"({'; '.join(papers)})"
+
+
+def directive(match: re.Match) -> str:
+    name, title, body = match["name"], match["title"], match["body"].strip()
+    if name in ADMONITIONS:
+        text = f"**{title or name.capitalize()}**\n\n{DIRECTIVE.sub(directive, body)}"
+        return indent(text, "> ", lambda line: True)
+    if name == "figure":
+        given = options(match)
+        number = NUMBERS[given["name"]]
+        return f"![{given['alt']}]({image_url(title)})\n\n*Figure {number}. {body}*"
+    raise ValueError(f"no plain Markdown for the directive {{{name}}}")
+
+
+def role(match: re.Match) -> str:
+    name, target = match["name"], match["target"]
+    if name == "eq":
+        return f"({NUMBERS[target]})"
+    if name == "numref":
+        return f"Figure {NUMBERS[target]}"
+    if name in ("cite:p", "cite:t"):
+        return citation(target, textual=name == "cite:t")
+    raise ValueError(f"no plain Markdown for the role {{{name}}}")
+
+
+def link(match: re.Match) -> str:
+    text, name = match["text"], match["page"]
+    return f"[{text}]({page_url(name)})" if name in CHAPTERS else text
+
+
+def plain_markdown(source: str) -> str:
+    source = DIRECTIVE.sub(directive, source)
+    source = re.sub(r"^\([\w-]+\)=\n", "", source, flags=re.MULTILINE)
+    source = EQUATION.sub(lambda m: f"$${m['tex'].rstrip()} \\tag{{{NUMBERS[m['label']]}}}\n$$", source)
+    source = re.sub(r"\{(?P<name>[\w:]+)\}`(?P<target>[^`]+)`", role, source)
+    return re.sub(r"\[(?P<text>[^\]]+)\]\((?P<page>\w+)\.md\)", link, source)
+
+
+def export(chapter: str) -> nbformat.NotebookNode:
+    """The notebook of one chapter, without outputs."""
+    notebook = jupytext.read(BOOK / f"{chapter}.md")
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "markdown":
+            cell.source = plain_markdown(cell.source)
+            continue
+        settings = cell.metadata.pop("mystnb", {})
+        if "hide-cell" in cell.metadata.get("tags", []):
+            # Folded in Colab too, under the same title.
+            cell.source = f"# @title {settings['code_prompt_show']}\n{cell.source}"
+            cell.metadata["cellView"] = "form"
+        if "caption" in settings.get("figure", {}):
+            figure = settings["figure"]
+            caption = plain_markdown(f"*Figure {NUMBERS[figure['name']]}. {figure['caption']}*")
+            cells.append(nbformat.v4.new_markdown_cell(caption))
+    install = nbformat.v4.new_code_cell(INSTALL.format(requirement=requirement()))
+    notebook.cells = [cells[0], install, *cells[1:]]
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"{chapter}-{i}"  # nbformat's own ids are random: every export would differ
+    notebook.metadata = {
+        "kernelspec": notebook.metadata["kernelspec"],
+        "language_info": {"name": "python"},
+    }
+    notebook.nbformat_minor = 5
+    nbformat.validate(notebook)
+    return notebook
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for chapter in CHAPTERS:
+        path = folder / f"{chapter}.ipynb"
+        nbformat.write(export(chapter), path)
+        print(path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
