@@ -1,0 +1,72 @@
+"""Three losses between a prediction ν̃ and the truth ν, all (B, 5); only ν̃ carries a gradient.
+
+    P-loss      mean over batch and parameters of (ν̃ − ν)²
+    spectral    mean over the batch of ½ ‖Φ(g(ν̃)) − Φ(g(ν))‖²
+    PNP         mean over the batch of ½ (ν̃ − ν)ᵀ (M(ν) + λI) (ν̃ − ν)
+
+PNP with λ = 0 is the spectral loss to second order in ν̃ − ν; for large λ it is λ times half the summed
+P-loss (Han, Lostanlen and Lagrange, 2023, equations 3 to 8).
+"""
+
+import torch
+from torch import Tensor
+
+from .drum import rectangular_drum
+from .metric import Map
+from .parameters import to_theta
+
+
+def _check_pair(nu_hat: Tensor, nu: Tensor) -> None:
+    if nu_hat.shape != nu.shape or nu.ndim < 1:
+        raise ValueError(f"nu_hat and nu must have one shape (..., 5), got {tuple(nu_hat.shape)} and {tuple(nu.shape)}")
+
+
+def parameter_loss(nu_hat: Tensor, nu: Tensor) -> Tensor:
+    """Mean squared error on ν, a scalar; raises ValueError if the shapes differ."""
+    _check_pair(nu_hat, nu)
+    return (nu_hat - nu.detach()).square().mean()
+
+
+def spectral_loss(nu_hat: Tensor, nu: Tensor, features: Map, synthesizer: Map = rectangular_drum) -> Tensor:
+    """½ ‖Φ(g(ν̃)) − Φ(g(ν))‖², mean over the batch, a scalar; Φ and g as in `metric.jacobian`.
+
+    Differentiates through features and synthesizer: the costly loss that PNP approximates.
+    Raises ValueError if the shapes differ.
+    """
+    _check_pair(nu_hat, nu)
+    with torch.no_grad():
+        target = features(synthesizer(to_theta(nu.to(torch.float64))))
+    difference = features(synthesizer(to_theta(nu_hat.to(torch.float64)))) - target
+    return difference.square().sum(-1).mean() / 2
+
+
+def pnp_loss(nu_hat: Tensor, nu: Tensor, metric: Tensor, damping: float | Tensor = 0.0) -> Tensor:
+    """½ (ν̃ − ν)ᵀ (M + λI) (ν̃ − ν), mean over the batch.
+
+    Parameters
+    ----------
+    nu_hat, nu : Tensors, shape (..., n)
+        n is 5, or 4 where the pitch is known and left out of the metric.
+    metric : Tensor, shape (..., n, n)
+        M(ν), precomputed by `metric.riemannian_metric`.
+    damping : float or scalar Tensor
+        λ ≥ 0.
+
+    Returns
+    -------
+    loss : scalar Tensor, float64, for the eigenvalues of M span many decades
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree or λ < 0.
+    """
+    _check_pair(nu_hat, nu)
+    if metric.shape != (*nu.shape, nu.shape[-1]):
+        raise ValueError(f"expected a metric of shape {(*nu.shape, nu.shape[-1])}, got {tuple(metric.shape)}")
+    if damping < 0:
+        raise ValueError(f"expected damping ≥ 0, got {float(damping):g}")
+    error = (nu_hat - nu.detach()).to(torch.float64)
+    M = metric.detach().to(torch.float64)
+    quadratic = torch.einsum("...i,...ij,...j->...", error, M, error)
+    return (quadratic + damping * error.square().sum(-1)).mean() / 2

@@ -1,0 +1,62 @@
+"""The geometry: Jacobian of the sound's features, and the Riemannian metric that they lay on parameter space.
+
+    J(ν) = ∂(Φ∘g)/∂ν            (P × 5)
+    M(ν) = JᵀJ                  (5 × 5), symmetric positive semi-definite
+
+so that ‖Φ(g(ν + δ)) − Φ(g(ν))‖² ≈ δᵀ M(ν) δ for a small step δ (Han et al., 2023, equation 5). The
+input has five dimensions and the output thousands, so J is taken in forward mode: five tangents travel
+with the sound through the same linear operators.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from .drum import rectangular_drum
+from .parameters import N_PARAMETERS, check_last_axis, to_theta
+
+with warnings.catch_warnings():  # torch's forward-mode formulas warn of torch.jit when first used
+    warnings.simplefilter("ignore")
+    import torch._decomp.decompositions_for_jvp  # noqa: F401
+
+Map = Callable[[Tensor], Tensor]
+
+
+def jacobian(nu: Tensor, features: Map, synthesizer: Map = rectangular_drum) -> tuple[Tensor, Tensor]:
+    """Features of the sound of ν and their Jacobian over ν, in one pass of forward-mode differentiation.
+
+    Parameters
+    ----------
+    nu : Tensor, shape (..., 5)
+        Best in float64, as `rectangular_drum` explains; the sum JᵀJ spans many decades.
+    features : callable
+        Any differentiable map from audio (..., n_samples) to vectors (..., P), such as `paper_features()`.
+    synthesizer : callable
+        Any differentiable map from θ (..., 5) to audio (..., n_samples).
+
+    Returns
+    -------
+    S : Tensor, shape (..., P)
+    J : Tensor, shape (..., P, 5)
+
+    Raises
+    ------
+    ValueError
+        If ν has another shape, or lies where the drum is not defined.
+    """
+    check_last_axis(nu, "nu")
+
+    def push(direction: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(lambda nu: features(synthesizer(to_theta(nu))), (nu,), (direction.expand_as(nu),))  # type: ignore
+
+    directions = torch.eye(N_PARAMETERS, dtype=nu.dtype, device=nu.device)
+    return vmap(push, out_dims=(None, -1))(directions)  # type: ignore[arg-type]  # None: S does not depend on it
+
+
+def riemannian_metric(nu: Tensor, features: Map, synthesizer: Map = rectangular_drum) -> Tensor:
+    """M(ν) = JᵀJ of shape (..., 5, 5), float64, for ν (..., 5); arguments and errors as in `jacobian`."""
+    J = jacobian(nu, features, synthesizer)[1].to(torch.float64)
+    return J.mT @ J

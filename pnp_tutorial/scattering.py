@@ -1,0 +1,481 @@
+"""The ear Φ: constant-Q scalogram and joint time–frequency scattering (JTFS).
+
+    U₁(t, λ₁)       = |x ∗ ψ_λ₁|(t)                                     scalogram
+    S₁(t, λ₁)       = (U₁ ∗ φ_T)(t, λ₁)                                 averaged scalogram
+    Y₂(t, λ₁; λ₂)   = (U₁ ∗ᵗ ψ_λ₂)(t, λ₁)                               wavelets in time, rate λ₂
+    U₂(t, λ₁; path) = |Y₂ ∗^λ₁ ψ_fr|(t, λ₁)                             wavelets in log-frequency: scale, spin
+    S₂(t, λ₁; path) = (U₂ ∗ᵗ φ_T ∗^λ₁ φ_F)(t, λ₁)                       averaged in time and log-frequency
+
+after Andén, Lostanlen and Mallat (2019). The first order, too, is filtered along log-frequency:
+|S₁ ∗^λ₁ ψ_fr|. Filters are kymatio's, and so are all values (its development branch, class
+TimeFrequencyScattering, format "time"): with T = "global" a path is *summed* over the frames of
+its own rate, padding included, which evens out the rates.
+
+Why it is fast: the modulus does not see a phase, so the band of a filter is cropped out of the
+spectrum and moved to zero, and one batched inverse FFT per rate makes all its filters; wavelets along
+log-frequency are one dense product over the few bins that exist; averages come last, as they are linear.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from kymatio.scattering1d.filter_bank import (
+    compute_params_filterbank,
+    compute_temporal_support,
+    gauss_1d,
+    morlet_1d,
+)
+from torch import Tensor, nn
+
+from .drum import N_SAMPLES, SAMPLE_RATE
+
+SIGMA_0 = 0.1  # bandwidth of a low-pass filter of unit width, in cycles per sample: kymatio's
+ALPHA = 5.0  # bandwidths kept above a filter's centre when its output is subsampled: kymatio's
+EPS = 1e-3  # ε of the log-compression: the papers'
+NEGLIGIBLE = 1e-14  # of a filter's largest value: what is smaller is not stored
+
+
+def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
+    """log(1 + S/ε), for S ≥ 0 of any shape; ε is about the median of the JTFS of a drum."""
+    return torch.log1p(S / eps)
+
+
+def _filter_bank(J: int, Q: int) -> list[tuple[float, float, int]]:
+    """Centre ξ and width σ in cycles per sample, and log₂ of the coarsest sampling step, of each wavelet."""
+    return list(zip(*compute_params_filterbank(SIGMA_0 / 2**J, Q, ALPHA), strict=True))
+
+
+def _padded_length(n_samples: int, T: float) -> int:
+    """Length, a power of two, that leaves room for three supports of the low-pass filter on each side."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "support too small": it is capped below
+        support = compute_temporal_support(gauss_1d(n_samples, SIGMA_0 / T)[None], criterion_amplitude=1e-3)
+    wanted = math.ceil(math.log2(n_samples + 6 * support))
+    return 2 ** min(wanted, math.floor(math.log2(3 * n_samples - 2)))
+
+
+def _band(filter_hat: np.ndarray, xi: float, width: int) -> tuple[int, np.ndarray]:
+    """First bin and values of the stretch of the spectrum, at most `width` bins, in which a filter lives."""
+    N = len(filter_hat)
+    left = round(xi * N) - width // 2
+    window = filter_hat[np.arange(left, left + width) % N]
+    kept = np.flatnonzero(np.abs(window) > NEGLIGIBLE * np.abs(filter_hat).max())
+    return left + kept[0], window[kept[0] : kept[-1] + 1]
+
+
+def _unit(z: Tensor, modulus: Tensor) -> Tensor:
+    """z/|z|, and 0 where z = 0: the direction in which |z| grows."""
+    return torch.where(modulus > 0, z / modulus, 0)
+
+
+class _Modulus(torch.autograd.Function):
+    """|Z| of a complex Z: torch's own is six times slower on a CPU, and its hypot has no derivative at 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(Z: Tensor) -> Tensor:
+        return torch.hypot(Z.real, Z.imag)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        Z, modulus = ctx.saved_tensors
+        return grad * _unit(Z, modulus)
+
+    @staticmethod
+    def jvp(ctx: Any, dZ: Tensor) -> Tensor:
+        Z, modulus = ctx.saved_tensors
+        unit = _unit(Z, modulus)
+        return unit.real * dZ.real + unit.imag * dZ.imag
+
+
+class _PathSums(torch.autograd.Function):
+    """Σ_t |W Y(t)| (B, R) of W (R, n) and Y (B, n, t): wavelets along log-frequency, modulus, sum over time.
+
+    Nothing of size (R, t) outlives a chunk of time; derivatives recompute it. Complex numbers are stacked
+    as [Re; Im], so that one real product [[Re W, −Im W], [Im W, Re W]] [Re Y; Im Y] does it all. And the
+    sum lets five tangents cost five products of the same size, without five moduli, for with Ẑ = W Y/|W Y|
+
+        d Σ_t |W Y| = Σ_t Re(Ẑ* · W dY) = Re Σ_n W · (Σ_t Ẑ* dYᵀ).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(W: Tensor, Y: Tensor, chunk: int) -> Tensor:  # W (2R, 2n), Y (B, 2n, t), both real
+        R = len(W) // 2
+        sums = []
+        for y in Y.split(chunk, -1):
+            Z = W @ y
+            square = Z.mul_(Z)
+            sums.append((square[:, :R] + square[:, R:]).sqrt_().sum(-1))
+        return torch.stack(sums).sum(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        W, Y, ctx.chunk = inputs
+        ctx.save_for_backward(W, Y)
+        ctx.save_for_forward(W, Y)
+
+    @staticmethod
+    def _units(W: Tensor, y: Tensor) -> Tensor:
+        """Ẑ (B, 2R, t) as [Re; Im]."""
+        Z = W @ y
+        square = Z.square()
+        inverse = square[:, : len(W) // 2].add_(square[:, len(W) // 2 :]).clamp_min_(torch.finfo(Z.dtype).tiny).rsqrt_()
+        return (Z.unflatten(1, (2, -1)) * inverse[:, None]).flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        W, Y = ctx.saved_tensors
+        grad = torch.cat([grad, grad], -1)[..., None]
+        return None, torch.cat([W.T @ (grad * _PathSums._units(W, y)) for y in Y.split(ctx.chunk, -1)], -1), None
+
+    @staticmethod
+    def jvp(ctx: Any, dW: None, dY: Tensor, dchunk: None) -> Tensor:
+        W, Y = ctx.saved_tensors
+        pairs = zip(Y.split(ctx.chunk, -1), dY.split(ctx.chunk, -1), strict=True)
+        correlation = sum(_PathSums._units(W, y) @ dy.mT for y, dy in pairs)
+        return (W * correlation).sum(-1).unflatten(-1, (2, -1)).sum(-2)
+
+
+class _Transform(nn.Module):
+    """What Scalogram and JTFS share: padding, the first-order filters and the low-pass filter in time."""
+
+    def __init__(
+        self,
+        n_samples: int,
+        J: int,
+        Q: int,
+        T: int | str,
+        padding: str,
+        sample_rate: float,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        if padding not in ("zero", "reflect"):
+            raise ValueError(f'padding must be "zero" or "reflect", got {padding!r}')
+        if T != "global" and (isinstance(T, str) or not 1 <= T <= n_samples):
+            raise ValueError(f'T must be "global" or between 1 and n_samples = {n_samples}, got {T!r}')
+        if not 1 <= J <= math.log2(n_samples):
+            raise ValueError(f"J must be between 1 and log2(n_samples) = {math.log2(n_samples):g}, got {J}")
+        self.n_samples, self.J, self.T, self.padding, self.sample_rate = n_samples, J, T, padding, sample_rate
+        self.dtype = dtype or torch.get_default_dtype()
+        width = 2**J if isinstance(T, str) else T
+        self.log2_T = math.floor(math.log2(width))
+        self.N = _padded_length(n_samples, width)
+        self.pad_left = (self.N - n_samples) // 2
+        self.pad_right = self.N - n_samples - self.pad_left
+        first, last = self.pad_left, self.pad_left + n_samples
+        for _ in range(self.log2_T):  # the frames of the signal itself, padding left out
+            first, last = (first + 1) // 2, (last + 1) // 2
+        self.frames = slice(first, last)
+
+        # First order: filters grouped by the step 2ʲ at which their output may be sampled.
+        self.bank_1 = _filter_bank(J, Q)
+        self.levels_1 = [j if T == "global" else min(j, self.log2_T) for _, _, j in self.bank_1]
+        for level in sorted(set(self.levels_1)):
+            members = [n for n, k in enumerate(self.levels_1) if k == level]
+            bands = []
+            for n in members:
+                xi, sigma, _ = self.bank_1[n]
+                bands.append(_band(morlet_1d(self.N, xi, sigma), xi, self.N >> level))
+            size = max(len(values) for _, values in bands)
+            psi = np.stack([np.pad(values, (0, size - len(values))) for _, values in bands]) / 2**level
+            self._buffer(f"psi_1_{level}", psi)
+            self.register_buffer(f"start_1_{level}", torch.tensor([start for start, _ in bands]))
+        phi_hat = gauss_1d(self.N, SIGMA_0 / width)
+        for level in range(self.log2_T + 1):  # periodized: the low-pass filter of signals sampled at step 2^level
+            periodized = phi_hat.reshape(2**level, -1).sum(0)
+            self._buffer(f"phi_{level}", periodized[: self._average_length(level) // 2 + 1])
+
+    phi_0: Tensor
+
+    def _buffer(self, name: str, values: np.ndarray, persistent: bool = True) -> None:
+        self.register_buffer(name, torch.as_tensor(values, dtype=self.dtype), persistent=persistent)
+
+    def _average_length(self, level: int) -> int:
+        """Frames at which the low-pass filter is applied: four times its output's rate leaves no aliasing."""
+        return min(self.N >> level, 4 * (self.N >> self.log2_T))
+
+    def _pad(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.n_samples:
+            raise ValueError(f"expected audio of shape (..., {self.n_samples}), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"expected floating-point audio, got {x.dtype}")
+        x = x.reshape(-1, self.n_samples).to(self.phi_0.dtype)
+        pad = (self.pad_left, self.pad_right)
+        return nn.functional.pad(x, pad, mode="constant" if self.padding == "zero" else "reflect")
+
+    def _first_order(self, x_hat: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield each level j and the analytic signals x ∗ ψ_λ₁ (B, n, N/2ʲ) of its filters, up to a phase."""
+        for level in sorted(set(self.levels_1)):
+            psi, start = getattr(self, f"psi_1_{level}"), getattr(self, f"start_1_{level}")
+            bins = (start[:, None] + torch.arange(psi.shape[-1], device=psi.device)) % self.N
+            yield level, torch.fft.ifft(x_hat[..., bins] * psi, n=self.N >> level)
+
+    def _average(self, U_hat: Tensor, level: int) -> Tensor:
+        """(U ∗ φ_T) at step 2^log2_T, of the half spectrum (…, N/2^level/2 + 1) of a real U: (…, N/2^log2_T)."""
+        n, length = self._average_length(level), self.N >> level
+        smooth = torch.fft.irfft(U_hat[..., : n // 2 + 1] * getattr(self, f"phi_{level}"), n=n) * (n / length)
+        return smooth[..., :: n // (self.N >> self.log2_T)]
+
+
+class Scalogram(_Transform):
+    """Constant-Q scalogram, averaged in time: S₁(t, λ₁) = (|x ∗ ψ_λ₁| ∗ φ_T)(t).
+
+    Parameters
+    ----------
+    n_samples : int
+        Length of the sounds.
+    J : int
+        Octaves below the Nyquist frequency: the longest filters last about 2ᴶ samples.
+    Q : int
+        Wavelets per octave.
+    T : int or "global"
+        Width of the average and, rounded down to a power of two, step of the frames, in samples;
+        "global" sums over time.
+    padding : "zero" or "reflect"
+    sample_rate : float, Hz
+        For `frequencies` only.
+    dtype : torch.dtype, optional
+        Of the filters; torch's default dtype if not given.
+
+    Attributes
+    ----------
+    frequencies : ndarray, shape (n_filters,)
+        Centre of each filter in Hz, descending.
+
+    Called on audio (..., n_samples) it returns (..., n_filters, n_frames), without n_frames if T is "global".
+    Raises ValueError on audio of another length.
+    """
+
+    def __init__(
+        self,
+        n_samples: int = N_SAMPLES,
+        J: int = 13,
+        Q: int = 12,
+        T: int | str = 256,
+        padding: str = "zero",
+        sample_rate: float = SAMPLE_RATE,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(n_samples, J, Q, T, padding, sample_rate, dtype)
+        self.frequencies = np.array([xi for xi, _, _ in self.bank_1]) * sample_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch_shape, x_hat = x.shape[:-1], torch.fft.fft(self._pad(x))
+        S = torch.cat(
+            [self._average(torch.fft.rfft(_Modulus.apply(U)), level) for level, U in self._first_order(x_hat)], dim=-2
+        )
+        S = S.sum(-1) if self.T == "global" else S[..., self.frames]
+        return S.reshape(*batch_shape, *S.shape[1:])
+
+
+class JTFS(_Transform):
+    """Joint time–frequency scattering of orders 0, 1 and 2.
+
+    Parameters
+    ----------
+    n_samples, J, T, padding, sample_rate, dtype
+        As in `Scalogram`. T = "global" sums over time.
+    Q : pair of int
+        Wavelets per octave of the first and of the second order.
+    J_fr, Q_fr : int
+        Octaves, and wavelets per octave, of the filters along log-frequency; the longest spans about 2^J_fr bins.
+    F : int or "global"
+        Width of the average along log-frequency in bins (Q[0] bins an octave) and, rounded down to a power of
+        two, its step; "global" sums.
+
+    Attributes
+    ----------
+    paths : pandas.DataFrame, P rows
+        Of every coefficient: order; indices n1, n2, n_fr of its filters (−1: none); carrier in Hz (of the
+        first-order filter), rate in Hz, scale in cycles per octave, spin (+1: rising or −1: falling; NaN: none).
+
+    Called on audio (..., n_samples) it returns (..., P) if T is "global", else (..., P, n_frames).
+    Raises ValueError on audio of another length, and at construction on an impossible configuration.
+    """
+
+    def __init__(
+        self,
+        n_samples: int = N_SAMPLES,
+        J: int = 13,
+        Q: tuple[int, int] = (12, 1),
+        J_fr: int = 5,
+        Q_fr: int = 1,
+        T: int | str = "global",
+        F: int | str = 2,
+        padding: str = "zero",
+        sample_rate: float = SAMPLE_RATE,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(n_samples, J, Q[0], T, padding, sample_rate, dtype)
+        n_bins = (J + 1) * Q[0]  # kymatio's bound on the number of first-order filters
+        if F != "global" and (isinstance(F, str) or not 1 <= F <= n_bins):
+            raise ValueError(f'F must be "global" or between 1 and (J + 1) Q = {n_bins}, got {F!r}')
+        self.Q, self.J_fr, self.Q_fr, self.F = Q, J_fr, Q_fr, F
+
+        # Second order in time.
+        self.bank_2 = _filter_bank(J, Q[1])
+        octaves_1 = [j for _, _, j in self.bank_1]
+        self.n_inputs = [sum(j1 < j2 for j1 in octaves_1) for _, _, j2 in self.bank_2]  # bins with j₁ < j₂
+        self.rates = [n2 for n2, n_input in enumerate(self.n_inputs) if n_input > 0]
+        self.levels_2 = [j if T == "global" else min(j, self.log2_T) for _, _, j in self.bank_2]
+        self.start_2 = {}
+        for n2 in self.rates:
+            xi, sigma, _ = self.bank_2[n2]
+            start, psi = _band(morlet_1d(self.N, xi, sigma), xi, self.N >> self.levels_2[n2])
+            self.start_2[n2] = start
+            self._buffer(f"psi_2_{n2}", psi / 2 ** self.levels_2[n2])
+
+        # Along log-frequency: wavelets of both spins.
+        width = 2**J_fr if isinstance(F, str) else F
+        self.log2_F = math.floor(math.log2(width))
+        self.N_fr = (n_bins + 8 * min(width, 2**J_fr)) // 2**J_fr * 2**J_fr
+        self.bank_fr = _filter_bank(J_fr, Q_fr)
+        self.low_step = 2**J_fr
+        phi_low = np.fft.ifft(gauss_1d(self.N_fr, SIGMA_0 / 2**J_fr)).real
+        phi_F = np.fft.ifft(gauss_1d(self.N_fr, SIGMA_0 / width)).real
+        psi_fr = {
+            spin: [np.fft.ifft(morlet_1d(self.N_fr, spin * xi, sigma)) for xi, sigma, _ in self.bank_fr]
+            for spin in (1, -1)
+        }
+        levels_fr = [j if F == "global" else min(j, self.log2_F) for *_, j in self.bank_fr]
+
+        self.blocks: dict[int, list[tuple[int, list[int]]]] = {}
+        table = [(0, -1, -1, -1, 0)]
+        for n2 in [-1, *self.rates]:  # −1: the first order
+            n_input = len(self.bank_1) if n2 < 0 else self.n_inputs[n2]
+            low_bins = np.arange(0, n_input, self.low_step)
+            rows = [phi_low[(low_bins[:, None] - np.arange(n_input)) % self.N_fr].astype(complex)]
+            table += [(1 if n2 < 0 else 2, n1, n2, 0, 0) for n1 in low_bins]
+            out_bins = np.arange(0, n_input, n_input if F == "global" else 2**self.log2_F)
+            blocks = []
+            for level in sorted(set(levels_fr)):
+                step = 2**level
+                positions = np.arange(0, self.N_fr, step)
+                if F == "global":
+                    average = np.ones((1, len(positions)))
+                else:  # only rows that the average reaches are worth computing
+                    average = step * phi_F[(out_bins[:, None] - positions) % self.N_fr]
+                    needed = np.abs(average).max(0) > NEGLIGIBLE * np.abs(average).max()
+                    positions, average = positions[needed], average[:, needed]
+                members = [n for n, k in enumerate(levels_fr) if k == level]
+                for spin in (1,) if n2 < 0 else (1, -1):
+                    for n in members:
+                        rows.append(psi_fr[spin][n][(positions[:, None] - np.arange(n_input)) % self.N_fr])
+                        n_fr = 1 + n + (0 if spin > 0 else len(self.bank_fr))
+                        table += [(1 if n2 < 0 else 2, n1, n2, n_fr, spin) for n1 in out_bins]
+                blocks.append((level, [len(members) * (1 if n2 < 0 else 2), len(positions)]))
+                self._buffer(f"average_{n2}_{level}", average, persistent=False)
+            self.blocks[n2] = blocks
+            W = np.concatenate(rows)
+            self._buffer(f"W_{n2}", np.block([[W.real, -W.imag], [W.imag, W.real]]), persistent=False)
+        self.paths = self._describe(table)
+
+    def _describe(self, table: list[tuple[int, int, int, int, int]]) -> pd.DataFrame:
+        paths = pd.DataFrame(table, columns=["order", "n1", "n2", "n_fr", "spin"])
+        xi_1 = np.array([xi for xi, _, _ in self.bank_1] + [np.nan])
+        xi_2 = np.array([xi for xi, _, _ in self.bank_2] + [np.nan])
+        xi_fr = np.array([0.0] + 2 * [xi for xi, _, _ in self.bank_fr] + [np.nan])
+        paths["carrier"] = xi_1[paths.n1] * self.sample_rate
+        if self.F == "global":  # such a path has no carrier of its own
+            paths.loc[paths.n_fr > 0, "carrier"] = np.nan
+        paths["rate"] = xi_2[paths.n2] * self.sample_rate
+        paths["scale"] = xi_fr[paths.n_fr] * self.Q[0]
+        paths["spin"] = paths.spin.astype(float).where((paths.order == 2) & (paths.n_fr > 0))
+        return paths
+
+    def _wavelet_moduli(self, Y: Tensor, n2: int) -> Tensor:
+        """|Y ∗ ψ_fr| (B, rows, t) of Y (B, 2n, t), stacked as [Re; Im]."""
+        re, im = (getattr(self, f"W_{n2}") @ Y).chunk(2, 1)
+        return _Modulus.apply(torch.complex(re, im))
+
+    def _frequency_average(self, U: Tensor, n2: int) -> Tensor:
+        """Average moduli U (B, rows, t) along log-frequency to (B, paths, t)."""
+        n_low = len(range(0, len(self.bank_1) if n2 < 0 else self.n_inputs[n2], self.low_step))
+        S, row = [U[:, :n_low]], n_low
+        for level, (n_wavelets, n_rows) in self.blocks[n2]:
+            block = U[:, row : row + n_wavelets * n_rows].unflatten(1, (n_wavelets, n_rows))
+            S.append((getattr(self, f"average_{n2}_{level}") @ block).flatten(1, 2))
+            row += n_wavelets * n_rows
+        return torch.cat(S, 1)
+
+    def _scalogram(self, x: Tensor) -> list[tuple[int, Tensor]]:
+        """Levels and half spectra (B, n, N/2ʲ/2 + 1) of U₁."""
+        return [(level, torch.fft.rfft(_Modulus.apply(U))) for level, U in self._first_order(torch.fft.fft(x))]
+
+    def _second_order(self, U_1_hat: list[tuple[int, Tensor]], n2: int) -> Tensor:
+        """Y₂ (…, n_inputs, N/2ʲ²), up to a phase, from the half spectra of U₁."""
+        psi, start = getattr(self, f"psi_2_{n2}"), self.start_2[n2]
+        stop = start + len(psi)
+        bands, missing = [], self.n_inputs[n2]
+        for level, U_hat in U_1_hat:
+            if missing == 0:
+                break
+            U_hat = U_hat[..., :missing, :]
+            missing -= U_hat.shape[-2]
+            band = U_hat[..., max(start, 0) : stop]
+            if start < 0:  # negative frequencies are the conjugates of the positive
+                band = torch.cat([U_hat[..., 1 : 1 - start].flip(-1).conj(), band], -1)
+            bands.append(band * (psi * 2**level))
+        return torch.fft.ifft(torch.cat(bands, -2), n=self.N >> self.levels_2[n2])
+
+    def _chunk(self, batch: int) -> int:
+        """Frames that are taken through the log-frequency wavelets at once: a CPU's cache, or 1 GB elsewhere."""
+        frames = 512 if next(self.buffers()).device.type == "cpu" else 2**16
+        return max(16, frames // batch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch_shape, x = x.shape[:-1], self._pad(x)
+        B = len(x)
+        local = self.T != "global"
+        U_1_hat = self._scalogram(x)
+
+        if local:
+            S = [self._average(torch.fft.rfft(x), 0)[:, None, self.frames]]
+        else:
+            S = [x.sum(-1)[:, None, None]]
+        S_1 = torch.cat([self._average(U_hat, level) for level, U_hat in U_1_hat], -2)
+        S_1 = self._frequency_average(self._wavelet_moduli(torch.cat([S_1, 0 * S_1], -2), -1), -1)
+        S.append(S_1[..., self.frames] if local else S_1.sum(-1, keepdim=True))
+        for n2 in self.rates:
+            Y_2 = self._second_order(U_1_hat, n2)
+            Y_2 = torch.cat([Y_2.real, Y_2.imag], -2)
+            chunk = self._chunk(B)
+            if local:
+                moduli = [self._frequency_average(self._wavelet_moduli(Y, n2), n2) for Y in Y_2.split(chunk, -1)]
+                U_2_hat = torch.fft.rfft(torch.cat(moduli, -1))
+                S.append(self._average(U_2_hat, self.levels_2[n2])[..., self.frames])
+            else:
+                sums = _PathSums.apply(getattr(self, f"W_{n2}"), Y_2, chunk)
+                S.append(self._frequency_average(sums[..., None], n2))
+        out = torch.cat(S, 1)
+        return out.reshape(*batch_shape, *(out.shape[1:] if local else out.shape[1:2]))
+
+
+class LogScattering(nn.Module):
+    """Log-compressed features Φ(x) = log(1 + S(x)/ε) of a transform S such as `JTFS` or `Scalogram`."""
+
+    def __init__(self, transform: nn.Module, eps: float = EPS) -> None:
+        super().__init__()
+        self.transform, self.eps = transform, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return log_compress(self.transform(x), self.eps)
+
+
+def paper_features(dtype: torch.dtype | None = None) -> LogScattering:
+    """The papers' Φ: audio (..., 65536) at 22 050 Hz → log-compressed JTFS (..., 5305)."""
+    return LogScattering(JTFS(dtype=dtype))

@@ -1,0 +1,53 @@
+"""The check of the rendered book finds what it is there to find."""
+
+import check_html
+import pytest
+
+GOOD = '<p>Fine.</p><img src="data:," alt="A drum and its first three modes.">'
+TRACEBACK = "<pre>Traceback (most recent call last)</pre>"
+
+
+def check(site, html):
+    """Exit status of the check over a site of one page."""
+    (site / "book").mkdir()
+    (site / "book/page.html").write_text(f"<html><article>{html}</article></html>")
+    return check_html.main(site)
+
+
+@pytest.mark.parametrize(
+    ("html", "status"),
+    [
+        (GOOD, 0),
+        ('<link rel="canonical" href="https://example.org/">', 0),
+        ('<a href="https://example.org/">a link may lead elsewhere</a>', 0),
+        (f'<div class="cell_output">{TRACEBACK}</div>', 1),
+        ('<div class="cell_output"><div class="stderr">noise</div></div>', 1),
+        ('<img src="data:,">', 1),
+        ('<img src="data:," alt="">', 1),
+        ('<img src="data:," alt="../_images/0123456789abcdef0123456789abcdef.png">', 1),
+        ('<script src="https://cdn.example.org/x.js"></script>', 1),
+        ('<script src="//cdn.example.org/x.js"></script>', 1),
+        ('<link rel="stylesheet" href="https://cdn.example.org/x.css">', 1),
+        ('<iframe src="https://example.org/"></iframe>', 1),
+        ('<a href="missing.html">nowhere</a>', 1),
+        ('<a href="#missing">nowhere</a>', 1),
+        ("<p>see {eq}`eq-metric`</p>", 1),
+        ("<p>" + "x" * check_html.MAX_BYTES + "</p>", 1),
+        ("<audio></audio>" + "x" * check_html.MAX_BYTES, 0),
+        ("<audio></audio>" + "x" * check_html.MAX_BYTES_WITH_AUDIO, 1),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_faults(tmp_path, html, status):
+    assert check(tmp_path, html) == status
+
+
+@pytest.mark.parametrize(("shown", "status"), [("(2.1)", 0), ("(2.2)", 1)])
+def test_page_and_notebook_number_alike(tmp_path, monkeypatch, shown, status):
+    monkeypatch.setitem(check_html.NUMBERS, "eq-test", "2.1")
+    html = f'<div id="equation-eq-test"><span class="eqno">{shown}</span></div>'
+    assert check(tmp_path, html) == status
+
+
+def test_an_empty_site_is_a_fault(tmp_path):
+    assert check_html.main(tmp_path) == 1

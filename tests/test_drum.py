@@ -1,0 +1,157 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.func import hessian, jacfwd, jacrev, vmap
+
+from pnp_tutorial import drum, parameters
+
+DATA = Path(__file__).parent / "data"
+PAPER_THETA = torch.from_numpy(np.loadtxt(DATA / "paper_test_parameters.csv", delimiter=",", skiprows=1))
+
+
+def published_modes(theta, n_modes=10, length=1.0):
+    """ω and σ by the constants S, c², d₁, d₃ of the membrane equation, as Han et al. (2023) publish them."""
+    log_omega, tau, log_p, log_D, alpha = theta.unsqueeze(-2).unbind(-1)
+    omega_1, p, D = 10**log_omega, 10**log_p, 10**log_D
+    beta = alpha + 1 / alpha
+    S = length / math.pi * ((D * omega_1 * alpha) ** 2 + (p * alpha / tau) ** 2) ** 0.25
+    d1 = 2 * (1 - p * beta) / tau
+    d3 = -2 * (p * alpha / tau) * (length / math.pi) ** 2
+    c2 = (length / math.pi) ** 2 * alpha * (omega_1**2 * (1 / beta - D**2 * beta) + (1 / beta - p**2 * beta) / tau**2)
+    m = torch.arange(1, n_modes + 1, dtype=theta.dtype)
+    m1, m2 = m.repeat_interleave(n_modes), m.repeat(n_modes)
+    gamma = (math.pi * m1 / length) ** 2 + (math.pi * m2 / (length * alpha)) ** 2  # −∇² of the mode
+    sigma = (d1 - d3 * gamma) / 2
+    return torch.sqrt(S**4 * gamma**2 + c2 * gamma - sigma**2), sigma
+
+
+def direct_sum(theta, n_samples=drum.N_SAMPLES, sample_rate=drum.SAMPLE_RATE):
+    omega, sigma, amplitude = drum.modes(theta)
+    amplitude = torch.where(omega < math.pi * sample_rate, amplitude, 0)
+    t = torch.arange(n_samples, dtype=theta.dtype) / sample_rate
+    x = sum(
+        a[:, None] * torch.exp(-s[:, None] * t) * torch.sin(w[:, None] * t)
+        for w, s, a in zip(omega.T, sigma.T, amplitude.T, strict=True)
+    )
+    return x / x.abs().amax(-1, keepdim=True)
+
+
+def test_closed_form_agrees_with_the_published_constants():
+    omega, sigma, _ = drum.modes(PAPER_THETA)
+    expected_omega, expected_sigma = published_modes(PAPER_THETA)
+    real = ~expected_omega.isnan()  # the published radicand cancels below zero for some
+    assert real.double().mean() > 0.99
+    torch.testing.assert_close(omega[real], expected_omega[real], rtol=1e-9, atol=0)
+    torch.testing.assert_close(sigma, expected_sigma, rtol=1e-9, atol=1e-9)
+
+
+def test_first_mode_has_the_named_frequency_and_decay():
+    theta = parameters.to_theta(parameters.sample_uniform(1000))
+    omega, sigma, _ = drum.modes(theta)
+    torch.testing.assert_close(omega[:, 0], 10 ** theta[:, 0])
+    torch.testing.assert_close(sigma[:, 0], 1 / theta[:, 1])
+
+
+def test_ideal_square_membrane_has_the_textbook_ratios():
+    theta = torch.tensor([3.0, 1e6, -math.inf, -math.inf, 1.0], dtype=torch.float64)  # no loss, no stiffness
+    omega = drum.modes(theta)[0].reshape(10, 10)
+    m = torch.arange(1, 11, dtype=torch.float64)
+    ratios = torch.sqrt((m[:, None] ** 2 + m**2) / 2)
+    torch.testing.assert_close(omega / omega[0, 0], ratios)
+    torch.testing.assert_close(omega, omega.T)  # degenerate pairs
+
+
+def test_factored_powers_equal_the_direct_sum():
+    theta = parameters.to_theta(parameters.sample_uniform(8, seed=5))
+    expected = direct_sum(theta)
+    torch.testing.assert_close(drum.rectangular_drum(theta), expected, rtol=0, atol=1e-11)
+    assert (drum.rectangular_drum(theta, dtype=torch.float32) - expected).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("n_samples", [1, 7, 1000, 4097])
+def test_any_length_is_a_prefix_of_a_longer_sound(n_samples):
+    theta = parameters.to_theta(parameters.sample_uniform(2))
+    short = drum.rectangular_drum(theta, n_samples, normalize=False)
+    assert short.shape == (2, n_samples)
+    long = drum.rectangular_drum(theta, 8192, normalize=False)
+    torch.testing.assert_close(short, long[:, :n_samples], rtol=0, atol=1e-12)
+
+
+def test_modes_above_nyquist_drop_out_one_by_one():
+    theta = parameters.to_theta(torch.zeros(5, dtype=torch.float64))
+    omega = drum.modes(theta)[0]
+    sample_rate = float(omega.median() / math.pi)  # half of the modes lie above
+    x = drum.rectangular_drum(theta, 4096, sample_rate, normalize=False)
+    fewer = torch.where(omega < math.pi * sample_rate, drum.modes(theta)[2], 0)
+    t = torch.arange(4096, dtype=torch.float64) / sample_rate
+    sigma = drum.modes(theta)[1]
+    expected = (fewer[:, None] * torch.exp(-sigma[:, None] * t) * torch.sin(omega[:, None] * t)).sum(0)
+    torch.testing.assert_close(x, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
+
+
+def test_normalization_and_batch_axes():
+    theta = parameters.to_theta(parameters.sample_uniform(6)).reshape(2, 3, 5)
+    x = drum.rectangular_drum(theta, 2048)
+    assert x.shape == (2, 3, 2048)
+    torch.testing.assert_close(x.abs().amax(-1), torch.ones(2, 3, dtype=torch.float64))
+    torch.testing.assert_close(x[1, 2], drum.rectangular_drum(theta[1, 2], 2048))
+
+
+def test_gradients_agree_with_finite_differences():
+    theta = parameters.to_theta(parameters.sample_uniform(3, seed=2)).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda theta: drum.rectangular_drum(theta, 512, normalize=False) * 1e3,
+        theta,
+        eps=1e-7,
+        atol=1e-4,
+        rtol=1e-4,
+        check_forward_ad=True,
+    )
+
+
+def test_gradients_are_finite_over_the_ranges_and_at_their_edges():
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 5)
+    theta = parameters.to_theta(torch.cat([corners, parameters.sample_uniform(200, seed=9)])).requires_grad_()
+    x = drum.rectangular_drum(theta, 2048)
+    (gradient,) = torch.autograd.grad((x * torch.linspace(-1, 1, 2048, dtype=x.dtype)).sum(), theta)
+    assert x.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+def test_transforms_compose():
+    theta = parameters.to_theta(parameters.sample_uniform(4))
+
+    def synthesize(theta):
+        return drum.rectangular_drum(theta, 256)
+
+    torch.testing.assert_close(vmap(synthesize)(theta), synthesize(theta))
+    torch.testing.assert_close(jacfwd(synthesize)(theta[0]), jacrev(synthesize)(theta[0]))
+    assert hessian(lambda theta: synthesize(theta).square().sum())(theta[0]).isfinite().all()
+
+
+def test_energy_decays():
+    theta = parameters.to_theta(parameters.sample_uniform(50))
+    energy = drum.rectangular_drum(theta).unflatten(-1, (8, -1)).square().sum(-1)
+    assert (energy.diff(dim=-1) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "name"),
+    [(1, 0.0, "tau"), (1, -0.1, "tau"), (4, 0.0, "alpha"), (4, -1.0, "alpha"), (0, math.nan, "log_omega")],
+)
+def test_parameters_outside_the_physical_domain_are_named(index, value, name):
+    theta = parameters.to_theta(torch.zeros(2, 5, dtype=torch.float64))
+    theta[1, index] = value
+    with pytest.raises(ValueError, match=rf"{name} = {value:g}.*expected a value in"):
+        drum.rectangular_drum(theta)
+
+
+def test_bad_length_and_sample_rate_are_refused():
+    theta = parameters.to_theta(torch.zeros(5, dtype=torch.float64))
+    with pytest.raises(ValueError, match="n_samples"):
+        drum.rectangular_drum(theta, 0)
+    with pytest.raises(ValueError, match="sample_rate"):
+        drum.rectangular_drum(theta, 100, -1.0)

@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from pnp_tutorial import losses, metric, scattering
+from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.parameters import sample_uniform
+
+N = 4096
+features = scattering.LogScattering(scattering.JTFS(N, J=8, Q=(8, 1), J_fr=3, F=2, dtype=torch.float64))
+
+
+def short_drum(theta):
+    return rectangular_drum(theta, N)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    nu = 0.8 * sample_uniform(3, seed=1)
+    direction = torch.nn.functional.normalize(sample_uniform(3, seed=2), dim=-1)
+    return nu, direction, metric.riemannian_metric(nu, features, short_drum)
+
+
+def test_parameter_loss_is_the_mean_square():
+    nu = torch.zeros(4, 5)
+    assert losses.parameter_loss(nu + 0.5, nu).item() == 0.25
+
+
+def test_without_damping_pnp_is_spectral_loss_to_second_order(pair):
+    nu, direction, M = pair
+    steps = torch.tensor([1e-3, 5e-4, 2.5e-4], dtype=torch.float64)
+    remainder = torch.stack(
+        [
+            losses.spectral_loss(nu + h * direction, nu, features, short_drum)
+            - losses.pnp_loss(nu + h * direction, nu, M)
+            for h in steps
+        ]
+    ).abs()
+    slopes = (remainder[:-1] / remainder[1:]).log2()
+    assert (slopes > 2.7).all(), slopes  # the remainder of the quadratic form is of third order
+
+
+def test_for_large_damping_pnp_is_parameter_loss(pair):
+    nu, direction, M = pair
+    nu_hat = (nu + 0.1 * direction).requires_grad_()
+    damping = 1e12 * torch.linalg.eigvalsh(M).max()
+    pnp = torch.autograd.grad(losses.pnp_loss(nu_hat, nu, M, damping) / damping, nu_hat)[0]
+    p = torch.autograd.grad(losses.parameter_loss(nu_hat, nu) * 5 / 2, nu_hat)[0]
+    torch.testing.assert_close(pnp, p)
+
+
+def test_only_the_prediction_carries_a_gradient(pair):
+    nu, direction, M = pair
+    nu_hat, nu, M = (nu + direction).requires_grad_(), nu.clone().requires_grad_(), M.clone().requires_grad_()
+    (
+        losses.parameter_loss(nu_hat, nu)
+        + losses.pnp_loss(nu_hat, nu, M, 1.0)
+        + losses.spectral_loss(0.5 * nu_hat, 0.5 * nu, features, short_drum)
+    ).backward()
+    assert nu_hat.grad.abs().min() > 0
+    assert nu.grad is None
+    assert M.grad is None
+
+
+def test_pnp_loss_keeps_its_digits_where_the_metric_spans_many_decades():
+    M = torch.diag(torch.tensor([1e20, 1.0], dtype=torch.float32))
+    nu_hat = torch.tensor([[1e-10, 2.0]], dtype=torch.float32)
+    assert losses.pnp_loss(nu_hat, torch.zeros(1, 2), M[None]).item() == pytest.approx(0.5 * (1 + 4), rel=1e-6)
+
+
+def test_mismatched_shapes_and_negative_damping_are_named():
+    nu = torch.zeros(2, 5)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.parameter_loss(torch.zeros(2, 4), nu)
+    with pytest.raises(ValueError, match=r"metric of shape \(2, 5, 5\), got \(5, 5\)"):
+        losses.pnp_loss(nu, nu, torch.eye(5))
+    with pytest.raises(ValueError, match="damping ≥ 0, got -1"):
+        losses.pnp_loss(nu, nu, torch.eye(5).expand(2, 5, 5), -1.0)

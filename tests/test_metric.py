@@ -1,0 +1,78 @@
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.func import jacfwd, jacrev
+
+from pnp_tutorial import metric, scattering
+from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.parameters import ranges, sample_uniform, to_nu, to_theta
+
+REFERENCE = np.load(Path(__file__).parent / "data" / "paper.npz")
+N = 4096
+
+
+@cache
+def features() -> torch.nn.Module:
+    jtfs = scattering.JTFS(N, J=8, Q=(8, 1), J_fr=3, F=2, dtype=torch.float64)
+    return scattering.LogScattering(jtfs)
+
+
+def short_drum(theta):
+    return rectangular_drum(theta, N)
+
+
+def test_paper_metric_equals_the_reference():
+    M = metric.riemannian_metric(torch.from_numpy(REFERENCE["nu"]), scattering.paper_features())
+    expected = torch.from_numpy(REFERENCE["metric"])  # by central differences, themselves good to 10⁻⁵
+    assert M.dtype == torch.float64
+    error = (M - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
+    assert (error < 1e-4).all()
+
+
+def test_jacobian_agrees_with_finite_differences_and_with_reverse_mode():
+    nu = sample_uniform(2, seed=4)
+    S, J = metric.jacobian(nu, features(), short_drum)
+    assert J.shape == (*S.shape, 5)
+    torch.testing.assert_close(S, features()(short_drum(to_theta(nu))))
+    h = 1e-7  # small against a radian of phase: phases reach 10⁴ rad
+    for j in range(5):
+        step = h * torch.eye(5, dtype=torch.float64)[j]
+        plus, minus = (features()(short_drum(to_theta(nu + s))) for s in (step, -step))
+        central = (plus - minus) / (2 * h)
+        assert (J[..., j] - central).norm() < 1e-5 * J.norm()
+    reverse = jacrev(lambda nu: features()(short_drum(to_theta(nu)))[:50])(nu[0])
+    torch.testing.assert_close(J[0, :50], reverse)
+
+
+def test_metric_is_symmetric_positive_semi_definite():
+    M = metric.riemannian_metric(sample_uniform(12, seed=5).reshape(3, 4, 5), features(), short_drum)
+    assert M.shape == (3, 4, 5, 5)
+    torch.testing.assert_close(M, M.mT)
+    eigenvalues = torch.linalg.eigvalsh(M)
+    assert (eigenvalues[..., 0] > -1e-12 * eigenvalues[..., -1]).all()
+
+
+def test_change_of_variables():
+    nu = sample_uniform(1, seed=6)[0]
+    low, high = ranges()
+    M_nu = metric.riemannian_metric(nu, features(), short_drum)
+    J_theta = jacfwd(lambda theta: features()(short_drum(theta)))(to_theta(nu))
+    d_nu = torch.diag(2 / (high - low))  # ∂ν/∂θ
+    torch.testing.assert_close(J_theta.T @ J_theta, d_nu.T @ M_nu @ d_nu)
+    torch.testing.assert_close(to_nu(to_theta(nu)), nu)
+
+
+def test_any_features_and_synthesizer_will_do():
+    A = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    low, high = ranges()
+    M = metric.riemannian_metric(sample_uniform(2), lambda x: x @ A.T, lambda theta: theta)
+    scaled = A * (high - low) / 2
+    torch.testing.assert_close(M, (scaled.T @ scaled).expand(2, 5, 5))
+
+
+def test_wrong_shape_is_named():
+    with pytest.raises(ValueError, match=r"nu must have shape \(\.\.\., 5\)"):
+        metric.jacobian(torch.zeros(4), features())

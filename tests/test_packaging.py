@@ -1,0 +1,65 @@
+"""pyproject.toml, requirements.lock, environment.yml and CITATION.cff say the same thing."""
+
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import pnp_tutorial
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIREMENTS = [Requirement(r) for r in sum(EXTRAS.values(), PROJECT["dependencies"])]
+LOCK = [
+    Requirement(line)
+    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    if line and not line.lstrip().startswith("#")
+]
+MACHINES = [
+    {"python_full_version": f"{python}.0", "python_version": python, "sys_platform": "linux"}
+    for python in ("3.11", "3.12", "3.13")
+]
+
+
+def locked(name: str, machine: dict[str, str]) -> str:
+    """The one version of a package that the lock gives to a machine."""
+    pins = [pin for pin in LOCK if pin.name == name and (pin.marker is None or pin.marker.evaluate(machine))]
+    assert len(pins) == 1, f"{name} has {len(pins)} pins for {machine}"
+    return str(pins[0].specifier).removeprefix("==")
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine["python_version"])
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
+def test_lock_holds_every_dependency_in_its_range(requirement, machine):
+    assert requirement.specifier.contains(locked(requirement.name, machine))
+
+
+def test_lock_pins_exactly():
+    assert all(re.fullmatch(r"==[^*,]+", str(pin.specifier)) for pin in LOCK)
+
+
+@pytest.mark.parametrize("dependency", PROJECT["dependencies"])
+def test_library_sets_no_upper_bound(dependency):
+    # Colab and clusters bring their own torch and numpy, which `pip install` must not replace.
+    assert {bound.operator for bound in Requirement(dependency).specifier} == {">="}
+
+
+def test_conda_environment_installs_the_lock():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *packages, pip = conda["dependencies"]
+    python = next(p.removeprefix("python=") for p in packages if p.startswith("python="))
+    assert SpecifierSet(PROJECT["requires-python"]).contains(f"{python}.0")
+    assert "pip" in packages
+    assert pip == {"pip": ["-r requirements.lock", f"-e .[{','.join(sorted(EXTRAS))}]"]}
+
+
+def test_one_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    stated = {PROJECT["version"], pnp_tutorial.__version__, str(citation["version"])}
+    assert stated == {version("pnp-tutorial")}

@@ -1,0 +1,196 @@
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.func import jvp, vmap
+
+from pnp_tutorial import drum, scattering
+from pnp_tutorial.scattering import JTFS, Scalogram
+
+DATA = Path(__file__).parent / "data"
+SMALL = np.load(DATA / "jtfs_small.npz")
+SMALL_META = json.loads((DATA / "jtfs_small.json").read_text())
+SIGNALS = torch.from_numpy(SMALL["signals"])
+
+
+@cache
+def small_jtfs(name: str, padding: str = "zero") -> JTFS:
+    config = dict(SMALL_META[name]["config"])
+    config["Q"] = tuple(config["Q"])
+    return JTFS(SIGNALS.shape[-1], padding=padding, dtype=torch.float64, **config)
+
+
+def reference_order(jtfs: JTFS, paths: list[dict]) -> list[int]:
+    """Rows of `jtfs.paths` in the order of the reference's own."""
+    rows = {(row.n1, row.n2, row.n_fr): i for i, row in enumerate(jtfs.paths.itertuples())}
+    indices = []
+    for path in paths:
+        n = path["n"]
+        n1, n2, n_fr = {0: (-1, -1, -1), 1: (n[0], -1, n[-1]) if n else None, 2: tuple(n)}[path["order"]]
+        indices.append(rows[n1, n2, n_fr])
+    return indices
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zero"])
+@pytest.mark.parametrize("name", list(SMALL_META))
+def test_every_coefficient_equals_the_reference(name, padding):
+    jtfs = small_jtfs(name, padding)
+    expected = torch.from_numpy(SMALL[f"{name}_{padding}"])
+    paths = SMALL_META[name]["paths"]
+    assert len(jtfs.paths) == len(paths)
+    S = jtfs(SIGNALS)
+    S = S[..., None] if jtfs.T == "global" else S
+    S = S[:, reference_order(jtfs, paths)]
+    assert S.shape == expected.shape
+    assert (S - expected).abs().max() < 1e-12 * expected.max()
+
+
+def test_path_table_agrees_with_the_reference():
+    jtfs = small_jtfs("a")
+    paths = SMALL_META["a"]["paths"]
+    table = jtfs.paths.iloc[reference_order(jtfs, paths)]
+    expected = {key: [np.nan if p[key] is None else p[key] for p in paths] for key in ("order", "xi1", "xi2", "xi_fr")}
+    np.testing.assert_array_equal(table.order, expected["order"])
+    np.testing.assert_allclose(table.carrier / 22050, expected["xi1"])
+    np.testing.assert_allclose(table.rate / 22050, expected["xi2"])
+    np.testing.assert_allclose(table.scale / 8, np.abs(expected["xi_fr"]), atol=1e-12)
+    second = table.order == 2
+    np.testing.assert_array_equal(table.spin[second].fillna(0), [p["spin"] for p in paths if p["order"] == 2])
+
+
+@cache
+def paper(dtype: torch.dtype) -> scattering.LogScattering:
+    return scattering.paper_features(dtype)
+
+
+def test_paper_configuration_equals_the_reference():
+    reference = np.load(DATA / "paper.npz")
+    paths = json.loads((DATA / "paper.json").read_text())["paths"]
+    coef = torch.from_numpy(reference["coef"])
+    x = drum.rectangular_drum(torch.from_numpy(reference["theta"]))
+    features = paper(torch.float64)
+    order = reference_order(features.transform, paths)
+    assert (features.transform(x)[:, order] - coef).abs().max() < 1e-9 * coef.max()
+    torch.testing.assert_close(features(x)[:, order], torch.log1p(coef / 1e-3), rtol=1e-6, atol=1e-6)
+    single = paper(torch.float32)
+    assert single(x).dtype == torch.float32
+    assert (single(x)[:, order] - torch.log1p(coef / 1e-3)).abs().max() < 1e-3
+
+
+def test_rising_and_falling_chirps_light_opposite_spins():
+    jtfs = small_jtfs("a")
+    t = torch.arange(8192, dtype=torch.float64) / 22050
+    rising = torch.sin(2 * torch.pi * 400 / 6 * torch.exp(6 * t) / 1) * torch.hann_window(8192, dtype=torch.float64)
+    energy = torch.stack([jtfs(rising), jtfs(rising.flip(-1))])
+    spin = torch.tensor(jtfs.paths.spin.to_numpy())
+    fast = torch.tensor((jtfs.paths.rate > 10).to_numpy())
+    up, down = energy[:, (spin == 1) & fast].sum(-1), energy[:, (spin == -1) & fast].sum(-1)
+    assert up[0] > 1.5 * down[0]
+    assert down[1] > 1.5 * up[1]
+
+
+def test_a_tremolo_lights_the_path_of_its_rate():
+    jtfs = JTFS(2**14, J=11, Q=(8, 1), J_fr=3, F=4, dtype=torch.float64)
+    t = torch.arange(2**14, dtype=torch.float64) / 22050
+    xi_2 = sorted(set(jtfs.paths.rate.dropna()))
+    for rate in xi_2[1:4]:
+        x = (1 + torch.cos(2 * torch.pi * rate * t)) * torch.sin(2 * torch.pi * 2000 * t)
+        carrier = jtfs.paths.carrier.sub(2000).abs().idxmin()
+        near = jtfs.paths[(jtfs.paths.order == 2) & (jtfs.paths.n1 == jtfs.paths.n1[carrier])]
+        S = jtfs(x)[near.index.tolist()]
+        # A path sums over the frames of its own rate: divide by their number to compare rates.
+        by_rate = {r: S[torch.tensor((near.rate == r).tolist())].max().item() / r for r in near.rate.unique()}
+        assert max(by_rate, key=by_rate.get) == rate
+
+
+def test_a_silent_sound_is_zero_with_a_finite_gradient():
+    jtfs = small_jtfs("a")
+    x = torch.zeros(8192, dtype=torch.float64, requires_grad=True)
+    S = jtfs(x)
+    S.sum().backward()
+    assert (S == 0).all()
+    assert x.grad.isfinite().all()
+
+
+def test_shift_invariance_up_to_T():
+    jtfs = small_jtfs("c")
+    x = torch.zeros(8192, dtype=torch.float64)
+    x[2048:4096] = SIGNALS[0, :2048]
+    S = jtfs(torch.stack([x, x.roll(64)]))
+    assert (S[0] - S[1]).norm() < 0.02 * S[0].norm()
+    assert (x - x.roll(64)).norm() > x.norm()
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_derivatives_agree_with_finite_differences(name):
+    jtfs = small_jtfs(name)
+    generator = torch.Generator().manual_seed(0)
+    # No silence: where a modulus is far smaller than the step, a finite difference sees the kink of |·| at 0.
+    x = SIGNALS[:2] + torch.randn(2, SIGNALS.shape[-1], generator=generator, dtype=torch.float64)
+    dx = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    S, dS = jvp(jtfs, (x,), (dx,))
+    torch.testing.assert_close(S, jtfs(x))
+    h = 1e-6
+    central = (jtfs(x + h * dx) - jtfs(x - h * dx)) / (2 * h)
+    assert (dS - central).norm() < 1e-6 * central.norm()
+    weights = torch.randn(S.shape, generator=generator, dtype=torch.float64)
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((jtfs(x) * weights).sum(), x)
+    torch.testing.assert_close((gradient * dx).sum(), (dS * weights).sum())
+
+
+def test_vmap_and_batch_axes_agree():
+    jtfs = small_jtfs("a")
+    x = SIGNALS[:6].reshape(2, 3, -1)
+    S = jtfs(x)
+    assert S.shape == (2, 3, len(jtfs.paths))
+    torch.testing.assert_close(vmap(jtfs)(x), S)
+    torch.testing.assert_close(jtfs(x[1, 2]), S[1, 2])
+    tangents = torch.stack([x[0], x[1]])
+    many = vmap(lambda t: jvp(jtfs, (x[0],), (t,))[1])(tangents)
+    one = jvp(jtfs, (x[0],), (tangents[1],))[1]
+    torch.testing.assert_close(many[1], one)
+
+
+def test_state_is_small_and_restores_the_module():
+    jtfs = JTFS(8192, J=8, Q=(8, 1), J_fr=3, F=2)
+    state = jtfs.state_dict()
+    assert sum(value.nbytes for value in state.values()) < 1e6
+    other = JTFS(8192, J=8, Q=(8, 1), J_fr=3, F=2)
+    other.load_state_dict(state)
+    x = SIGNALS[:1].float()
+    assert torch.equal(jtfs(x), other(x))
+
+
+def test_scalogram_puts_a_sine_into_its_band_and_frames():
+    scalogram = Scalogram(2**14, J=10, Q=12, T=256, dtype=torch.float64)
+    t = torch.arange(2**14, dtype=torch.float64) / 22050
+    frequency = scalogram.frequencies[30]
+    x = torch.sin(2 * torch.pi * frequency * t) * (t > t[8192])
+    S = scalogram(x)
+    assert S.shape == (len(scalogram.frequencies), 64)
+    assert S.sum(-1).argmax() == 30
+    # A filter has unit gain at its centre and is analytic: half of a sine's amplitude passes.
+    assert S[30, 48] == pytest.approx(0.5, rel=0.02)
+    assert S[30, :24].max() < 0.01
+    total = Scalogram(2**14, J=10, Q=12, T="global", dtype=torch.float64)
+    assert total(torch.stack([x, x])).shape == (2, len(scalogram.frequencies))
+
+
+def test_bad_input_is_named():
+    jtfs = small_jtfs("a")
+    with pytest.raises(ValueError, match=r"shape \(\.\.\., 8192\), got \(100,\)"):
+        jtfs(torch.zeros(100))
+    with pytest.raises(ValueError, match="int64"):
+        jtfs(torch.zeros(8192, dtype=torch.long))
+    with pytest.raises(ValueError, match="padding"):
+        JTFS(8192, J=8, padding="circular")
+    with pytest.raises(ValueError, match="T must"):
+        JTFS(8192, J=8, T=9000)
+    with pytest.raises(ValueError, match="F must"):
+        JTFS(8192, J=8, F=0)
+    with pytest.raises(ValueError, match="J must"):
+        Scalogram(8192, J=14)
