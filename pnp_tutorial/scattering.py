@@ -37,7 +37,6 @@ from .drum import N_SAMPLES, SAMPLE_RATE
 SIGMA_0 = 0.1  # bandwidth of a low-pass filter of unit width, in cycles per sample: kymatio's
 ALPHA = 5.0  # bandwidths kept above a filter's centre when its output is subsampled: kymatio's
 EPS = 1e-3  # ε of the log-compression: the papers'
-NEGLIGIBLE = 1e-14  # of a filter's largest value: what is smaller is not stored
 
 
 def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
@@ -59,12 +58,12 @@ def _padded_length(n_samples: int, T: float) -> int:
     return 2 ** min(wanted, math.floor(math.log2(3 * n_samples - 2)))
 
 
-def _band(filter_hat: np.ndarray, xi: float, width: int) -> tuple[int, np.ndarray]:
+def _band(filter_hat: np.ndarray, xi: float, width: int, negligible: float) -> tuple[int, np.ndarray]:
     """First bin and values of the stretch of the spectrum, at most `width` bins, in which a filter lives."""
     N = len(filter_hat)
     left = round(xi * N) - width // 2
     window = filter_hat[np.arange(left, left + width) % N]
-    kept = np.flatnonzero(np.abs(window) > NEGLIGIBLE * np.abs(filter_hat).max())
+    kept = np.flatnonzero(np.abs(window) > negligible * np.abs(filter_hat).max())
     return left + kept[0], window[kept[0] : kept[-1] + 1]
 
 
@@ -171,6 +170,7 @@ class _Transform(nn.Module):
             raise ValueError(f"J must be between 1 and log2(n_samples) = {math.log2(n_samples):g}, got {J}")
         self.n_samples, self.J, self.T, self.padding, self.sample_rate = n_samples, J, T, padding, sample_rate
         self.dtype = dtype or torch.get_default_dtype()
+        self.negligible = torch.finfo(self.dtype).eps  # of a filter's largest value: what is smaller is not kept
         width = 2**J if isinstance(T, str) else T
         self.log2_T = math.floor(math.log2(width))
         self.N = _padded_length(n_samples, width)
@@ -189,7 +189,7 @@ class _Transform(nn.Module):
             bands = []
             for n in members:
                 xi, sigma, _ = self.bank_1[n]
-                bands.append(_band(morlet_1d(self.N, xi, sigma), xi, self.N >> level))
+                bands.append(_band(morlet_1d(self.N, xi, sigma), xi, self.N >> level, self.negligible))
             size = max(len(values) for _, values in bands)
             psi = np.stack([np.pad(values, (0, size - len(values))) for _, values in bands]) / 2**level
             self._buffer(f"psi_1_{level}", psi)
@@ -335,7 +335,7 @@ class JTFS(_Transform):
         self.start_2 = {}
         for n2 in self.rates:
             xi, sigma, _ = self.bank_2[n2]
-            start, psi = _band(morlet_1d(self.N, xi, sigma), xi, self.N >> self.levels_2[n2])
+            start, psi = _band(morlet_1d(self.N, xi, sigma), xi, self.N >> self.levels_2[n2], self.negligible)
             self.start_2[n2] = start
             self._buffer(f"psi_2_{n2}", psi / 2 ** self.levels_2[n2])
 
@@ -369,7 +369,7 @@ class JTFS(_Transform):
                     average = np.ones((1, len(positions)))
                 else:  # only rows that the average reaches are worth computing
                     average = step * phi_F[(out_bins[:, None] - positions) % self.N_fr]
-                    needed = np.abs(average).max(0) > NEGLIGIBLE * np.abs(average).max()
+                    needed = np.abs(average).max(0) > self.negligible * np.abs(average).max()
                     positions, average = positions[needed], average[:, needed]
                 members = [n for n, k in enumerate(levels_fr) if k == level]
                 for spin in (1,) if n2 < 0 else (1, -1):
