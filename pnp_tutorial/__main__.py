@@ -1,0 +1,124 @@
+"""Command line: `pnp dataset`, `pnp train`, `pnp evaluate`, `pnp match`.
+
+The fields of a stage's configuration are its options. `--config FILE` takes a flat YAML file, the same that papermill
+gives to the training chapter: a stage takes the keys that are its own and leaves those of the others.
+Bad input ends in one line on standard error and exit status 2.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from . import __version__
+from .dataset import DatasetConfig, build
+from .encoder import load_encoder
+from .evaluation import EvaluationConfig, report
+from .matching import match, save_match
+from .training import TrainingConfig, fit
+
+
+@dataclass(frozen=True)
+class MatchConfig:
+    """Which recording is matched.
+
+    Attributes
+    ----------
+    audio : sound file, of any number of channels and any sample rate
+    output_folder : where NAME_matched.wav and NAME_matched.json are written
+    encoder : file of the encoder; the one that ships with the package, if not given
+    """
+
+    audio: str
+    output_folder: str = "."
+    encoder: str | None = None
+
+
+def run_dataset(config: DatasetConfig) -> None:
+    """Draw drums; compute what the encoder sees of them, and their metrics. Resumes what was begun."""
+    print(build(config))
+
+
+def run_train(config: TrainingConfig) -> None:
+    """Train an encoder on a data set. Resumes what was begun."""
+    history = fit(config)
+    print(history.drop(columns="record").to_string(index=False))
+
+
+def run_evaluate(config: EvaluationConfig) -> None:
+    """Compare an encoder with the best constant prediction, on the test split of a data set."""
+    print(report(config).to_string())
+
+
+def run_match(config: MatchConfig) -> None:
+    """Find the drum that sounds like a recording; write its sound and its parameters."""
+    result = match(config.audio, load_encoder(config.encoder))
+    folder, stem = Path(config.output_folder), Path(config.audio).stem
+    wav, document = folder / f"{stem}_matched.wav", folder / f"{stem}_matched.json"
+    save_match(result, wav, document)
+    for parameter in result.to_dict()["theta"]:
+        print(f"{parameter['name']:>10} {parameter['value']:10.4g} {parameter['unit']}")
+    print(f"JTFS distance {result.distance_before:.4g} before, {result.distance_after:.4g} after\n{wav}\n{document}")
+
+
+STAGES: dict[str, tuple[Any, Any]] = {
+    "dataset": (DatasetConfig, run_dataset),
+    "train": (TrainingConfig, run_train),
+    "evaluate": (EvaluationConfig, run_evaluate),
+    "match": (MatchConfig, run_match),
+}
+
+
+def _file_defaults(stage: str, path: str) -> dict[str, Any]:
+    """The keys of a YAML file that are fields of a stage; raises ValueError on a key that no stage has."""
+    values = yaml.safe_load(Path(path).read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected lines of the form `key: value`")
+    known = {name: {field.name for field in fields(config)} for name, (config, _) in STAGES.items()}
+    for key in values:
+        if not any(key in names for names in known.values()):
+            raise ValueError(f"{path}: no stage has an option {key!r}")
+    return {key: value for key, value in values.items() if key in known[stage]}
+
+
+def _parser(argv: list[str]) -> ArgumentParser:
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config")
+    path = files.parse_known_args(argv)[0].config
+    parser = ArgumentParser(prog="pnp", description="Perceptual-neural-physical sound matching.", exit_on_error=False)
+    parser.add_argument("--version", action="version", version=f"pnp {__version__}")
+    stages = parser.add_subcommands()
+    for name, (config, run) in STAGES.items():
+        stage = ArgumentParser(description=run.__doc__, exit_on_error=False)
+        stage.add_argument("--config", metavar="FILE", help="YAML file with options; those given here come first")
+        stage.add_class_arguments(config, as_positional=True)
+        if path and argv[:1] == [name]:
+            stage.set_defaults(_file_defaults(name, path))
+        stages.add_subcommand(name, stage, help=run.__doc__)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    stage = f"pnp {argv[0]}" if argv and argv[0] in STAGES else "pnp"
+    try:
+        chosen: Namespace = _parser(argv).parse_args(argv)
+        config, run = STAGES[chosen.subcommand]
+        options = chosen[chosen.subcommand].as_dict()
+        run(config(**{field.name: options[field.name] for field in fields(config)}))
+    except (argparse.ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
+        print(f"{stage}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The encoder f_W: from a sound to the drum that may have made it.
+
+    ν̃ = tanh(BatchNorm(W · network(BatchNorm(log(1 + S₁(x)/ε)))))        S₁: constant-Q scalogram
+
+after Han et al. (2023, section 4): the network is timm's EfficientNet-B0, W has no bias, and tanh keeps ν̃ inside the
+ranges of the parameters. `Encoder` takes log-compressed scalograms, which a data set holds ready; `AudioEncoder` puts
+the scalogram in front of it and takes sounds.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from . import __version__
+from .dataset import DatasetConfig, encoder_input, write_atomically
+from .parameters import N_PARAMETERS
+
+SHIPPED = Path(__file__).parent / "weights" / "encoder.safetensors"
+HEADER = "pnp_tutorial"  # key of our metadata in the header of a safetensors file
+
+
+class Encoder(nn.Module):
+    """Log-compressed scalogram (..., filters, frames) → ν̃ (..., n_outputs), inside (−1, 1).
+
+    Parameters
+    ----------
+    backbone : str
+        Any convolutional network of timm by name; weights are random.
+    n_outputs : int
+        5, or 4 where the pitch ω₁ is known: then ν̃ holds the other four parameters.
+
+    Raises ValueError if timm has no such network, or if n_outputs is neither 5 nor 4.
+    """
+
+    def __init__(self, backbone: str = "efficientnet_b0", n_outputs: int = N_PARAMETERS) -> None:
+        super().__init__()
+        if n_outputs not in (N_PARAMETERS, N_PARAMETERS - 1):
+            raise ValueError(f"expected 5 outputs, or 4 with known pitch, got {n_outputs}")
+        if not timm.is_model(backbone):
+            raise ValueError(f"timm has no network {backbone!r}: see timm.list_models()")
+        self.name, self.n_outputs = backbone, n_outputs
+        self.input_norm = nn.BatchNorm2d(1)
+        self.backbone = timm.create_model(backbone, pretrained=False, in_chans=1, num_classes=0)
+        n_features: int = self.backbone.head_hidden_size  # type: ignore[assignment]
+        self.head = nn.Linear(n_features, n_outputs, bias=False)
+        self.output_norm = nn.BatchNorm1d(n_outputs)
+
+    def forward(self, S: Tensor) -> Tensor:
+        image = S.reshape(-1, 1, *S.shape[-2:]).to(self.head.weight.dtype)  # (B, 1, filters, frames)
+        image = image.contiguous(memory_format=torch.channels_last)
+        nu_hat = torch.tanh(self.output_norm(self.head(self.backbone(self.input_norm(image)))))
+        return nu_hat.reshape(*S.shape[:-2], self.n_outputs)
+
+
+class AudioEncoder(nn.Module):
+    """f_W on sounds: audio (..., n_samples) at 22 050 Hz → ν̃ (..., n_outputs), in float64, as θ needs it.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    config : DatasetConfig
+        Of the data set that it was trained on: says which scalogram it takes.
+    metadata : dict
+        What is known of its training and results; kept in the header of the file.
+
+    Raises ValueError on audio of another length.
+    """
+
+    def __init__(self, encoder: Encoder, config: DatasetConfig, metadata: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.encoder, self.config, self.metadata = encoder, config, metadata or {}
+        self.scalogram = encoder_input(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(self.scalogram(x)).to(torch.float64)
+
+
+def save(model: AudioEncoder, path: str | Path) -> None:
+    """Write an encoder atomically as safetensors: matrices and kernels in float16, the rest in float32.
+
+    The header carries JSON: backbone, outputs, configuration of the data set, library version, and `model.metadata`.
+    """
+    state = {name: values.half() if values.ndim > 1 else values for name, values in model.encoder.state_dict().items()}
+    header = {
+        "version": __version__,
+        "backbone": model.encoder.name,
+        "n_outputs": model.encoder.n_outputs,
+        "dataset": asdict(model.config),
+        "metadata": model.metadata,
+    }
+    tensors = {name: values.cpu().contiguous() for name, values in state.items()}
+    content = safetensors.torch.save(tensors, {HEADER: json.dumps(header)})
+    write_atomically({Path(path): content})
+
+
+def load_encoder(path: str | Path | None = None, device: torch.device | str = "cpu") -> AudioEncoder:
+    """Read an encoder that `save` or `pnp train` wrote, ready to predict.
+
+    Parameters
+    ----------
+    path : path, optional
+        The encoder that ships with the package, if not given.
+    device : device
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it is no encoder of this library.
+    """
+    if path is None and not SHIPPED.exists():
+        raise ValueError("no encoder ships with this copy of the package: train one with `pnp train` and give its path")
+    path = Path(path or SHIPPED)
+    if not path.is_file():
+        raise ValueError(f"there is no encoder at {path}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()[HEADER])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        encoder = Encoder(header["backbone"], header["n_outputs"])
+        encoder.load_state_dict(state)
+        model = AudioEncoder(encoder, DatasetConfig(**header["dataset"]), header["metadata"])
+    except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is not an encoder of this library ({' '.join(str(error).split())})") from error
+    return model.to(device).eval()

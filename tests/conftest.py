@@ -1,0 +1,29 @@
+"""What several tests share: a data set of short sounds, and an encoder trained on it for a moment."""
+
+import pytest
+
+# Imports are inside the fixtures: most tests need neither timm nor zarr.
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """40 sounds of 2 048 samples: configuration of a data set that is already built."""
+    from pnp_tutorial.dataset import DatasetConfig, build
+
+    path = str(tmp_path_factory.mktemp("data") / "tiny.zarr")
+    config = DatasetConfig(data=path, n_sounds=40, n_samples=2048, J=6, T=64, device="cpu")
+    build(config, progress=False)
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_training(tiny_data, tmp_path_factory):
+    """Configuration of a run that is already finished: two epochs of a small network."""
+    from pnp_tutorial.training import TrainingConfig, fit
+
+    folder = str(tmp_path_factory.mktemp("run"))
+    config = TrainingConfig(
+        data=tiny_data.data, output_folder=folder, backbone="test_efficientnet", n_epochs=2, batch_size=8, device="cpu"
+    )
+    fit(config, progress=False)
+    return config

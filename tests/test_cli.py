@@ -1,0 +1,186 @@
+"""The command line, as a user runs it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from pnp_tutorial import __version__
+from pnp_tutorial.__main__ import main
+from pnp_tutorial.dataset import DatasetConfig
+from pnp_tutorial.training import TrainingConfig
+
+PARAMETERS = Path(__file__).parents[1] / "book/parameters"
+
+
+def pnp(*argv, cwd=None):
+    command = [sys.executable, "-m", "pnp_tutorial", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture
+def encoder(tiny_training):
+    return f"{tiny_training.output_folder}/encoder.safetensors"
+
+
+@pytest.fixture
+def sound(tmp_path):
+    path = tmp_path / "in" / "tom.wav"
+    path.parent.mkdir()
+    t = np.arange(44100) / 44100
+    soundfile.write(path, 0.5 * np.exp(-5 * t) * np.sin(2 * np.pi * 200 * t), 44100)
+    return path
+
+
+def test_match(encoder, sound, tmp_path):
+    run = pnp("match", sound, "--encoder", encoder, "--output_folder", tmp_path / "out")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"tom_matched.wav", "tom_matched.json"}
+    document = json.loads((tmp_path / "out/tom_matched.json").read_text())
+    for parameter in document["theta"]:
+        assert f"{parameter['value']:.4g} {parameter['unit']}" in run.stdout
+    x, rate = soundfile.read(tmp_path / "out/tom_matched.wav")
+    assert (rate, len(x)) == (22050, 2048)
+    assert np.abs(x).max() > 0.99
+
+
+def make(path, case):
+    """The bad input of a case."""
+    if case == "folder":
+        path.mkdir()
+    elif case == "text":
+        path.write_text("not a sound\n" * 100)
+    elif case == "zero bytes":
+        path.write_bytes(b"")
+    elif case != "missing":
+        x = {"empty": [], "silent": np.zeros(1000), "nan": [0.1, np.nan], "infinite": [0.1, np.inf]}[case]
+        soundfile.write(path, np.asarray(x, dtype=float), 22050, subtype="FLOAT")
+
+
+BAD = {
+    "missing": "does not exist",
+    "folder": "is not a file",
+    "text": "cannot be read as audio",
+    "zero bytes": "cannot be read as audio",
+    "empty": "is empty",
+    "silent": "is silent",
+    "nan": "NaN or infinite",
+    "infinite": "NaN or infinite",
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_sounds(case, encoder, tmp_path, capfd):
+    """One line, status 2, nothing written. In this process, to save its start; below, the real thing."""
+    path = tmp_path / "in.wav"
+    make(path, case)
+    status = main(["match", str(path), "--encoder", encoder, "--output_folder", str(tmp_path / "out")])
+    assert_one_line(status, *capfd.readouterr(), "match", BAD[case])
+    assert str(path) in BAD[case] or not (tmp_path / "out").exists()
+
+
+def assert_one_line(status, stdout, stderr, stage, message):
+    assert (status, stdout) == (2, "")
+    assert stderr.startswith(f"pnp {stage}: ")
+    assert stderr.count("\n") == 1
+    assert stderr.endswith("\n")
+    assert message in stderr
+
+
+@pytest.mark.parametrize("case", ["missing", "nan"])
+def test_bad_sounds_for_real(case, encoder, tmp_path):
+    make(tmp_path / "in.wav", case)
+    before = sorted(tmp_path.rglob("*"))
+    run = pnp("match", "in.wav", "--encoder", encoder, cwd=tmp_path)
+    assert_one_line(run.returncode, run.stdout, run.stderr, "match", BAD[case])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unwritable_output(encoder, sound, tmp_path):
+    (tmp_path / "out").write_text("a file, not a folder")
+    before = sorted(tmp_path.rglob("*"))
+    run = pnp("match", sound, "--encoder", encoder, "--output_folder", tmp_path / "out")
+    assert_one_line(run.returncode, run.stdout, run.stderr, "match", str(tmp_path / "out"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["match"], "audio"),
+        (["match", "x.wav", "--loud"], "--loud"),
+        (["match", "x.wav", "--encoder", "nowhere"], "there is no encoder at nowhere"),
+        (["dataset", "--n_sounds", "many"], "many"),
+        (["dataset", "--sampling", "gaussian"], "gaussian"),
+        (["train", "--data", "nowhere.zarr"], "there is no data set at nowhere.zarr"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["evaluate", "--data", "nowhere.zarr", "--encoder", "nowhere"], "there is no encoder"),
+    ],
+)
+def test_bad_options(argv, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(main(argv), *capfd.readouterr(), argv[0], message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_sounds: many", "many"),
+        ("n_drums: 3", "no stage has an option 'n_drums'"),
+        ("just words", "expected lines of the form"),
+        ("a: [", "expected"),
+    ],
+)
+def test_bad_files(text, message, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(text)
+    assert_one_line(main(["dataset", "--config", "c.yaml"]), *capfd.readouterr(), "dataset", message)
+
+
+def test_version_and_help(capfd):
+    for argv, words in ((["--version"], [__version__]), (["train", "--help"], ["--lambda_0", "largest eigenvalue"])):
+        with pytest.raises(SystemExit) as leave:
+            main(argv)
+        assert leave.value.code == 0
+        assert all(word in capfd.readouterr().out for word in words[:1])
+
+
+def test_one_file_for_data_set_and_training(tmp_path, monkeypatch, capfd):
+    """Each stage takes its own keys, and an option given on the command line comes first."""
+    monkeypatch.chdir(tmp_path)
+    values = {"data": "d.zarr", "n_sounds": 99, "n_samples": 2048, "J": 6, "T": 64, "loss": "parameter"}
+    values |= {"metric": False, "backbone": "test_efficientnet", "n_epochs": 1, "output_folder": "run", "device": "cpu"}
+    Path("c.yaml").write_text(yaml.safe_dump(values))
+    assert main(["dataset", "--config", "c.yaml", "--n_sounds", "20"]) == 0
+    assert main(["train", "--config=c.yaml", "--batch_size", "4"]) == 0
+    assert main(["evaluate", "--data=d.zarr", "--encoder=run/encoder.safetensors", "--output_folder=run"]) == 0
+    results = json.loads(Path("run/results.json").read_text())
+    assert (results["dataset"]["n_sounds"], results["config"]["loss"], results["config"]["batch_size"]) == (
+        20,
+        "parameter",
+        4,
+    )
+    assert "jtfs_gain" in capfd.readouterr().out
+    assert {"evaluation.json", "evaluation.csv"} <= {p.name for p in Path("run").iterdir()}
+
+
+@pytest.mark.parametrize("name", ["paper", "laptop"])
+def test_parameter_files_fit_the_stages(name):
+    values = yaml.safe_load((PARAMETERS / f"{name}.yaml").read_text())
+    names = {stage: {field.name for field in fields(stage)} for stage in (DatasetConfig, TrainingConfig)}
+    assert set(values) <= set.union(*names.values())
+    for stage, own in names.items():
+        stage(**{key: value for key, value in values.items() if key in own})
+
+
+def test_paper_file_is_the_papers_setting():
+    values = yaml.safe_load((PARAMETERS / "paper.yaml").read_text())
+    assert int(values["epoch_share"] * 82_224) // values["batch_size"] * values["batch_size"] == 25_600
+    assert (values["n_sounds"], values["sampling"], values["n_epochs"]) == (100_000, "grid", 70)

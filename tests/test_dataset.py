@@ -1,0 +1,222 @@
+"""The data set: what is in it, that it survives a kill, and what it says when something is wrong."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from pnp_tutorial import dataset
+from pnp_tutorial.dataset import DatasetConfig, build, draw, ear, encoder_input, load, write_atomically
+from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.metric import riemannian_metric
+from pnp_tutorial.parameters import to_theta
+from pnp_tutorial.scattering import log_compress
+
+
+def contents(path):
+    """Every file of the store that holds numbers, by name."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file() and "/c/" in str(p)}
+
+
+def test_rows_are_what_they_say(tiny_data):
+    """Recomputed from ν alone, with the drum, the scalogram and the metric of the other chapters."""
+    test, synthesizer = load(tiny_data.data, "test"), partial(rectangular_drum, n_samples=tiny_data.n_samples)
+    x = synthesizer(to_theta(test.nu))
+    S = encoder_input(tiny_data)(x)
+    assert torch.allclose(test.scalogram.float(), S, atol=1e-3, rtol=1e-3)  # float16
+    assert torch.equal(S, log_compress(encoder_input(tiny_data).transform(x)))
+    M = riemannian_metric(test.nu, ear(tiny_data), synthesizer)
+    norm = torch.linalg.matrix_norm
+    assert (norm(test.metric - M) < 1e-4 * norm(M)).all()  # features are float32, in other batches
+
+
+def test_metric_is_positive_semidefinite_as_stored(tiny_data):
+    M = load(tiny_data.data).metric
+    eigenvalues = torch.linalg.eigvalsh(M)
+    assert M.dtype == torch.float64
+    assert (eigenvalues[:, 0] >= -1e-14 * eigenvalues[:, -1]).all()
+
+
+def test_shapes_and_types(tiny_data):
+    train, validation, test = (load(tiny_data.data, split) for split in dataset.SPLITS)
+    assert [len(part.nu) for part in (train, validation, test)] == [32, 4, 4]
+    n_filters = len(encoder_input(tiny_data).transform.frequencies)
+    frames = tiny_data.n_samples // tiny_data.T
+    assert train.scalogram.shape == (32, n_filters, frames)
+    assert (train.nu.dtype, train.scalogram.dtype) == (torch.float64, torch.float16)
+    assert len({tuple(row) for part in (train, validation, test) for row in part.nu.tolist()}) == 40
+
+
+def test_default_scalogram_covers_all_pitches():
+    """No pitch of the data set lies below the filters, and frames are shorter than the shortest decay."""
+    config = DatasetConfig()
+    transform = encoder_input(config).transform
+    assert transform.frequencies.min() < 10**2.4 / (2 * np.pi) < 10**3.8 / (2 * np.pi) < transform.frequencies.max()
+    assert config.T / 22050 < 0.07
+
+
+def test_grid_is_split_as_the_authors_did():
+    nu, split = draw(DatasetConfig(sampling="grid", n_sounds=100_000))
+    assert np.bincount(split).tolist() == [82_224, 7_776, 10_000]
+    cells = torch.floor((nu + 1) * 5)
+    inner = ((cells >= 2) & (cells <= 7)).all(-1).numpy()
+    assert (split[inner] == 1).all()
+    assert (split[~inner] != 1).all()
+
+
+def test_part_of_the_grid_keeps_the_split():
+    full, full_split = draw(DatasetConfig(sampling="grid", n_sounds=100_000))
+    nu, split = draw(DatasetConfig(sampling="grid", n_sounds=500))
+    where = {tuple(row): part for row, part in zip(full.tolist(), full_split, strict=True)}
+    assert [where[tuple(row)] for row in nu.tolist()] == split.tolist()
+
+
+def test_seed_decides():
+    assert torch.equal(draw(DatasetConfig(seed=3))[0], draw(DatasetConfig(seed=3))[0])
+    assert not torch.equal(draw(DatasetConfig(seed=3))[0], draw(DatasetConfig(seed=4))[0])
+
+
+def test_chunks_do_not_depend_on_each_other(tiny_data, tmp_path):
+    """The first chunk computed last, into a store that lost it, is the same."""
+    config = replace(tiny_data, data=shutil.copytree(tiny_data.data, tmp_path / "c.zarr"))
+    shutil.rmtree(tmp_path / "c.zarr/metric/c/0")
+    zarr.open_group(config.data)["done"][0] = False
+    with pytest.raises(ValueError, match="4 of 5 chunks"):
+        load(config.data)
+    build(config, progress=False)
+    assert contents(config.data) == contents(tiny_data.data)
+
+
+def test_same_bytes_whatever_happens_on_the_way(tiny_data, tmp_path, monkeypatch):
+    """Interrupted between the data of a chunk and its mark, then resumed: as if built in one go."""
+    config = replace(tiny_data, data=str(tmp_path / "b.zarr"))
+    compute, calls = dataset._compute, []
+
+    def fail_at_third(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return compute(*args)
+
+    monkeypatch.setattr(dataset, "_compute", fail_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        build(config, progress=False)
+    with pytest.raises(ValueError, match="2 of 5 chunks"):
+        load(config.data)
+    build(config, progress=False)
+    assert len(calls) == 6  # two chunks before, one interrupted, three after: none twice
+    assert contents(config.data) == contents(tiny_data.data)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_killed_build_resumes(tiny_data, tmp_path):
+    config = replace(tiny_data, data=str(tmp_path / "k.zarr"), metric=False, chunk_size=1)
+    code = (
+        "import sys, time, pnp_tutorial.dataset as d; f = d._compute\n"
+        "d._compute = lambda *a: (time.sleep(0.1), f(*a))[1]\n"
+        f"d.build(d.DatasetConfig(**{asdict(config)!r}), progress=False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.time() + 60
+    while len(list((tmp_path / "k.zarr/done").rglob("c/*"))) < 3 and time.time() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with pytest.raises(ValueError, match="of 40 chunks: run `pnp dataset` again"):
+        load(config.data)
+    build(config, progress=False)
+    assert torch.equal(load(config.data, "test").nu, load(tiny_data.data, "test").nu)
+    assert load(config.data).metric is None
+
+
+def test_finished_data_set_is_left_alone(tiny_data, monkeypatch):
+    monkeypatch.setattr(dataset, "_compute", lambda *args: pytest.fail("computed again"))
+    assert build(tiny_data, progress=False) == Path(tiny_data.data)
+
+
+@pytest.mark.parametrize("change", [{"n_sounds": 41}, {"seed": 1}, {"J": 7}, {"chunk_size": 4}])
+def test_another_configuration_is_refused(tiny_data, change):
+    (name, value), before = *change.items(), contents(tiny_data.data)
+    with pytest.raises(ValueError, match=f"built with {name} = {getattr(tiny_data, name)}, not {value}"):
+        build(replace(tiny_data, **change), progress=False)
+    assert contents(tiny_data.data) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_sounds": 9}, "n_sounds from 10"),
+        ({"n_sounds": 100_001, "sampling": "grid"}, "n_sounds from 10 to 100000"),
+        ({"chunk_size": 0}, "chunk_size ≥ 1"),
+        ({"device": "abacus"}, "device 'abacus' is not available here"),
+        ({"n_sounds": 10**12}, "GB are free"),
+    ],
+)
+def test_impossible_configuration(tmp_path, monkeypatch, change, message):
+    path = tmp_path / "x.zarr"
+    with pytest.raises(ValueError, match=message):
+        build(DatasetConfig(data=str(path), **{"n_samples": 2048, "J": 6, "T": 64} | change), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage_config(path):
+    (path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+
+
+def flip_a_bit(path):
+    chunk = next(p for p in (path / "scalogram/c/1").rglob("*") if p.is_file())
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+
+
+def lose_a_chunk(path):
+    next(p for p in (path / "metric/c/1").rglob("*") if p.is_file()).unlink()
+
+
+def truncate_a_chunk(path):
+    chunk = next(p for p in (path / "metric/c/0").rglob("*") if p.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_config, "not a data set of this library"),
+        (flip_a_bit, "is damaged"),
+        (lose_a_chunk, "rows of metric are missing"),
+        (truncate_a_chunk, "is damaged"),
+    ],
+)
+def test_damage_is_noticed(tiny_data, tmp_path, damage, message):
+    path = Path(shutil.copytree(tiny_data.data, tmp_path / "d.zarr"))
+    damage(path)
+    with pytest.raises(ValueError, match=message) as error:
+        load(path)
+    assert str(path) in str(error.value)
+
+
+def test_missing_store_and_split(tiny_data, tmp_path):
+    with pytest.raises(ValueError, match="there is no data set"):
+        load(tmp_path / "nowhere.zarr")
+    with pytest.raises(ValueError, match="expected a split"):
+        load(tiny_data.data, "dev")
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        write_atomically({tmp_path / "a": b"1", tmp_path / "file/b": b"2"})
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    write_atomically({tmp_path / "a": b"1", tmp_path / "new/b": b"2"})
+    assert (tmp_path / "a").read_bytes() + (tmp_path / "new/b").read_bytes() == b"12"

@@ -1,0 +1,106 @@
+"""The encoder: shapes, range, files."""
+
+import json
+
+import pytest
+import safetensors
+import torch
+
+from pnp_tutorial import encoder as module
+from pnp_tutorial.dataset import DatasetConfig, load
+from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder, save
+from pnp_tutorial.parameters import to_theta
+
+SMALL = DatasetConfig(n_samples=2048, J=6, T=64)
+BACKBONE = "test_efficientnet"
+
+
+@pytest.mark.parametrize("backbone", [BACKBONE, "mobilenetv3_small_050", "resnet18"])
+@pytest.mark.parametrize("n_outputs", [5, 4])
+def test_shape_and_range(backbone, n_outputs):
+    encoder = Encoder(backbone, n_outputs)
+    S = 10 * torch.rand(2, 3, 52, 32, generator=torch.Generator().manual_seed(0))
+    nu_hat = encoder(S)
+    assert nu_hat.shape == (2, 3, n_outputs)
+    assert (nu_hat.abs() < 1).all()
+
+
+def test_architecture_of_the_paper():
+    encoder = Encoder()
+    assert encoder.name == "efficientnet_b0"
+    assert encoder.head.bias is None
+    assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(4.0e6, rel=0.01)
+
+
+def test_one_sound_alone_or_in_a_batch():
+    encoder = Encoder(BACKBONE).eval()
+    S = torch.rand(4, 52, 32)
+    assert torch.allclose(encoder(S[1]), encoder(S)[1], atol=1e-5)
+
+
+def test_sounds_and_stored_scalograms_give_the_same(tiny_data, tiny_training):
+    model = load_encoder(f"{tiny_training.output_folder}/encoder.safetensors")
+    drums = load(tiny_data.data, "test")
+    with torch.no_grad():
+        from_sound = model(rectangular_drum(to_theta(drums.nu), tiny_data.n_samples))
+        from_store = model.encoder(drums.scalogram)
+    assert from_sound.dtype == torch.float64
+    assert torch.allclose(from_sound, from_store.double(), atol=5e-3)  # the store is float16
+
+
+def test_file_keeps_the_encoder(tmp_path):
+    model = AudioEncoder(Encoder(BACKBONE, 4), SMALL, {"training": {"loss": "pnp"}})
+    x = torch.randn(16, 2048)
+    model(x)  # moves the running statistics
+    model.eval()
+    save(model, tmp_path / "e.safetensors")
+    again = load_encoder(tmp_path / "e.safetensors")
+    assert (again.config, again.metadata, again.encoder.n_outputs) == (SMALL, model.metadata, 4)
+    assert not again.training
+    assert (again(x) - model(x)).abs().max() < 0.02  # weights in float16
+    save(again, tmp_path / "f.safetensors")
+    assert (tmp_path / "f.safetensors").read_bytes() == (tmp_path / "e.safetensors").read_bytes()
+
+
+def test_file_is_half_precision_with_a_readable_header(tmp_path):
+    save(AudioEncoder(Encoder(BACKBONE), SMALL), tmp_path / "e.safetensors")
+    with safetensors.safe_open(tmp_path / "e.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["pnp_tutorial"])
+        assert header["backbone"] == BACKBONE
+        assert header["dataset"]["n_samples"] == 2048
+        assert file.get_tensor("head.weight").dtype == torch.float16
+        assert file.get_tensor("input_norm.running_var").dtype == torch.float32
+
+
+def test_paper_encoder_file_is_below_10_mb(tmp_path):
+    save(AudioEncoder(Encoder(), SMALL), tmp_path / "e.safetensors")
+    assert (tmp_path / "e.safetensors").stat().st_size < 10e6
+
+
+@pytest.mark.parametrize("content", [b"", b"not an encoder", None])
+def test_wrong_files(tmp_path, content):
+    path = tmp_path / "e.safetensors"
+    if content is None:  # safetensors, but not ours
+        from safetensors.torch import save_file
+
+        save_file({"w": torch.zeros(1)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not an encoder of this library"):
+        load_encoder(path)
+
+
+def test_missing_files(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="there is no encoder at"):
+        load_encoder(tmp_path / "e.safetensors")
+    monkeypatch.setattr(module, "SHIPPED", tmp_path / "shipped.safetensors")
+    with pytest.raises(ValueError, match="no encoder ships with this copy"):
+        load_encoder()
+
+
+def test_impossible_encoders():
+    with pytest.raises(ValueError, match="no network 'alexnot'"):
+        Encoder("alexnot")
+    with pytest.raises(ValueError, match="5 outputs, or 4 with known pitch, got 3"):
+        Encoder(BACKBONE, 3)

@@ -1,0 +1,141 @@
+"""Distances, the best constant, and the report."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from auraloss.freq import MultiResolutionSTFTLoss
+
+from pnp_tutorial.dataset import DatasetConfig, build, ear, load
+from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.encoder import load_encoder
+from pnp_tutorial.evaluation import (
+    EvaluationConfig,
+    best_constant,
+    evaluate,
+    jtfs_distance,
+    mss_distance,
+    predict,
+    report,
+    summarize,
+)
+from pnp_tutorial.parameters import NAMES, to_theta
+
+SYNTHESIZER = partial(rectangular_drum, n_samples=2048)
+
+
+@pytest.fixture(scope="module")
+def features():
+    return ear(DatasetConfig(n_samples=2048))
+
+
+@pytest.fixture(scope="module")
+def sounds(tiny_data):
+    return SYNTHESIZER(to_theta(load(tiny_data.data).nu[:11]))  # more than a batch
+
+
+def test_distances_of_a_sound_to_itself_are_zero(sounds, features):
+    assert (jtfs_distance(sounds, sounds, features) == 0).all()
+    assert (mss_distance(sounds, sounds) < 1e-5).all()
+
+
+def test_jtfs_distance_is_that_of_the_features(sounds, features):
+    other = sounds.flip(0)
+    expected = (features(other) - features(sounds)).norm(dim=-1)
+    assert torch.allclose(jtfs_distance(other, sounds, features), expected, rtol=1e-3)
+    assert torch.allclose(jtfs_distance(sounds, other, features), expected, rtol=1e-3)
+
+
+def test_mean_mss_distance_is_aurolosss(sounds):
+    """One sound at a time; auraloss gives one sound the same number."""
+    distance = mss_distance(sounds.flip(0), sounds)
+    one = MultiResolutionSTFTLoss()(sounds.flip(0)[:1, None].float(), sounds[:1, None].float())
+    assert distance.shape == (11,)
+    assert torch.allclose(distance[0], one)
+
+
+def test_best_constant_is_the_medoid():
+    """With features that are the parameters themselves, it is known."""
+    nu = torch.tensor([[-0.9], [0.3], [0.4], [0.5], [0.9]], dtype=torch.float64).repeat(1, 5)
+    identity = {"features": lambda x: x, "synthesizer": lambda theta: theta}
+    assert torch.equal(best_constant(nu, **identity), nu[2])
+
+
+def test_best_constant_may_be_the_centre():
+    nu = (
+        torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+        * torch.eye(5, dtype=torch.float64).repeat_interleave(2, 0)[:, None].flatten(1)[:2]
+    )
+    nu = torch.cat([torch.eye(5), -torch.eye(5)]).double()  # far from each other, all at 1 from the centre
+    centred = best_constant(
+        nu, features=lambda x: x, synthesizer=lambda theta: theta / to_theta(torch.ones(5)).double()
+    )
+    assert centred.shape == (5,)
+
+
+def test_perfect_predictions(tiny_data, features):
+    nu = load(tiny_data.data, "train").nu[:9]
+    table = evaluate(nu, nu, torch.zeros(5, dtype=torch.float64), features, SYNTHESIZER)
+    assert len(table) == 9
+    assert (table[["jtfs", *(f"error_{name}" for name in NAMES)]] == 0).all(axis=None)
+    assert (table.jtfs_constant > 0).all()
+    assert (table.jtfs_gain == table.jtfs_constant).all()
+
+
+def test_constant_predictions_gain_nothing(tiny_data, features):
+    nu, constant = load(tiny_data.data, "test").nu, torch.full((5,), 0.1, dtype=torch.float64)
+    table = evaluate(constant.expand_as(nu), nu, constant, features, SYNTHESIZER)
+    assert np.abs(table.jtfs_gain).max() < 1e-3 * table.jtfs.max()
+    assert table.error_tau.to_numpy() == pytest.approx((nu[:, 1] - 0.1).abs().numpy())
+
+
+def test_known_pitch_is_given(tiny_data):
+    class FourOutputs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def encoder(self, S):
+            return self.weight.expand(len(S), 4)
+
+    drums = load(tiny_data.data, "test")
+    nu_hat = predict(FourOutputs(), drums)
+    assert torch.equal(nu_hat[:, 0], drums.nu[:, 0])
+    assert (nu_hat[:, 1:] == 0).all()
+
+
+def test_bootstrap_interval_covers_the_mean_of_a_known_sample():
+    sample = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    row = summarize(pd.DataFrame({"x": sample})).loc["x"]
+    standard_error = sample.std() / np.sqrt(400)
+    assert row["mean"] == pytest.approx(sample.mean())
+    assert row.high - row.low == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
+
+
+def test_report_writes_what_it_returns(tiny_data, tiny_training, tmp_path):
+    trained = f"{tiny_training.output_folder}/encoder.safetensors"
+    config = EvaluationConfig(trained, tiny_data.data, str(tmp_path), n_constant=8, device="cpu")
+    summary = report(config, progress=False)
+    table = pd.read_csv(tmp_path / "evaluation.csv")
+    results = json.loads((tmp_path / "evaluation.json").read_text())
+    assert len(table) == results["n_sounds"] == 4
+    assert summary.loc["jtfs", "mean"] == pytest.approx(table.jtfs.mean())
+    assert results["summary"]["jtfs"]["mean"] == pytest.approx(table.jtfs.mean())
+    assert results["nu_constant"] in [*load(tiny_data.data).nu[:8].tolist(), [0.0] * 5]
+    stamped, plain = load_encoder(tmp_path / "encoder.safetensors"), load_encoder(trained)
+    assert stamped.metadata["evaluation"]["summary"] == results["summary"]
+    assert stamped.metadata["training"] == plain.metadata["training"]
+    S = load(tiny_data.data, "test").scalogram
+    assert torch.equal(stamped.encoder(S), plain.encoder(S))
+
+
+def test_report_refuses_other_scalograms(tiny_data, tiny_training, tmp_path):
+    other = DatasetConfig(str(tmp_path / "o.zarr"), n_sounds=10, n_samples=2048, J=7, T=64, metric=False, device="cpu")
+    build(other, progress=False)
+    encoder = str(Path(tiny_training.output_folder) / "encoder.safetensors")
+    with pytest.raises(ValueError, match="other scalograms"):
+        report(EvaluationConfig(encoder, other.data, str(tmp_path), device="cpu"), progress=False)
