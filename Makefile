@@ -49,8 +49,12 @@ lock: ## Regenerate requirements.lock from pyproject.toml
 	uv pip compile pyproject.toml --extra book --extra dev --universal --python-version 3.11 \
 	    --custom-compile-command "make lock" --output-file requirements.lock
 
-encoder: $(INSTALLED) ## Train the encoder that is shipped with the package
-	@echo "encoder: not written yet" >&2; exit 1
+encoder: $(INSTALLED) ## Train and test the encoder that ships with the package (about an hour)
+	$(BIN)/pnp dataset --config book/parameters/laptop.yaml
+	$(BIN)/pnp train --config book/parameters/laptop.yaml
+	$(BIN)/pnp evaluate --encoder runs/laptop/encoder.safetensors --data data/laptop.zarr \
+	    --output_folder runs/laptop/evaluation
+	cp runs/laptop/evaluation/encoder.safetensors pnp_tutorial/weights/encoder.safetensors
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@for python in python3 python3.14 python3.13 python3.12 python3.11 none; do \

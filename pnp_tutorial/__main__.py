@@ -6,6 +6,7 @@ Bad input ends in one line on standard error and exit status 2.
 """
 
 import argparse
+import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,11 +27,14 @@ from .training import TrainingConfig, fit
 class MatchConfig:
     """Which recording is matched.
 
-    Attributes
+    Parameters
     ----------
-    audio : sound file, of any number of channels and any sample rate
-    output_folder : where NAME_matched.wav and NAME_matched.json are written
-    encoder : file of the encoder; the one that ships with the package, if not given
+    audio
+        Sound file, of any number of channels and any sample rate.
+    output_folder
+        Where NAME_matched.wav and NAME_matched.json are written.
+    encoder
+        File of the encoder; the one that ships with the package, if not given.
     """
 
     audio: str
@@ -73,8 +77,8 @@ STAGES: dict[str, tuple[Any, Any]] = {
 }
 
 
-def _file_defaults(stage: str, path: str) -> dict[str, Any]:
-    """The keys of a YAML file that are fields of a stage; raises ValueError on a key that no stage has."""
+def _from_file(stage: str, path: str) -> list[str]:
+    """The keys of a YAML file that are fields of a stage, as options; raises ValueError on a key that no stage has."""
     values = yaml.safe_load(Path(path).read_text())
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected lines of the form `key: value`")
@@ -82,22 +86,19 @@ def _file_defaults(stage: str, path: str) -> dict[str, Any]:
     for key in values:
         if not any(key in names for names in known.values()):
             raise ValueError(f"{path}: no stage has an option {key!r}")
-    return {key: value for key, value in values.items() if key in known[stage]}
+    own = {key: value for key, value in values.items() if key in known[stage]}
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in own.items()]
 
 
-def _parser(argv: list[str]) -> ArgumentParser:
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--config")
-    path = files.parse_known_args(argv)[0].config
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="pnp", description="Perceptual-neural-physical sound matching.", exit_on_error=False)
     parser.add_argument("--version", action="version", version=f"pnp {__version__}")
     stages = parser.add_subcommands()
     for name, (config, run) in STAGES.items():
         stage = ArgumentParser(description=run.__doc__, exit_on_error=False)
-        stage.add_argument("--config", metavar="FILE", help="YAML file with options; those given here come first")
+        if name != "match":
+            stage.add_argument("--config", metavar="FILE", help="YAML file of options; those given here come first")
         stage.add_class_arguments(config, as_positional=True)
-        if path and argv[:1] == [name]:
-            stage.set_defaults(_file_defaults(name, path))
         stages.add_subcommand(name, stage, help=run.__doc__)
     return parser
 
@@ -107,7 +108,12 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     stage = f"pnp {argv[0]}" if argv and argv[0] in STAGES else "pnp"
     try:
-        chosen: Namespace = _parser(argv).parse_args(argv)
+        files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        files.add_argument("--config")
+        path = files.parse_known_args(argv)[0].config
+        if path and argv[0] in STAGES:  # what the file says comes before what the command line says
+            argv = [argv[0], *_from_file(argv[0], path), *argv[1:]]
+        chosen: Namespace = _parser().parse_args(argv)
         config, run = STAGES[chosen.subcommand]
         options = chosen[chosen.subcommand].as_dict()
         run(config(**{field.name: options[field.name] for field in fields(config)}))

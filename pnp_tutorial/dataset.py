@@ -44,19 +44,30 @@ N_GRID_TEST = 10_000  # test sounds, drawn from the cells around that cube: the 
 class DatasetConfig:
     """What a data set is made of.
 
-    Attributes
+    Parameters
     ----------
-    data : path of the Zarr store
-    sampling : "uniform" over [−1, 1]⁵, or "grid": one point in each cell of the paper's 10⁵ grid
-    n_sounds : number of drums; of the grid, as many of its 100 000 points, drawn at random
-    seed : of ν
-    metric : whether to compute M, which takes most of the time and which only the PNP loss needs
-    n_samples : length of a sound, at 22 050 Hz
-    J : octaves of the encoder's scalogram below the Nyquist frequency
-    Q : wavelets per octave of that scalogram
-    T : width and step of its frames, in samples
-    chunk_size : sounds that are computed and written at once; a Jacobian needs about 0.3 GB a sound
-    device : "auto", "cpu", "cuda" or "mps"
+    data
+        Path of the Zarr store.
+    sampling
+        "uniform" over [−1, 1]⁵, or "grid": one point in each cell of the paper's 10⁵ grid.
+    n_sounds
+        Number of drums; of the grid, as many of its 100 000 points, drawn at random.
+    seed
+        Of ν.
+    metric
+        Whether to compute M, which takes most of the time and which only the PNP loss needs.
+    n_samples
+        Length of a sound, at 22 050 Hz.
+    J
+        Octaves of the encoder's scalogram below the Nyquist frequency.
+    Q
+        Wavelets per octave of that scalogram.
+    T
+        Width and step of its frames, in samples.
+    chunk_size
+        Sounds that are computed and written at once; a Jacobian needs about 0.3 GB a sound.
+    device
+        "auto", "cpu", "cuda" or "mps".
     """
 
     data: str = "data/drums.zarr"
@@ -65,7 +76,7 @@ class DatasetConfig:
     seed: int = 0
     metric: bool = True
     n_samples: int = N_SAMPLES
-    J: int = 10  # filters an octave apart by Q down to 57 Hz, evenly spaced below; J = 13 adds 36 below 5 Hz: no drum
+    J: int = 10  # a semitone apart down to 57 Hz; J = 13 adds 36 filters, nearly all below the lowest pitch, 40 Hz
     Q: int = 12  # a semitone
     T: int = 1024  # 46 ms: decays last from 70 ms; 64 frames
     chunk_size: int = 8

@@ -34,14 +34,20 @@ BATCH = 8  # sounds whose features are taken at once
 class EvaluationConfig:
     """What is evaluated, and on what.
 
-    Attributes
+    Parameters
     ----------
-    encoder : file of the encoder; the one that ships with the package, if not given
-    data : path of the data set
-    output_folder : where evaluation.csv, evaluation.json and the encoder, with these results in its header, are written
-    n_sounds : at most so many sounds of the test split
-    n_constant : so many sounds of the training split are candidates for the best constant
-    device : "auto", "cpu", "cuda" or "mps"
+    encoder
+        File of the encoder; the one that ships with the package, if not given.
+    data
+        Path of the data set.
+    output_folder
+        Where evaluation.csv, evaluation.json and the encoder, with these results in its header, are written.
+    n_sounds
+        At most so many sounds of the test split.
+    n_constant
+        So many sounds of the training split are candidates for the best constant.
+    device
+        "auto", "cpu", "cuda" or "mps".
     """
 
     encoder: str | None = None

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
@@ -43,6 +44,10 @@ def style() -> AbstractContextManager:
         "image.cmap": "cividis",
         "legend.frameon": False,
     }
+    # A notebook's backend turns interactive when first loaded: inside the context, leaving it would undo that,
+    # and no later figure of the notebook would be shown.
+    if not plt.get_fignums():
+        plt.switch_backend(mpl.get_backend())
     return mpl.rc_context(settings)
 
 
@@ -146,6 +151,9 @@ def scalogram(
     times = np.linspace(0, duration_s, S.shape[1] + 1)
     ax.pcolormesh(times, edges, S, cmap="cividis", rasterized=True)
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.set(xlabel="time (s)", ylabel="frequency (Hz)")
     return ax
 
@@ -175,7 +183,7 @@ def jtfs_paths(S: ArrayLike | Tensor, paths: pd.DataFrame, ax: Axes | None = Non
     second = paths.assign(S=S, signed=paths.scale * paths.spin)[(paths.order == 2) & paths.spin.notna()]
     table = second.pivot_table(index="signed", columns="rate", values="S", aggfunc="mean")
     image = ax.imshow(table.to_numpy(), origin="lower", aspect="auto", vmin=0, vmax=vmax, cmap="cividis")
-    ax.set_xticks(range(table.shape[1]), [f"{rate:.3g}" for rate in table.columns])
+    ax.set_xticks(range(table.shape[1]), [f"{rate:.2g}" if rate < 10 else f"{rate:.0f}" for rate in table.columns])
     ax.set_yticks(range(table.shape[0]), [f"{scale:+.2g}" for scale in table.index])
     ax.set(xlabel="rate (Hz)", ylabel="scale × spin (cycles per octave)")
     ax.figure.colorbar(image, ax=ax, label="mean coefficient")
@@ -199,7 +207,7 @@ def curves(
         ax.set_yscale("log")
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if legend:
-        ax.legend()
+        ax.legend(frameon=False)
     return ax
 
 
@@ -235,7 +243,7 @@ def bars(
     ax.set_xticks(range(len(labels)), labels)
     ax.set_ylabel(ylabel)
     if len(values) > 1:
-        ax.legend()
+        ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(values))
     return ax
 
 
@@ -250,8 +258,8 @@ def eigenvalues(values: ArrayLike | Tensor, ax: Axes | None = None, floor: float
     markers = ("o", "s", "^", "v", "D", "P")
     for j in range(values.shape[1]):
         y = np.maximum(values[order, j], floor)
-        ax.plot(1 + np.arange(len(y)), y, markers[j % 6], color=COLORS[j % 6], linestyle="none", label=f"{j + 1}")
+        ax.plot(1 + np.arange(len(y)), y, markers[j % 6], color=COLORS[j % 6], linestyle="none", label=str(j + 1))
     ax.set_yscale("log")
-    ax.set(xlabel="sound, by its largest eigenvalue", ylabel="eigenvalue")
-    ax.legend(title="largest to smallest", ncols=values.shape[1], loc="upper center", bbox_to_anchor=(0.5, 1.28))
+    ax.set(xlabel="sound, by its largest eigenvalue", ylabel="eigenvalue (1: the largest)")
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, columnspacing=0.8, handletextpad=0)
     return ax

@@ -41,21 +41,34 @@ DAMPINGS = {"constant": ConstantDamping, "scheduled": ScheduledDamping, "adaptiv
 class TrainingConfig:
     """How an encoder is trained.
 
-    Attributes
+    Parameters
     ----------
-    data : path of the data set
-    output_folder : where checkpoint, metrics, results and encoder are written
-    loss : "parameter", "spectral" or "pnp"
-    damping : "constant", "scheduled" or "adaptive"; for the PNP loss
-    lambda_0 : the first λ; the largest eigenvalue of M over the training set, if not given
-    known_pitch : give ω₁ to the encoder's loss and predict the other four parameters
-    backbone : any convolutional network of timm
-    n_epochs : number of epochs
-    epoch_share : share of the training set that makes an epoch
-    batch_size : sounds a step
-    learning_rate : of Adam
-    seed : of weights and batches
-    device : "auto", "cpu", "cuda" or "mps"
+    data
+        Path of the data set.
+    output_folder
+        Where checkpoint, metrics, results and encoder are written.
+    loss
+        "parameter", "spectral" or "pnp".
+    damping
+        "constant", "scheduled" or "adaptive"; for the PNP loss.
+    lambda_0
+        The first λ; the largest eigenvalue of M over the training set, if not given.
+    known_pitch
+        Give ω₁ to the encoder's loss and predict the other four parameters.
+    backbone
+        Any convolutional network of timm.
+    n_epochs
+        Number of epochs.
+    epoch_share
+        Share of the training set that makes an epoch.
+    batch_size
+        Sounds a step.
+    learning_rate
+        Of Adam.
+    seed
+        Of weights and batches.
+    device
+        "auto", "cpu", "cuda" or "mps".
     """
 
     data: str = "data/drums.zarr"

@@ -82,7 +82,7 @@ def test_bad_sounds(case, encoder, tmp_path, capfd):
     make(path, case)
     status = main(["match", str(path), "--encoder", encoder, "--output_folder", str(tmp_path / "out")])
     assert_one_line(status, *capfd.readouterr(), "match", BAD[case])
-    assert str(path) in BAD[case] or not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def assert_one_line(status, stdout, stderr, stage, message):
@@ -144,12 +144,15 @@ def test_bad_files(text, message, tmp_path, capfd, monkeypatch):
     assert_one_line(main(["dataset", "--config", "c.yaml"]), *capfd.readouterr(), "dataset", message)
 
 
-def test_version_and_help(capfd):
-    for argv, words in ((["--version"], [__version__]), (["train", "--help"], ["--lambda_0", "largest eigenvalue"])):
-        with pytest.raises(SystemExit) as leave:
-            main(argv)
-        assert leave.value.code == 0
-        assert all(word in capfd.readouterr().out for word in words[:1])
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [(["--version"], __version__), (["train", "--help"], "largest eigenvalue"), (["--help"], "recording")],
+)
+def test_version_and_help(argv, word, capfd):
+    with pytest.raises(SystemExit) as leave:
+        main(argv)
+    assert leave.value.code == 0
+    assert word in " ".join(capfd.readouterr().out.split())
 
 
 def test_one_file_for_data_set_and_training(tmp_path, monkeypatch, capfd):

@@ -23,7 +23,7 @@ from pnp_tutorial.evaluation import (
     report,
     summarize,
 )
-from pnp_tutorial.parameters import NAMES, to_theta
+from pnp_tutorial.parameters import NAMES, to_nu, to_theta
 
 SYNTHESIZER = partial(rectangular_drum, n_samples=2048)
 
@@ -66,15 +66,9 @@ def test_best_constant_is_the_medoid():
 
 
 def test_best_constant_may_be_the_centre():
-    nu = (
-        torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-        * torch.eye(5, dtype=torch.float64).repeat_interleave(2, 0)[:, None].flatten(1)[:2]
-    )
-    nu = torch.cat([torch.eye(5), -torch.eye(5)]).double()  # far from each other, all at 1 from the centre
-    centred = best_constant(
-        nu, features=lambda x: x, synthesizer=lambda theta: theta / to_theta(torch.ones(5)).double()
-    )
-    assert centred.shape == (5,)
+    """The corners of a cross polytope are √2 or 2 from each other, and 1 from its centre."""
+    nu = torch.cat([torch.eye(5), -torch.eye(5)]).double()
+    assert torch.equal(best_constant(nu, to_nu, synthesizer=lambda theta: theta).abs().round(), torch.zeros(5).double())
 
 
 def test_perfect_predictions(tiny_data, features):

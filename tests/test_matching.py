@@ -34,7 +34,7 @@ def drum(sample_rate=22050, seconds=3.0):
         ("c.wav", "PCM_24", 48000, 1),
         ("d.flac", "PCM_16", 48000, 2),
         ("e.flac", "PCM_24", 44100, 1),
-        ("f.wav", "PCM_U8", 96000, 6),
+        ("f.wav", "PCM_16", 96000, 6),
         ("g.wav", "DOUBLE", 8000, 1),
     ],
 )

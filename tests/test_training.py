@@ -63,7 +63,7 @@ def test_killed_run_ends_with_the_same_numbers(tiny_training, tmp_path):
     killed = replace(whole, output_folder=str(tmp_path / "killed"))
     expected = fit(whole, progress=False)
     code = (
-        "import sys, time, torch, pnp_tutorial.training as t; torch.set_num_threads(1)\n"
+        f"import time, torch, pnp_tutorial.training as t; torch.set_num_threads({torch.get_num_threads()})\n"
         "v = t.validate; t.validate = lambda *a: (time.sleep(0.5), v(*a))[1]\n"
         f"t.fit(t.TrainingConfig(**{asdict(killed)!r}), progress=False)"
     )
