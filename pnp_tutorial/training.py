@@ -186,7 +186,7 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
 
     torch.manual_seed(config.seed)
     network = Encoder(config.backbone, N_PARAMETERS - config.known_pitch)
-    network.to(memory_format=torch.channels_last)  # a tenth faster on CPUs, more on GPUs
+    network.to(memory_format=torch.channels_last)  # what convolutions are fastest in
     encoder, optimizer = fabric.setup(network, torch.optim.Adam(network.parameters(), lr=config.learning_rate))
     best: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
