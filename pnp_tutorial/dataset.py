@@ -213,8 +213,10 @@ def build(config: DatasetConfig, progress: bool = True) -> Path:
     nu = torch.from_numpy(store["nu"][:])
     chunk = min(config.chunk_size, config.n_sounds)
     missing = np.flatnonzero(~store["done"][:])
+    if len(missing) == 0:
+        return path
     scalogram = encoder_input(config).to(device)
-    features = ear(config).to(device) if config.metric and len(missing) else None
+    features = ear(config).to(device) if config.metric else None
     rows_missing = sum(len(nu[i * chunk : (i + 1) * chunk]) for i in missing)
     with tqdm(total=len(nu), initial=len(nu) - rows_missing, desc=path.name, unit="sound", disable=not progress) as bar:
         for i in missing:

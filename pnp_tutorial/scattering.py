@@ -342,7 +342,7 @@ class JTFS(_Transform):
         # Along log-frequency: wavelets of both spins.
         width = 2**J_fr if isinstance(F, str) else F
         self.log2_F = math.floor(math.log2(width))
-        self.N_fr = (n_bins + 8 * min(width, 2**J_fr)) // 2**J_fr * 2**J_fr
+        self.N_fr = int(n_bins + 8 * min(width, 2**J_fr)) // 2**J_fr * 2**J_fr
         self.bank_fr = _filter_bank(J_fr, Q_fr)
         self.low_step = 2**J_fr
         phi_low = np.fft.ifft(gauss_1d(self.N_fr, SIGMA_0 / 2**J_fr)).real
@@ -353,7 +353,7 @@ class JTFS(_Transform):
         }
         levels_fr = [j if F == "global" else min(j, self.log2_F) for *_, j in self.bank_fr]
 
-        self.blocks: dict[int, list[tuple[int, list[int]]]] = {}
+        self.blocks: dict[int, list[tuple[int, int, int]]] = {}  # of each rate: (level, wavelets, rows a wavelet)
         table = [(0, -1, -1, -1, 0)]
         for n2 in [-1, *self.rates]:  # −1: the first order
             n_input = len(self.bank_1) if n2 < 0 else self.n_inputs[n2]
@@ -372,12 +372,13 @@ class JTFS(_Transform):
                     needed = np.abs(average).max(0) > self.negligible * np.abs(average).max()
                     positions, average = positions[needed], average[:, needed]
                 members = [n for n, k in enumerate(levels_fr) if k == level]
-                for spin in (1,) if n2 < 0 else (1, -1):
+                spins = (1,) if n2 < 0 else (1, -1)  # S₁ is real: its negative spins are no news
+                for spin in spins:
                     for n in members:
                         rows.append(psi_fr[spin][n][(positions[:, None] - np.arange(n_input)) % self.N_fr])
                         n_fr = 1 + n + (0 if spin > 0 else len(self.bank_fr))
                         table += [(1 if n2 < 0 else 2, n1, n2, n_fr, spin) for n1 in out_bins]
-                blocks.append((level, [len(members) * (1 if n2 < 0 else 2), len(positions)]))
+                blocks.append((level, len(members) * len(spins), len(positions)))
                 self._buffer(f"average_{n2}_{level}", average, persistent=False)
             self.blocks[n2] = blocks
             W = np.concatenate(rows)
@@ -406,7 +407,7 @@ class JTFS(_Transform):
         """Average moduli U (B, rows, t) along log-frequency to (B, paths, t)."""
         n_low = len(range(0, len(self.bank_1) if n2 < 0 else self.n_inputs[n2], self.low_step))
         S, row = [U[:, :n_low]], n_low
-        for level, (n_wavelets, n_rows) in self.blocks[n2]:
+        for level, n_wavelets, n_rows in self.blocks[n2]:
             block = U[:, row : row + n_wavelets * n_rows].unflatten(1, (n_wavelets, n_rows))
             S.append((getattr(self, f"average_{n2}_{level}") @ block).flatten(1, 2))
             row += n_wavelets * n_rows

@@ -5,6 +5,7 @@ move a slider and read what came of it, as the tests do.
 """
 
 import io
+import math
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -54,12 +55,11 @@ class DrumSliders(widgets.VBox):
                 min=p.low,
                 max=p.high,
                 step=(p.high - p.low) / 200,
-                description=f"{p.symbol} ({p.unit})" if p.unit != "1" else p.symbol,
-                description_tooltip=p.meaning,
+                description=f"{p.meaning}, {p.symbol}" + (f" ({p.unit})" if p.unit != "1" else ""),
                 readout_format=".3f",
                 continuous_update=False,
-                style={"description_width": "10em"},
-                layout={"width": "28em"},
+                style={"description_width": "20em"},
+                layout={"width": "40em"},
             )
             for p, value in zip(PARAMETERS, theta.tolist(), strict=True)
         )
@@ -97,7 +97,7 @@ def drum_sliders(nu: Tensor | None = None, duration_s: float = 0.6) -> DrumSlide
         If ν has another shape or leaves [−1, 1], or the duration is not positive.
     """
     nu = torch.tensor(START, dtype=torch.float64) if nu is None else nu
-    if nu.shape != (N_PARAMETERS,) or nu.abs().max() > 1:
+    if nu.shape != (N_PARAMETERS,) or not nu.abs().max() <= 1:
         raise ValueError(f"expected nu of shape ({N_PARAMETERS},) within [-1, 1], got {nu.tolist()}")
     if not duration_s > 0:
         raise ValueError(f"expected duration_s > 0, got {duration_s}")
@@ -115,7 +115,7 @@ class DampingSlider(widgets.VBox):
 
     def __init__(self, metric: Tensor) -> None:
         self.eigenvalues = torch.linalg.eigvalsh(metric.to(torch.float64)).clamp_min(0).flip(-1)
-        top = float(np.log10(self.eigenvalues[0]))
+        top = math.log10(self.eigenvalues[0])
         self.slider = widgets.FloatLogSlider(
             value=10 ** (top - 3),
             min=top - 10,
