@@ -433,15 +433,17 @@ class JTFS(_Transform):
             bands.append(band * (psi * 2**level))
         return torch.fft.ifft(torch.cat(bands, -2), n=self.N >> self.levels_2[n2])
 
-    def _chunk(self, batch: int) -> int:
-        """Frames that are taken through the log-frequency wavelets at once: a CPU's cache, or 1 GB elsewhere."""
-        frames = 512 if next(self.buffers()).device.type == "cpu" else 2**16
-        return max(16, frames // batch)
-
     def forward(self, x: Tensor) -> Tensor:
         batch_shape, x = x.shape[:-1], self._pad(x)
-        B = len(x)
+        # Sound by sound on a CPU, which keeps a chunk of time in its cache; all at once elsewhere.
+        sounds = x.split(1) if x.device.type == "cpu" else (x,)
+        S = torch.cat([self._transform(some) for some in sounds])
+        return S.reshape(*batch_shape, *S.shape[1:])
+
+    def _transform(self, x: Tensor) -> Tensor:
+        """Coefficients (B, P) or (B, P, n_frames) of padded sounds (B, N)."""
         local = self.T != "global"
+        chunk = 512 if x.device.type == "cpu" else max(16, 2**16 // len(x))  # frames at once: 1 GB on a GPU
         U_1_hat = self._scalogram(x)
 
         if local:
@@ -454,7 +456,6 @@ class JTFS(_Transform):
         for n2 in self.rates:
             Y_2 = self._second_order(U_1_hat, n2)
             Y_2 = torch.cat([Y_2.real, Y_2.imag], -2)
-            chunk = self._chunk(B)
             if local:
                 moduli = [self._frequency_average(self._wavelet_moduli(Y, n2), n2) for Y in Y_2.split(chunk, -1)]
                 U_2_hat = torch.fft.rfft(torch.cat(moduli, -1))
@@ -463,7 +464,7 @@ class JTFS(_Transform):
                 sums = _PathSums.apply(getattr(self, f"W_{n2}"), Y_2, chunk)
                 S.append(self._frequency_average(sums[..., None], n2))
         out = torch.cat(S, 1)
-        return out.reshape(*batch_shape, *(out.shape[1:] if local else out.shape[1:2]))
+        return out if local else out[..., 0]
 
 
 class LogScattering(nn.Module):
