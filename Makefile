@@ -6,6 +6,8 @@ INSTALLED := .venv/installed
 BOOK := _config.yml _toc.yml $(shell find book/. pnp_tutorial tools -name __pycache__ -prune -o -print)
 JOBS ?= 2
 
+# Idle threads sleep: on a busy machine, spinning ones cost a factor of five and more.
+export OMP_WAIT_POLICY = PASSIVE
 # One thread a process where processes run side by side.
 test: export OMP_NUM_THREADS = 1
 

@@ -40,8 +40,11 @@ EPS = 1e-3  # ε of the log-compression: the papers'
 
 
 def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
-    """log(1 + S/ε), for S ≥ 0 of any shape; ε is about the median of the JTFS of a drum."""
-    return torch.log1p(S / eps)
+    """log(1 + |S|/ε), of any shape; ε is about the median of the JTFS of a drum.
+
+    Only the zeroth order, an average of the sound itself, can be negative; the modulus keeps its logarithm real.
+    """
+    return torch.log1p(S.abs() / eps)
 
 
 def _filter_bank(J: int, Q: int) -> list[tuple[float, float, int]]:
@@ -468,7 +471,7 @@ class JTFS(_Transform):
 
 
 class LogScattering(nn.Module):
-    """Log-compressed features Φ(x) = log(1 + S(x)/ε) of a transform S such as `JTFS` or `Scalogram`."""
+    """Log-compressed features Φ(x) = log(1 + |S(x)|/ε) of a transform S such as `JTFS` or `Scalogram`."""
 
     def __init__(self, transform: nn.Module, eps: float = EPS) -> None:
         super().__init__()

@@ -115,6 +115,14 @@ def test_a_silent_sound_is_zero_with_a_finite_gradient():
     assert x.grad.isfinite().all()
 
 
+def test_log_features_are_finite_where_the_mean_of_a_sound_is_negative():
+    features = scattering.LogScattering(small_jtfs("a"))
+    x = -SIGNALS[:1].abs()
+    assert (small_jtfs("a")(x)[0, 0] < 0).all()
+    assert features(x).isfinite().all()
+    torch.testing.assert_close(features(x), features(-x))
+
+
 def test_shift_invariance_up_to_T():
     jtfs = small_jtfs("c")
     x = torch.zeros(8192, dtype=torch.float64)
