@@ -133,9 +133,11 @@ class _PathSums(torch.autograd.Function):
     def _units(W: Tensor, y: Tensor) -> Tensor:
         """Ẑ (B, 2R, t) as [Re; Im]."""
         Z = W @ y
-        square = Z.square()
-        inverse = square[:, : len(W) // 2].add_(square[:, len(W) // 2 :]).clamp_min_(torch.finfo(Z.dtype).tiny).rsqrt_()
-        return (Z.unflatten(1, (2, -1)) * inverse[:, None]).flatten(1, 2)
+        re, im = Z.chunk(2, 1)
+        inverse = (re * re + im * im).clamp_min_(torch.finfo(Z.dtype).tiny).rsqrt_()
+        re.mul_(inverse)
+        im.mul_(inverse)
+        return Z
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
@@ -147,7 +149,10 @@ class _PathSums(torch.autograd.Function):
     def jvp(ctx: Any, dW: None, dY: Tensor, dchunk: None) -> Tensor:
         W, Y = ctx.saved_tensors
         pairs = zip(Y.split(ctx.chunk, -1), dY.split(ctx.chunk, -1), strict=True)
-        correlation = sum(_PathSums._units(W, y) @ dy.mT for y, dy in pairs)
+        if len(Y) == 1:  # in this order, vmap makes one product of all tangents, not one for each
+            correlation = sum(dy[0] @ _PathSums._units(W, y)[0].T for y, dy in pairs).T[None]
+        else:
+            correlation = sum(_PathSums._units(W, y) @ dy.mT for y, dy in pairs)
         return (W * correlation).sum(-1).unflatten(-1, (2, -1)).sum(-2)
 
 
