@@ -364,10 +364,10 @@ class JTFS(_Transform):
         self.blocks: dict[int, list[tuple[int, int, int]]] = {}  # of each rate: (level, wavelets, rows a wavelet)
         table = [(0, -1, -1, -1, 0)]
         for n2 in [-1, *self.rates]:  # −1: the first order
-            n_input = len(self.bank_1) if n2 < 0 else self.n_inputs[n2]
+            order, n_input = (1, len(self.bank_1)) if n2 < 0 else (2, self.n_inputs[n2])
             low_bins = np.arange(0, n_input, self.low_step)
             rows = [phi_low[(low_bins[:, None] - np.arange(n_input)) % self.N_fr].astype(complex)]
-            table += [(1 if n2 < 0 else 2, n1, n2, 0, 0) for n1 in low_bins]
+            table += [(order, n1, n2, 0, 0) for n1 in low_bins]
             out_bins = np.arange(0, n_input, n_input if F == "global" else 2**self.log2_F)
             blocks = []
             for level in sorted(set(levels_fr)):
@@ -380,12 +380,12 @@ class JTFS(_Transform):
                     needed = np.abs(average).max(0) > self.negligible * np.abs(average).max()
                     positions, average = positions[needed], average[:, needed]
                 members = [n for n, k in enumerate(levels_fr) if k == level]
-                spins = (1,) if n2 < 0 else (1, -1)  # S₁ is real: its negative spins are no news
+                spins = (1,) if order == 1 else (1, -1)  # S₁ is real: its negative spins are no news
                 for spin in spins:
                     for n in members:
                         rows.append(psi_fr[spin][n][(positions[:, None] - np.arange(n_input)) % self.N_fr])
                         n_fr = 1 + n + (0 if spin > 0 else len(self.bank_fr))
-                        table += [(1 if n2 < 0 else 2, n1, n2, n_fr, spin) for n1 in out_bins]
+                        table += [(order, n1, n2, n_fr, spin) for n1 in out_bins]
                 blocks.append((level, len(members) * len(spins), len(positions)))
                 self._buffer(f"average_{n2}_{level}", average, persistent=False)
             self.blocks[n2] = blocks

@@ -83,7 +83,7 @@ def test_paper_configuration_equals_the_reference():
 def test_rising_and_falling_chirps_light_opposite_spins():
     jtfs = small_jtfs("a")
     t = torch.arange(8192, dtype=torch.float64) / 22050
-    rising = torch.sin(2 * torch.pi * 400 / 6 * torch.exp(6 * t) / 1) * torch.hann_window(8192, dtype=torch.float64)
+    rising = torch.sin(2 * torch.pi * 400 / 6 * torch.exp(6 * t)) * torch.hann_window(8192, dtype=torch.float64)
     energy = torch.stack([jtfs(rising), jtfs(rising.flip(-1))])
     spin = torch.tensor(jtfs.paths.spin.to_numpy())
     fast = torch.tensor((jtfs.paths.rate > 10).to_numpy())
