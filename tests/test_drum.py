@@ -1,31 +1,28 @@
 import math
+import statistics
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.func import hessian, jacfwd, jacrev, vmap
+from torch.func import hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from pnp_tutorial import drum, parameters
+from pnp_tutorial import drum, membrane, parameters
 
 DATA = Path(__file__).parent / "data"
 PAPER_THETA = torch.from_numpy(np.loadtxt(DATA / "paper_test_parameters.csv", delimiter=",", skiprows=1))
 
 
-def published_modes(theta, n_modes=10, length=1.0):
+def published_modes(theta, n_modes=10):
     """ω and σ by the constants S, c², d₁, d₃ of the membrane equation, as Han et al. (2023) publish them."""
-    log_omega, tau, log_p, log_D, alpha = theta.unsqueeze(-2).unbind(-1)
-    omega_1, p, D = 10**log_omega, 10**log_p, 10**log_D
-    beta = alpha + 1 / alpha
-    S = length / math.pi * ((D * omega_1 * alpha) ** 2 + (p * alpha / tau) ** 2) ** 0.25
-    d1 = 2 * (1 - p * beta) / tau
-    d3 = -2 * (p * alpha / tau) * (length / math.pi) ** 2
-    c2 = (length / math.pi) ** 2 * alpha * (omega_1**2 * (1 / beta - D**2 * beta) + (1 / beta - p**2 * beta) / tau**2)
+    S4, c2, d1, d3 = (torch.from_numpy(value)[..., None] for value in membrane.constants(theta))
     m = torch.arange(1, n_modes + 1, dtype=theta.dtype)
     m1, m2 = m.repeat_interleave(n_modes), m.repeat(n_modes)
-    gamma = (math.pi * m1 / length) ** 2 + (math.pi * m2 / (length * alpha)) ** 2  # −∇² of the mode
+    gamma = m1**2 + (m2 / theta[..., 4:]) ** 2  # −∇² of the mode; the first side is π
     sigma = (d1 - d3 * gamma) / 2
-    return torch.sqrt(S**4 * gamma**2 + c2 * gamma - sigma**2), sigma
+    return torch.sqrt(S4 * gamma**2 + c2 * gamma - sigma**2), sigma
 
 
 def direct_sum(theta, n_samples=drum.N_SAMPLES, sample_rate=drum.SAMPLE_RATE):
@@ -100,16 +97,107 @@ def test_normalization_and_batch_axes():
     torch.testing.assert_close(x[1, 2], drum.rectangular_drum(theta[1, 2], 2048))
 
 
-def test_gradients_agree_with_finite_differences():
+@pytest.mark.parametrize(("n_samples", "normalize"), [(256, False), (270, True)])
+def test_gradients_agree_with_finite_differences(normalize, n_samples):
     theta = parameters.to_theta(parameters.sample_uniform(3, seed=2)).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda theta: drum.rectangular_drum(theta, 512, normalize=False) * 1e3,
+        lambda theta: drum.rectangular_drum(theta, n_samples, normalize=normalize) * (1 if normalize else 1e3),
         theta,
         eps=1e-7,
         atol=1e-4,
         rtol=1e-4,
         check_forward_ad=True,
     )
+
+
+def test_single_precision_derivatives_agree_with_double():
+    theta = parameters.to_theta(parameters.sample_uniform(4, seed=3))
+    directions = torch.eye(5, dtype=torch.float64)
+    weights = torch.randn(4, drum.N_SAMPLES, generator=torch.Generator().manual_seed(0))
+
+    def differentiate(dtype):
+        x, pull = vjp(partial(drum.rectangular_drum, dtype=dtype), theta)
+        gradient = pull(weights.to(dtype))[0]
+        tangents = vmap(lambda d: jvp(partial(drum.rectangular_drum, dtype=dtype), (theta,), (d.expand_as(theta),))[1])(
+            directions
+        )
+        return gradient, tangents
+
+    for single, double in zip(differentiate(torch.float32), differentiate(torch.float64), strict=True):
+        assert (single - double).norm() < 2e-6 * double.norm()
+
+
+def test_modal_sum_takes_any_modes():
+    """The string: m = 1, 2, 3, … in place of the pairs, s = m² and β = 1."""
+    m = torch.arange(1, 21, dtype=torch.float64)
+    omega, sigma = 1000 * m * torch.sqrt(1 + 0.01**2 * (m**2 - 1)), 5 + 0.1 * (m**2 - 1)
+    x = drum.modal_sum(omega, sigma, 1 / m, 3000, 8000.0)
+    audible = (omega < math.pi * 8000) / m
+    t = torch.arange(3000, dtype=torch.float64)[:, None] / 8000
+    expected = (audible * torch.exp(-sigma * t) * torch.sin(omega * t)).sum(-1)
+    torch.testing.assert_close(x, expected / expected.abs().max(), rtol=0, atol=1e-12)
+
+
+def test_silence_stays_silence():
+    theta = parameters.to_theta(torch.zeros(5, dtype=torch.float64)).requires_grad_()
+    x = drum.rectangular_drum(theta, 100, sample_rate=10.0)  # every mode lies above 5 Hz
+    assert torch.equal(x, torch.zeros(100, dtype=torch.float64))
+    assert torch.equal(torch.autograd.grad(x.sum(), theta)[0], torch.zeros(5, dtype=torch.float64))
+
+
+def test_a_mode_fades_out_at_nyquist_but_its_slope_does_not():
+    """At half the sample rate sin(ω n/sr) is 0 at every n: x is continuous in θ there. Its derivative is not."""
+    theta = parameters.to_theta(torch.zeros(5, dtype=torch.float64))
+    omega, sigma, amplitude = drum.modes(theta)
+    heard = amplitude.abs() > 1e-9 * amplitude.abs().max()
+    top = omega.where(heard, 0).argmax()
+
+    def around(step):
+        sample_rate = float(omega[top] / math.pi * (1 + step))
+        slope = jvp(
+            lambda theta: drum.rectangular_drum(theta, 512, sample_rate, normalize=False),
+            (theta,),
+            (torch.eye(5, dtype=torch.float64)[0],),  # log₁₀ ω₁
+        )
+        return slope, sample_rate
+
+    ((below, slope_below), sample_rate), ((above, slope_above), _) = around(1e-12), around(-1e-12)
+    torch.testing.assert_close(below, above, rtol=0, atol=1e-6 * float(amplitude[top].abs()))
+    n = torch.arange(512, dtype=torch.float64)
+    slope_of_omega = jvp(drum.modes, (theta,), (torch.eye(5, dtype=torch.float64)[0],))[1][0][top]
+    lost = amplitude[top] * torch.exp(-sigma[top] * n / sample_rate) * (-1) ** n * n / sample_rate * slope_of_omega
+    torch.testing.assert_close(slope_below - slope_above, lost, rtol=0, atol=1e-5 * float(lost.abs().max()))
+
+
+def test_fast():
+    """At least 30 times the rate of the direct sum over modes × samples, 20 with its gradient.
+
+    The direct sum's float32 phases err by 10⁻⁴; its time here is that of four drums.
+    """
+    theta = parameters.to_theta(parameters.sample_uniform(32, seed=1)).requires_grad_()
+    omega, sigma, amplitude = (value.detach().float() for value in drum.modes(theta[:4]))
+
+    def direct(parameters):
+        omega, sigma, amplitude = parameters
+        t = torch.arange(drum.N_SAMPLES) / drum.SAMPLE_RATE
+        return (amplitude[..., None] * torch.exp(-sigma[..., None] * t) * torch.sin(omega[..., None] * t)).sum(-2)
+
+    def fast(theta):
+        return drum.rectangular_drum(theta, dtype=torch.float32)
+
+    def seconds(function, argument, gradient):
+        start = time.perf_counter()
+        x = function(argument)
+        if gradient:
+            x.square().sum().backward()
+        return (time.perf_counter() - start) / len(x)
+
+    slow = [value.requires_grad_() for value in (omega, sigma, amplitude)]
+    for gradient, ratio in ((False, 30), (True, 20)):
+        with torch.set_grad_enabled(gradient):
+            fast_times = [seconds(fast, theta, gradient) for _ in range(5)]
+            slow_times = [seconds(direct, slow, gradient) for _ in range(2)]
+        assert min(slow_times) > ratio * statistics.median(fast_times)
 
 
 def test_gradients_are_finite_over_the_ranges_and_at_their_edges():
@@ -147,6 +235,14 @@ def test_parameters_outside_the_physical_domain_are_named(index, value, name):
     theta[1, index] = value
     with pytest.raises(ValueError, match=rf"{name} = {value:g}.*expected a value in"):
         drum.rectangular_drum(theta)
+
+
+@pytest.mark.parametrize("name", ["strike", "ear"])
+@pytest.mark.parametrize("position", [(0.0, 0.4), (0.4, 1.2), (math.nan, 0.4), (0.4,)])
+def test_positions_off_the_drum_are_refused(name, position):
+    theta = parameters.to_theta(torch.zeros(5, dtype=torch.float64))
+    with pytest.raises(ValueError, match=rf"{name} must be two fractions"):
+        drum.rectangular_drum(theta, 100, **{name: position})
 
 
 def test_bad_length_and_sample_rate_are_refused():

@@ -1,0 +1,97 @@
+"""The membrane equation itself, stepped through time on a grid: an independent check of the drum's closed form.
+
+    ∂²u/∂t² + S⁴∇⁴u − c²∇²u + ∂/∂t (d₁u + d₃∇²u) = impulse,    u = ∇²u = 0 on the rim
+
+Nothing here knows of modes, and nothing is shared with `drum`: finite differences in NumPy, float64. With
+Δ the five-point Laplacian and k the time step, the explicit scheme is
+
+    (u⁺ − 2u + u⁻)/k² = c² Δu − S⁴ ΔΔu − d₁ (u⁺ − u⁻)/2k − d₃ Δ(u − u⁻)/k,
+
+of second order in the grid's spacing h, as k ∝ h² (S. Bilbao, Numerical Sound Synthesis, 2009, chapters 11 and 12).
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+COARSEST = 10  # intervals along each side
+
+
+def constants(theta: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """S⁴, c², d₁, d₃, each (...), of drums θ (..., 5) with first side π: Han, Lostanlen and Lagrange (2023)."""
+    log_omega, tau, log_p, log_D, alpha = np.moveaxis(np.asarray(theta, dtype=np.float64), -1, 0)
+    omega_1, p, D, beta = 10**log_omega, 10**log_p, 10**log_D, alpha + 1 / alpha
+    S4 = (D * omega_1 * alpha) ** 2 + (p * alpha / tau) ** 2
+    c2 = alpha * (omega_1**2 * (1 / beta - D**2 * beta) + (1 / beta - p**2 * beta) / tau**2)
+    return S4, c2, 2 * (1 - p * beta) / tau, -2 * p * alpha / tau
+
+
+def _time_step(theta: ArrayLike, n_intervals: int) -> float:
+    """Half the largest stable step of the coarsest grid, refined with the square of the spacing."""
+    S4, c2, _, d3 = (float(value) for value in constants(theta))
+    alpha = float(np.asarray(theta)[4])
+    gamma = 4 * (COARSEST / math.pi) ** 2 * (1 + 1 / alpha**2)  # largest eigenvalue of −Δ
+    stiffness, damping = c2 * gamma + S4 * gamma**2, -d3 * gamma
+    # The fastest pattern of the grid stays bounded while k² stiffness + 2 k damping ≤ 4.
+    limit = (math.sqrt(damping**2 + 4 * stiffness) - damping) / stiffness
+    return 0.5 * limit * (COARSEST / n_intervals) ** 2
+
+
+def simulate(theta: ArrayLike, n_intervals: int, duration_s: float) -> tuple[np.ndarray, float]:
+    """Displacement of a membrane that is struck at 0.4 of its sides, by finite differences.
+
+    Parameters
+    ----------
+    theta : array, shape (5,)
+        As in `drum.modes`.
+    n_intervals : int
+        Of the grid, along each side: a multiple of 5, so that a node is struck, and at least 10.
+    duration_s : float, s
+
+    Returns
+    -------
+    u : array, shape (n_steps, n_intervals − 1, n_intervals − 1)
+        Inner nodes of the grid, in units of the impulse; m₁ runs along the second axis, m₂ along the last.
+    sample_rate : float, Hz
+        Steps a second.
+
+    Raises
+    ------
+    ValueError
+        If n_intervals does not fit, or the constants have no stable motion.
+    """
+    if n_intervals < COARSEST or n_intervals % 5:
+        raise ValueError(f"expected n_intervals ≥ {COARSEST} and a multiple of 5, got {n_intervals}")
+    S4, c2, d1, d3 = constants(theta)
+    alpha = float(np.asarray(theta)[4])
+    h1, h2 = math.pi / n_intervals, math.pi * alpha / n_intervals
+    k = _time_step(theta, n_intervals)
+
+    def laplacian(u: np.ndarray) -> np.ndarray:
+        v = np.pad(u, 1)
+        return (v[2:, 1:-1] - 2 * u + v[:-2, 1:-1]) / h1**2 + (v[1:-1, 2:] - 2 * u + v[1:-1, :-2]) / h2**2
+
+    u = np.zeros((math.ceil(duration_s / k), n_intervals - 1, n_intervals - 1))
+    node = 2 * n_intervals // 5 - 1
+    u[1, node, node] = k / (h1 * h2)  # the impulse: unit momentum at one node
+    before = np.zeros_like(u[0])  # Δu of the step before
+    for n in range(1, len(u) - 1):
+        now = laplacian(u[n])
+        force = c2 * now - S4 * laplacian(now) - d3 * (now - before) / k
+        u[n + 1] = (2 * u[n] - (1 - d1 * k / 2) * u[n - 1] + k**2 * force) / (1 + d1 * k / 2)
+        before = now
+    return u, 1 / k
+
+
+def measure_mode(u: np.ndarray, sample_rate: float, m1: int, m2: int) -> tuple[float, float]:
+    """Frequency ω in rad/s and decay rate σ in 1/s of the pattern (m₁, m₂) in a simulated motion u.
+
+    The field is projected on sin(π m₁ y₁) sin(π m₂ y₂), and a damped sinusoid q fitted to what comes out by linear
+    prediction, q[n + 1] = 2 e^(−σk) cos(ωk) q[n] − e^(−2σk) q[n − 1].
+    """
+    y = np.arange(1, u.shape[1] + 1) / (u.shape[1] + 1)
+    q = np.einsum("nij,i,j->n", u, np.sin(math.pi * m1 * y), np.sin(math.pi * m2 * y))
+    (b1, b2), *_ = np.linalg.lstsq(np.stack([q[1:-1], q[:-2]], -1), q[2:], rcond=None)
+    z = (b1 + np.sqrt(complex(b1**2 + 4 * b2))) / 2
+    return abs(np.angle(z)) * sample_rate, -math.log(abs(z)) * sample_rate
