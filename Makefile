@@ -3,7 +3,7 @@
 BIN := .venv/bin
 INSTALLED := .venv/installed
 # Folders too, so that a deleted file counts as a change.
-BOOK := _config.yml _toc.yml $(shell find book/. pnp_tutorial tools -name __pycache__ -prune -o -print)
+BOOK := _config.yml _toc.yml $(shell find book/. pnp_tutorial tools tests/pages -name __pycache__ -prune -o -print)
 JOBS ?= 2
 
 # Idle threads sleep: on a busy machine, spinning ones cost a factor of five and more.
@@ -17,7 +17,7 @@ test: export OMP_NUM_THREADS = 1
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-book: _build/book ## Execute every chapter and render the site
+book: _build/book ## Execute every chapter, render the site, and try it in Chromium
 	@echo "The book is ready: file://$(CURDIR)/_build/html/index.html"
 
 # Sphinx does not repeat a warning about a page that it has stored, so after a failure the stored
@@ -26,6 +26,7 @@ _build/book: $(INSTALLED) $(BOOK)
 	@rm -f $@
 	$(BIN)/jupyter-book build . -n -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
 	$(BIN)/python tools/check_html.py _build/html
+	$(BIN)/pytest tests/pages
 	@touch $@
 
 test: check ## Lint, types, unit tests, every chapter as a notebook

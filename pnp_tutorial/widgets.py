@@ -1,25 +1,83 @@
-"""Sliders for Jupyter and Colab that compute live. In the book's static pages they have no Python behind them.
+"""What a reader moves: a drum to play, in notebooks and in the book's static page, and a slider of the damping.
 
-Each function returns a box of ipywidgets; its sliders, picture and sound are plain attributes, so that code can
-move a slider and read what came of it, as the tests do.
+The drum computes in the browser (drum_instrument.js). The slider of λ computes in Python, so that only a notebook
+shows it. Both keep what they show in plain attributes, so that code can move a slider and read what came of it.
 """
 
+import html
 import io
+import json
 import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+import anywidget
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
-import numpy as np
-import soundfile
 import torch
+import traitlets
 from matplotlib.axes import Axes
 from torch import Tensor
 
 from . import plots
-from .drum import SAMPLE_RATE, rectangular_drum
-from .parameters import N_PARAMETERS, PARAMETERS, to_theta
+from .drum import SAMPLE_RATE
+from .parameters import N_PARAMETERS, NAMES, PARAMETERS, to_theta
 
 START = (-0.2, 0.0, -0.3, -0.2, 0.4)  # ν of the first drum: near the middle, so that every slider is heard
+MODULE = Path(__file__).with_name("drum_instrument.js")
+
+
+class DrumInstrument(anywidget.AnyWidget):
+    """A drum to strike: five sliders, the membrane, its sound and its spectrum, all made in the browser.
+
+    Attributes
+    ----------
+    theta : list of 5 floats, in the order, units and ranges of `parameters.PARAMETERS`
+        Follows the sliders, and moves them when it is set. A value of another shape or out of range raises
+        `traitlets.TraitError`.
+    """
+
+    _esm = MODULE
+    theta = traitlets.List(traitlets.Float()).tag(sync=True)
+    # The ranges of the sliders and the sample rate: known to the browser from here only.
+    parameters = traitlets.List([asdict(p) for p in PARAMETERS], read_only=True).tag(sync=True)
+    sample_rate = traitlets.Int(SAMPLE_RATE, read_only=True).tag(sync=True)
+
+    @traitlets.default("theta")
+    def _start(self) -> list[float]:
+        return to_theta(torch.tensor(START, dtype=torch.float64)).tolist()
+
+    @traitlets.validate("theta")
+    def _check_theta(self, proposal: dict[str, Any]) -> list[float]:
+        theta = proposal["value"]
+        if len(theta) != N_PARAMETERS:
+            raise traitlets.TraitError(f"expected theta of {N_PARAMETERS} numbers for {NAMES}, got {len(theta)}")
+        for p, value in zip(PARAMETERS, theta, strict=True):
+            if not p.low <= value <= p.high:
+                raise traitlets.TraitError(f"expected {p.name} in [{p.low:g}, {p.high:g}] {p.unit}, got {value:g}")
+        return theta
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
+        """The live widget for Jupyter and Colab, and for static pages the same instrument without Python behind it."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        assert bundle is not None, "the widget has a view"
+        options = {"theta": self.theta, "parameters": self.parameters, "sampleRate": self.sample_rate}
+        bundle[0]["text/html"] = STATIC_PAGE.format(
+            options=html.escape(json.dumps(options, ensure_ascii=False)), module=MODULE.read_text(encoding="utf-8")
+        )
+        return bundle
+
+
+# The module is inlined: a page that is opened as a file may not load modules from other files.
+STATIC_PAGE = """<div data-drum="{options}">The drum to play here needs JavaScript.</div>
+<script type="module">
+{module}
+for (const element of document.querySelectorAll("[data-drum]")) {{
+  mount(element, JSON.parse(element.dataset.drum));
+  element.removeAttribute("data-drum");
+}}
+</script>"""
 
 
 def _png(ax: Axes) -> bytes:
@@ -29,79 +87,6 @@ def _png(ax: Axes) -> bytes:
     figure.savefig(buffer, format="png")
     plt.close(figure)
     return buffer.getvalue()
-
-
-def _wav(x: np.ndarray, sample_rate: int) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, x, sample_rate, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
-
-
-class DrumSliders(widgets.VBox):
-    """Five sliders, the sound of their drum and its spectrogram.
-
-    Attributes
-    ----------
-    sliders : tuple of FloatSlider, in the order and units of θ
-    audio : widgets.Audio, a WAV
-    image : widgets.Image, a PNG
-    """
-
-    def __init__(self, theta: Tensor, duration_s: float) -> None:
-        self.n_samples = round(duration_s * SAMPLE_RATE)
-        self.sliders = tuple(
-            widgets.FloatSlider(
-                value=value,
-                min=p.low,
-                max=p.high,
-                step=(p.high - p.low) / 200,
-                description=f"{p.meaning}, {p.symbol}" + (f" ({p.unit})" if p.unit != "1" else ""),
-                readout_format=".3f",
-                continuous_update=False,
-                style={"description_width": "20em"},
-                layout={"width": "40em"},
-            )
-            for p, value in zip(PARAMETERS, theta.tolist(), strict=True)
-        )
-        self.audio = widgets.Audio(format="wav", autoplay=False, loop=False)
-        self.image = widgets.Image(format="png")
-        for slider in self.sliders:
-            slider.observe(self._update, names="value")
-        super().__init__([*self.sliders, self.audio, self.image])
-        self._update()
-
-    @property
-    def theta(self) -> Tensor:
-        """θ (5,) of the sliders, float64."""
-        return torch.tensor([slider.value for slider in self.sliders], dtype=torch.float64)
-
-    def _update(self, change: object = None) -> None:
-        x = rectangular_drum(self.theta, self.n_samples).numpy()
-        self.audio.value = _wav(x, SAMPLE_RATE)
-        self.image.value = _png(plots.spectrogram(x, max_hz=8000))
-
-
-def drum_sliders(nu: Tensor | None = None, duration_s: float = 0.6) -> DrumSliders:
-    """Sliders over the five parameters: move one, see and play the drum.
-
-    Parameters
-    ----------
-    nu : Tensor, shape (5,), optional
-        Where the sliders start.
-    duration_s : float, s
-        Length of the sound.
-
-    Raises
-    ------
-    ValueError
-        If ν has another shape or leaves [−1, 1], or the duration is not positive.
-    """
-    nu = torch.tensor(START, dtype=torch.float64) if nu is None else nu
-    if nu.shape != (N_PARAMETERS,) or not nu.abs().max() <= 1:
-        raise ValueError(f"expected nu of shape ({N_PARAMETERS},) within [-1, 1], got {nu.tolist()}")
-    if not duration_s > 0:
-        raise ValueError(f"expected duration_s > 0, got {duration_s}")
-    return DrumSliders(to_theta(nu), duration_s)
 
 
 class DampingSlider(widgets.VBox):

@@ -1,9 +1,13 @@
 """pyproject.toml, requirements.lock, environment.yml and CITATION.cff say the same thing."""
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -63,3 +67,18 @@ def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     stated = {PROJECT["version"], pnp_tutorial.__version__, str(citation["version"])}
     assert stated == {version("pnp-tutorial")}
+
+
+def test_wheel_holds_every_file_of_the_package(tmp_path):
+    # Built from a copy, for the build leaves files behind.
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "pnp_tutorial", tmp_path / "pnp_tutorial", ignore=shutil.ignore_patterns("__pycache__"))
+    package = {str(path.relative_to(tmp_path)) for path in (tmp_path / "pnp_tutorial").rglob("*") if path.is_file()}
+    assert "pnp_tutorial/drum_instrument.js" in package
+    build = [sys.executable, "-c", "from setuptools.build_meta import build_wheel; build_wheel('.')"]
+    run = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in ZipFile(wheel).namelist() if not name.split("/")[0].endswith(".dist-info")}
+    assert held == package

@@ -33,6 +33,12 @@ def configure(app, config):
         options["launch_buttons"]["colab_url"] = "https://colab.research.google.com"
 
 
+def drop_widget_state(app, env):
+    """Without Python behind it, the state of a widget that MyST-NB stores in its page is dead weight."""
+    for page in env.nb_metadata.values():
+        page.get("js_files", {}).pop("ipywidgets_state", None)
+
+
 def link_exported_notebook(app, pagename, templatename, context, doctree):
     """Colab opens only .ipynb, which the publishing workflow exports to its own branch."""
     for group in context.get("header_buttons", []):
@@ -43,5 +49,6 @@ def link_exported_notebook(app, pagename, templatename, context, doctree):
 
 def setup(app):
     app.connect("config-inited", configure)
+    app.connect("env-updated", drop_widget_state)
     app.connect("html-page-context", link_exported_notebook, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,426 @@
+// The rectangular drum as an instrument: five sliders, a membrane to strike, its sound and its spectrum.
+//
+// One module, no dependency. The book's page holds it inline and calls `mount`; Jupyter and Colab load it as the
+// front end of an anywidget, through the default export. Both get θ, the ranges of the sliders and the sample rate
+// from Python (widgets.py). The first half repeats drum.py in double precision:
+//
+//     σ_m  = (1 + p (s − β)) / τ₁
+//     ω_m² = ω₁² (s/β) (1 + D² β (s − β)) + (s − β) (1 − p β)² / (β τ₁²)
+//     x[n] = Σ_m a_m exp(−σ_m n/sr) sin(ω_m n/sr),  divided by max |x|
+//
+// with β = α + 1/α and s = α m₁² + m₂²/α; a test compares the two sample by sample.
+
+export const POSITION = [0.4, 0.4]; // of the sides, for strike and ear
+const N_MODES = 10; // along each side
+
+/** Mode pattern m along one side, at a fraction u of it. */
+const pattern = (m, u) => Math.sin(Math.PI * u * m);
+
+/** Frequencies (rad/s), decay rates (1/s) and amplitudes (s) of the modes of θ; m₂ varies fastest. */
+export function modes(theta, { nModes = N_MODES, strike = POSITION, ear = POSITION } = {}) {
+  const [logOmega, tau, logP, logD, alpha] = theta;
+  const p = 10 ** logP;
+  const D = 10 ** logD;
+  const beta = alpha + 1 / alpha;
+  const omega = new Float64Array(nModes * nModes);
+  const sigma = new Float64Array(nModes * nModes);
+  const amplitude = new Float64Array(nModes * nModes);
+  let k = 0;
+  for (let m1 = 1; m1 <= nModes; m1++) {
+    for (let m2 = 1; m2 <= nModes; m2++, k++) {
+      const s = alpha * m1 ** 2 + m2 ** 2 / alpha;
+      const excess = alpha * (m1 ** 2 - 1) + (m2 ** 2 - 1) / alpha; // s − β, without cancellation
+      sigma[k] = (1 + p * excess) / tau;
+      omega[k] = Math.sqrt(
+        10 ** (2 * logOmega) * (s / beta) * (1 + D ** 2 * beta * excess) +
+          (excess * (1 - p * beta) ** 2) / (beta * tau ** 2),
+      );
+      amplitude[k] =
+        (pattern(m1, strike[0]) * pattern(m2, strike[1]) * pattern(m1, ear[0]) * pattern(m2, ear[1])) / omega[k];
+    }
+  }
+  return { omega, sigma, amplitude };
+}
+
+/** The sound of the drum, x = g(θ): nSamples doubles. Modes at or above half the sample rate are left out. */
+export function rectangularDrum(theta, nSamples, sampleRate, { normalize = true, ...options } = {}) {
+  const { omega, sigma, amplitude } = modes(theta, options);
+  const x = new Float64Array(nSamples);
+  for (let m = 0; m < omega.length; m++) {
+    if (omega[m] >= Math.PI * sampleRate) continue;
+    // x_m[n] = Im(a_m zⁿ) with log z = (−σ_m + i ω_m)/sr: one complex multiplication a sample.
+    const decay = Math.exp(-sigma[m] / sampleRate);
+    const zRe = decay * Math.cos(omega[m] / sampleRate);
+    const zIm = decay * Math.sin(omega[m] / sampleRate);
+    let re = amplitude[m];
+    let im = 0;
+    for (let n = 0; n < nSamples; n++) {
+      x[n] += im;
+      [re, im] = [zRe * re - zIm * im, zIm * re + zRe * im];
+    }
+  }
+  if (!normalize) return x;
+  const peak = x.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
+  return x.map((value) => value / peak);
+}
+
+/**
+ * Magnitude |X(f)| of the unnormalized sound, in s: the Fourier transform of its damped sinusoids in closed form,
+ * X(f) = Σ_m a_m ω_m / ((σ_m + i 2πf)² + ω_m²).
+ */
+export function magnitude(hz, theta, sampleRate, options) {
+  const { omega, sigma, amplitude } = modes(theta, options);
+  const w = 2 * Math.PI * hz;
+  let re = 0;
+  let im = 0;
+  for (let m = 0; m < omega.length; m++) {
+    if (omega[m] >= Math.PI * sampleRate) continue;
+    const a = sigma[m] ** 2 - w ** 2 + omega[m] ** 2;
+    const b = 2 * sigma[m] * w;
+    const scale = (amplitude[m] * omega[m]) / (a ** 2 + b ** 2);
+    re += scale * a;
+    im -= scale * b;
+  }
+  return Math.hypot(re, im);
+}
+
+/**
+ * The moving membrane: a function of time t in s that returns the displacement at every (row, column), row by row,
+ * unnormalized; what an ear hears there. `columns` and `rows` are fractions of the sides.
+ */
+export function membrane(theta, columns, rows, sampleRate, { nModes = N_MODES, strike = POSITION } = {}) {
+  const { omega, sigma } = modes(theta, { nModes });
+  const alongColumns = columns.map((u) => Array.from({ length: nModes }, (_, j) => pattern(j + 1, u)));
+  const alongRows = rows.map((u) => Array.from({ length: nModes }, (_, j) => pattern(j + 1, u)));
+  const struck = omega.map((w, k) => {
+    const m1 = Math.floor(k / nModes) + 1;
+    const m2 = (k % nModes) + 1;
+    return w < Math.PI * sampleRate ? (pattern(m1, strike[0]) * pattern(m2, strike[1])) / w : 0;
+  });
+  return (t) => {
+    const motion = struck.map((a, k) => a * Math.exp(-sigma[k] * t) * Math.sin(omega[k] * t));
+    const u = new Float64Array(rows.length * columns.length);
+    alongRows.forEach((row, r) => {
+      // First the sum over m₂, which all columns of this row share, then the sum over m₁.
+      const profile = new Float64Array(nModes);
+      motion.forEach((value, k) => (profile[Math.floor(k / nModes)] += value * row[k % nModes]));
+      alongColumns.forEach((column, c) => {
+        for (let j = 0; j < nModes; j++) u[r * columns.length + c] += profile[j] * column[j];
+      });
+    });
+    return u;
+  };
+}
+
+// The instrument.
+
+const STEPS = 200; // of a slider, from one end of its range to the other
+const VOLUME = 0.5; // of full scale, at the loudest sample
+const SHOWN_HZ = 0.5; // at which the eye sees the first mode swing
+const SHOWN_S = 20; // after which the picture of a strike stops
+const LOWEST_HZ = 20; // of the spectrum
+const LOWEST_DB = -60;
+const COLUMNS = 96; // points of the picture along the longer side
+const NARROWEST = 0.06; // α of the narrowest membrane that is drawn in its true shape
+const UP = [213, 94, 0]; // Okabe and Ito's vermilion and blue: told apart by the colour-blind
+const DOWN = [0, 114, 178];
+
+const STYLE = `
+.drum-instrument { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr));
+  gap: 0.5rem 2rem; max-width: 48rem; padding: 0.3rem; line-height: 1.35; }
+.drum-instrument .sliders > * { margin-bottom: 0.7rem; }
+.drum-instrument label { display: block; margin: 0; }
+.drum-instrument input { display: block; width: 100%; margin: 0.25rem 0; accent-color: #0072b2; }
+.drum-instrument .words { display: block; font-size: 0.85em; margin: 0.2rem 0 0; min-height: 2.7em; }
+.drum-instrument .sliders .words { margin: 0; min-height: 1.35em; }
+.drum-instrument button { font: inherit; padding: 0.35rem 1.5rem; color: #fff; background: #0072b2;
+  border: 1px solid #fff; border-radius: 0.3rem; cursor: pointer; }
+.drum-instrument :focus-visible { outline: 3px solid #d55e00; outline-offset: 2px; }
+.drum-instrument .frame { display: flex; align-items: center; aspect-ratio: 1; max-width: 15rem; margin: 0.3rem auto; }
+.drum-instrument .skin { position: relative; width: 100%; border: 2px solid currentColor; }
+.drum-instrument canvas { position: absolute; width: 100%; height: 100%; cursor: crosshair;
+  touch-action: manipulation; }
+.drum-instrument .spot { position: absolute; transform: translate(-50%, 50%); pointer-events: none; line-height: 1; }
+.drum-instrument svg[role] { display: block; width: 100%; fill: currentColor; font-size: 11px; }
+.drum-instrument .line { stroke: currentColor; stroke-opacity: 0.25; }
+.drum-instrument .curve { fill: none; stroke: #0072b2; stroke-width: 1.5; }
+`;
+
+const LAYOUT = `
+<div>
+  <div class="sliders"></div>
+  <button type="button">Strike</button>
+  <p class="words" role="status" aria-live="polite"></p>
+</div>
+<div>
+  <div class="frame"><div class="skin">
+    <canvas tabindex="0" role="button"></canvas>
+    <span class="spot strike" aria-hidden="true">✕</span><span class="spot ear" aria-hidden="true">○</span>
+  </div></div>
+  <p class="words"><span class="seen"></span><br>
+    orange: up, blue: down, ✕: strike, ○: ear<span class="wider"></span></p>
+  <svg viewBox="0 0 340 190" role="img"></svg>
+</div>
+`;
+
+/** A number with that many significant digits and a true minus sign. */
+function digits(x, n) {
+  const options = { minimumSignificantDigits: n, maximumSignificantDigits: n, useGrouping: false };
+  return x.toLocaleString("en", options).replace("-", "−");
+}
+
+/** What each of the five numbers means to a listener. */
+export function inWords(theta) {
+  const { omega, sigma } = modes(theta, { nModes: 2 });
+  return [
+    `${digits(omega[0] / (2 * Math.PI), 3)} Hz`,
+    `60 dB down after ${digits(Math.log(1000) / sigma[0], 2)} s`,
+    `mode (2, 2) dies ${digits(sigma[3] / sigma[0], 3)} × as fast as (1, 1)`,
+    `mode (2, 2) at ${digits(omega[3] / omega[0], 3)} × the pitch (ideal membrane: 2)`,
+    `sides 1 : ${digits(theta[4], 2)}`,
+  ];
+}
+
+/** SVG of the spectrum, in dB below its highest point, over a logarithmic axis of frequency. */
+function spectrum(theta, sampleRate, options) {
+  const [left, right, top, bottom] = [42, 330, 8, 150];
+  const octaves = Math.log2(sampleRate / 2 / LOWEST_HZ);
+  const x = (hz) => left + ((right - left) * Math.log2(hz / LOWEST_HZ)) / octaves;
+  const y = (db) => top + ((bottom - top) * db) / LOWEST_DB;
+
+  // Even steps along the axis, and every mode: a line may be narrower than a step.
+  const steps = Array.from({ length: 300 }, (_, i) => LOWEST_HZ * 2 ** ((octaves * i) / 299));
+  const lines = Array.from(modes(theta, options).omega, (w) => w / (2 * Math.PI));
+  const hz = [...steps, ...lines].filter((f) => f <= sampleRate / 2).sort((a, b) => a - b);
+  const levels = hz.map((f) => 20 * Math.log10(magnitude(f, theta, sampleRate, options)));
+  const highest = Math.max(...levels);
+  const points = hz.map((f, i) => `${x(f).toFixed(1)},${y(levels[i] - highest).toFixed(1)}`);
+
+  const vertical = [20, 50, 100, 200, 500, 1000, 2000, 5000, 10000].map(
+    (f) =>
+      `<line class="line" x1="${x(f)}" x2="${x(f)}" y1="${top}" y2="${bottom}"/>` +
+      `<text x="${x(f)}" y="${bottom + 14}" text-anchor="middle">${f < 1000 ? f : `${f / 1000}k`}</text>`,
+  );
+  const horizontal = [0, -20, -40, -60].map(
+    (db) =>
+      `<line class="line" x1="${left}" x2="${right}" y1="${y(db)}" y2="${y(db)}"/>` +
+      `<text x="${left - 5}" y="${y(db) + 4}" text-anchor="end">${db < 0 ? `−${-db}` : db}</text>`,
+  );
+  const [width, height] = [right - left, bottom - top];
+  return `${vertical.join("")}${horizontal.join("")}
+    <text x="${left + width / 2}" y="${bottom + 32}" text-anchor="middle">frequency (Hz)</text>
+    <text transform="translate(12 ${top + height / 2}) rotate(-90)" text-anchor="middle">level (dB below peak)</text>
+    <svg x="${left}" y="${top}" width="${width}" height="${height}" viewBox="${left} ${top} ${width} ${height}">
+      <polyline class="curve" points="${points.join(" ")}"/>
+    </svg>`; // the inner svg cuts off what lies below the axis
+}
+
+/** A loudspeaker that plays one sound at a time. Browsers let it open only when the user has done something. */
+function loudspeaker() {
+  let context;
+  let playing;
+  const stop = () => {
+    if (!playing) return;
+    playing.gain.gain.setTargetAtTime(0, context.currentTime, 0.003); // without a click
+    playing.source.stop(context.currentTime + 0.03);
+    playing = undefined;
+  };
+  return {
+    play(x, sampleRate) {
+      context ??= new AudioContext();
+      context.resume();
+      stop();
+      const buffer = new AudioBuffer({ length: x.length, sampleRate });
+      buffer.copyToChannel(Float32Array.from(x), 0);
+      const source = new AudioBufferSourceNode(context, { buffer });
+      const gain = new GainNode(context, { gain: VOLUME });
+      source.connect(gain).connect(context.destination);
+      source.start();
+      playing = { source, gain };
+    },
+    close() {
+      stop();
+      context?.close();
+    },
+  };
+}
+
+/**
+ * Build the instrument inside an element.
+ *
+ * @param {HTMLElement} element
+ * @param {object} options theta: five numbers; parameters: five {symbol, unit, low, high, meaning} of the sliders, in
+ *   the order of θ; sampleRate in Hz; onTheta: called with θ whenever a slider has moved.
+ * @returns {object} setTheta(theta), which moves the sliders, and destroy(), which silences and removes it all.
+ */
+export function mount(element, { theta, parameters, sampleRate, onTheta = () => {} }) {
+  const root = document.createElement("div");
+  root.className = "drum-instrument";
+  root.setAttribute("role", "group");
+  root.setAttribute("aria-label", "Drum to play");
+  root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab would take the arrow keys for its own
+  root.innerHTML = `<style>${STYLE}</style>${LAYOUT}`;
+  element.replaceChildren(root);
+
+  const find = (selector) => root.querySelector(selector);
+  const canvas = find("canvas");
+  const skin = find(".skin");
+  const speaker = loudspeaker();
+  let strike = POSITION;
+  let frame; // of the animation, while it runs
+
+  const sliders = parameters.map((parameter, j) => {
+    const row = document.createElement("div");
+    row.innerHTML =
+      `<label>${parameter.meaning}<input type="range" min="0" max="${STEPS}"></label>` +
+      `<span class="words" aria-hidden="true"></span>`; // a screen reader has the same words from aria-valuetext
+    find(".sliders").append(row);
+    const slider = row.querySelector("input");
+    slider.addEventListener("input", () => {
+      const share = slider.valueAsNumber / STEPS;
+      theta = theta.slice();
+      theta[j] = parameter.low * (1 - share) + parameter.high * share; // exact at both ends
+      showTheta();
+      onTheta(theta);
+    });
+    return slider;
+  });
+
+  function showTheta() {
+    rest();
+    const words = inWords(theta);
+    parameters.forEach(({ symbol, unit, low, high }, j) => {
+      const text = `${symbol} = ${digits(theta[j], 4)}${unit === "1" ? "" : ` ${unit}`}: ${words[j]}`;
+      sliders[j].value = (STEPS * (theta[j] - low)) / (high - low);
+      sliders[j].setAttribute("aria-valuetext", text);
+      find(".sliders").children[j].lastElementChild.textContent = text;
+    });
+    showSpectrum();
+  }
+
+  function showSpectrum() {
+    find("svg").innerHTML = spectrum(theta, sampleRate, { strike });
+    find("svg").setAttribute("aria-label", `Spectrum of the drum, in decibels over hertz; pitch ${inWords(theta)[0]}.`);
+  }
+
+  function place(spot, [u1, u2]) {
+    find(spot).style.left = `${100 * u1}%`;
+    find(spot).style.bottom = `${100 * u2}%`;
+  }
+
+  /** The membrane flat. */
+  function rest() {
+    cancelAnimationFrame(frame);
+    const drawn = Math.max(theta[4], NARROWEST);
+    canvas.width = COLUMNS;
+    canvas.height = Math.round(COLUMNS * drawn); // this clears it, too
+    skin.style.aspectRatio = `1 / ${drawn}`;
+    find(".wider").textContent = drawn > theta[4] ? "; drawn wider than it is" : "";
+    const how = "Click to strike it there; space: at 0.4 of its sides";
+    canvas.setAttribute("aria-label", `Membrane, ${inWords(theta)[4]}. ${how}.`);
+    find(".seen").textContent = "The membrane: click where to strike it";
+    place(".strike", strike);
+    place(".ear", POSITION);
+  }
+
+  /** Let the eye follow what the ear has heard: the same modes, with time slowed down. */
+  function animate() {
+    rest();
+    const grid = (n) => Array.from({ length: n }, (_, i) => (i + 0.5) / n);
+    const rows = grid(canvas.height).reverse(); // the picture's first row is the membrane's upper edge
+    const displacement = membrane(theta, grid(canvas.width), rows, sampleRate, { strike });
+    const hz = 10 ** theta[0] / (2 * Math.PI);
+    const slowdown = Number((hz / SHOWN_HZ).toPrecision(2));
+    const end = Math.min(SHOWN_S / slowdown, Math.log(1000) * theta[1]); // s of sound
+
+    // Full colour stands for a third of the largest displacement in the first period of the first mode.
+    let largest = 0;
+    for (let i = 1; i <= 32; i++) for (const u of displacement(i / 32 / hz)) largest = Math.max(largest, Math.abs(u));
+
+    const context = canvas.getContext("2d");
+    const draw = (t, remark) => {
+      const picture = context.createImageData(canvas.width, canvas.height);
+      displacement(t).forEach((u, i) => {
+        picture.data.set(u > 0 ? UP : DOWN, 4 * i);
+        picture.data[4 * i + 3] = 255 * Math.min(1, (3 * Math.abs(u)) / largest); // at rest transparent, on any theme
+      });
+      context.putImageData(picture, 0, 0);
+      find(".seen").textContent = `${digits(1000 * t, 3)} ms after the strike, ${remark}`;
+    };
+
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
+      draw(1 / hz / 4, "standing still");
+      return;
+    }
+    const start = performance.now();
+    const next = (now) => {
+      const t = Math.max(0, now - start) / 1000 / slowdown;
+      if (t < end) {
+        draw(t, `slowed down ${slowdown} ×`);
+        frame = requestAnimationFrame(next);
+      } else {
+        draw(end, "where the picture stops");
+      }
+    };
+    frame = requestAnimationFrame(next);
+  }
+
+  function play(position = POSITION) {
+    strike = position;
+    const sigma = 1 / theta[1];
+    const nSamples = Math.ceil((Math.log(1000) / sigma) * sampleRate); // until it is 60 dB down
+    speaker.play(rectangularDrum(theta, nSamples, sampleRate, { strike }), sampleRate);
+    showSpectrum();
+    animate();
+    const [hz, decay] = inWords(theta);
+    const where = strike.map((u) => u.toFixed(2)).join(", ");
+    find("[role=status]").textContent = `Struck at (${where}) of the sides: ${hz}, ${decay}.`;
+  }
+
+  find("button").addEventListener("click", () => play());
+  canvas.addEventListener("click", (event) => {
+    const box = canvas.getBoundingClientRect();
+    const inside = (u) => Math.min(0.99, Math.max(0.01, u)); // the rim itself does not move
+    play([(event.clientX - box.left) / box.width, (box.bottom - event.clientY) / box.height].map(inside));
+  });
+  root.addEventListener("keydown", (event) => {
+    const strikes = event.key === " " || (event.key === "Enter" && event.target === canvas);
+    if (!strikes || event.target === find("button")) return; // the button answers to its keys by itself
+    event.preventDefault(); // the page must not scroll
+    if (!event.repeat) play();
+  });
+
+  showTheta();
+  return {
+    setTheta(values) {
+      theta = Array.from(values);
+      showTheta();
+    },
+    destroy() {
+      cancelAnimationFrame(frame);
+      speaker.close();
+      root.remove();
+    },
+  };
+}
+
+/** The front end of the anywidget: its traitlet `theta` and the sliders follow each other. */
+export default {
+  render({ model, el }) {
+    const instrument = mount(el, {
+      theta: model.get("theta"),
+      parameters: model.get("parameters"),
+      sampleRate: model.get("sample_rate"),
+      onTheta: (theta) => {
+        model.set("theta", theta);
+        model.save_changes();
+      },
+    });
+    const follow = () => instrument.setTheta(model.get("theta"));
+    model.on("change:theta", follow);
+    return () => {
+      model.off("change:theta", follow);
+      instrument.destroy();
+    };
+  },
+};

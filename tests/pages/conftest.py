@@ -1,0 +1,62 @@
+"""A real browser that cannot reach any network, and whatever it complains of fails the test."""
+
+import shutil
+
+import pytest
+from playwright.sync_api import Error, sync_playwright
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+# Every sound that a page starts is noted in window.sounds.
+LISTEN = """
+window.sounds = [];
+const start = AudioBufferSourceNode.prototype.start;
+AudioBufferSourceNode.prototype.start = function (...args) {
+  sounds.push({ buffer: this.buffer, context: this.context });
+  return start.apply(this, args);
+};
+"""
+
+
+@pytest.fixture(scope="session")
+def browser():
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    path = next(filter(None, found), None)  # else Playwright's own, if it has been installed
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        except Error as error:
+            pytest.fail(f"the page tests need Chromium: sudo apt install chromium\n{error}", pytrace=False)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Function of a URL and of options of the browser's context that opens the page."""
+    faults = []
+    contexts = []
+
+    def note_request(request):
+        if not request.url.startswith(("file:", "data:", "blob:", "about:")):
+            faults.append(f"request to {request.url}")
+
+    def note_message(message):
+        if message.type in ("error", "warning"):
+            faults.append(f"{message.type}: {message.text}")
+
+    def open_page(url, **options):
+        context = browser.new_context(offline=True, **options)
+        contexts.append(context)
+        context.add_init_script(LISTEN)
+        page = context.new_page()
+        page.on("request", note_request)
+        page.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))
+        page.on("console", note_message)
+        page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not faults
