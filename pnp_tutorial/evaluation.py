@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 import torch
-from auraloss.freq import MultiResolutionSTFTLoss
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -25,6 +24,7 @@ from .dataset import Drums, ear, load, read_config, select_device, write_atomica
 from .drum import rectangular_drum
 from .encoder import AudioEncoder, load_encoder, save
 from .metric import Map
+from .mss import mss_distance
 from .parameters import N_PARAMETERS, NAMES, to_theta
 
 BATCH = 8  # sounds whose features are taken at once
@@ -67,13 +67,6 @@ def _in_batches(function: Callable[[Tensor], Tensor], rows: Tensor, progress: bo
 def jtfs_distance(x_hat: Tensor, x: Tensor, features: Map) -> Tensor:
     """‖Φ(x̃) − Φ(x)‖₂ (B,), of each pair of sounds (B, n_samples); Φ is `features`, such as `paper_features()`."""
     return torch.linalg.vector_norm(_in_batches(features, x_hat) - _in_batches(features, x), dim=-1)
-
-
-def mss_distance(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Multi-resolution STFT loss (B,), of each pair of sounds (B, n_samples), with auraloss's defaults."""
-    loss = MultiResolutionSTFTLoss().to(x.device)
-    pairs = zip(x_hat.float(), x.float(), strict=True)
-    return torch.stack([loss(one[None, None], other[None, None]) for one, other in pairs])
 
 
 def best_constant(nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, progress: bool = False) -> Tensor:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from auraloss.freq import MultiResolutionSTFTLoss
 
 from pnp_tutorial.dataset import DatasetConfig, build, ear, load
 from pnp_tutorial.drum import rectangular_drum
@@ -18,7 +17,6 @@ from pnp_tutorial.evaluation import (
     best_constant,
     evaluate,
     jtfs_distance,
-    mss_distance,
     predict,
     report,
     summarize,
@@ -38,9 +36,8 @@ def sounds(tiny_data):
     return SYNTHESIZER(to_theta(load(tiny_data.data).nu[:11]))  # more than a batch
 
 
-def test_distances_of_a_sound_to_itself_are_zero(sounds, features):
+def test_jtfs_distance_of_a_sound_to_itself_is_zero(sounds, features):
     assert (jtfs_distance(sounds, sounds, features) == 0).all()
-    assert (mss_distance(sounds, sounds) < 1e-5).all()
 
 
 def test_jtfs_distance_is_that_of_the_features(sounds, features):
@@ -48,14 +45,6 @@ def test_jtfs_distance_is_that_of_the_features(sounds, features):
     expected = (features(other) - features(sounds)).norm(dim=-1)
     assert torch.allclose(jtfs_distance(other, sounds, features), expected, rtol=1e-3)
     assert torch.allclose(jtfs_distance(sounds, other, features), expected, rtol=1e-3)
-
-
-def test_mean_mss_distance_is_aurolosss(sounds):
-    """One sound at a time; auraloss gives one sound the same number."""
-    distance = mss_distance(sounds.flip(0), sounds)
-    one = MultiResolutionSTFTLoss()(sounds.flip(0)[:1, None].float(), sounds[:1, None].float())
-    assert distance.shape == (11,)
-    assert torch.allclose(distance[0], one)
 
 
 def test_best_constant_is_the_medoid():

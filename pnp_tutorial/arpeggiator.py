@@ -1,0 +1,127 @@
+"""The arpeggiator: an AM/FM chirp, the second synthesizer of Vahidi et al. (2023) and Han et al. (2024).
+
+    x(t) = w(t) sin(2π f_m t) sin(2π f_c (2^(γt) − 1) / (γ log 2))
+    w(t) = exp(−(γt)² / 2σ²),  σ = 0.1 × 2 octaves
+
+The pitch f_c 2^(γt) glides at γ octaves a second through f_c at t = 0, the middle of the sound, while the
+modulator cuts it into events: two a period of f_m. The Gaussian window closes after the same interval of
+log-frequency whatever γ, one octave on either side being five σ. At γ = 0 it is open and the pitch stands:
+the phase is then 2π f_c t, the limit. (The authors' code multiplies x by γ besides.)
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .drum import N_SAMPLES, SAMPLE_RATE
+from .parameters import Parameter
+
+BANDWIDTH = 2.0  # octaves, of the whole glide: ten σ of its window, as in the papers' code
+
+# Both papers' grids are spaced logarithmically over these ranges.
+PARAMETERS = (
+    Parameter("f_c", "f_c", "Hz", 512.0, 1024.0, "pitch at the middle of the glide"),
+    Parameter("f_m", "f_m", "Hz", 4.0, 16.0, "tempo: two events a period"),
+    Parameter("gamma", "γ", "octaves/s", 0.5, 4.0, "speed of the glide"),
+)
+
+
+def _check_last_axis(values: Tensor, name: str) -> None:
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{name} must be a floating-point tensor, got {kind}")
+    if values.ndim == 0 or values.shape[-1] != len(PARAMETERS):
+        names = tuple(p.name for p in PARAMETERS)
+        raise ValueError(f"{name} must have shape (..., {len(names)}) for {names}, got {tuple(values.shape)}")
+
+
+def check_theta(theta: Tensor, sample_rate: float = SAMPLE_RATE) -> None:
+    """Raise ValueError unless θ (..., 3) is an arpeggio that does not alias; the message names parameter and value.
+
+    f_c and f_m must lie between 0 and a quarter of the sample rate, so that a glide up by an octave stays below
+    half of it; γ may be any finite number, 0 and falling (negative) included.
+    (Inside `torch.vmap` values cannot be read, so that only the shape is checked there.)
+    """
+    _check_last_axis(theta, "theta")
+    domain = ((0, sample_rate / 4), (0, sample_rate / 4), (-math.inf, math.inf))
+    for j, (parameter, (low, high)) in enumerate(zip(PARAMETERS, domain, strict=True)):
+        value = theta[..., j].detach()
+        valid = (value > low) & (value < high)
+        try:
+            all_valid = bool(valid.all())
+        except RuntimeError:  # vmap
+            return
+        if not all_valid:
+            raise ValueError(
+                f"{parameter.name} = {value[~valid].flatten()[0].item():g} {parameter.unit} will not do at a sample "
+                f"rate of {sample_rate:g} Hz: expected a value in ({low:g}, {high:g}); "
+                f"the papers have [{parameter.low:g}, {parameter.high:g}]"
+            )
+
+
+def to_theta(nu: Tensor) -> Tensor:
+    """θ (..., 3) in Hz, Hz and octaves/s of scaled parameters ν (..., 3): [−1, 1] spans each range logarithmically.
+
+    Raises ValueError on another shape.
+    """
+    _check_last_axis(nu, "nu")
+    low = torch.tensor([p.low for p in PARAMETERS], dtype=nu.dtype, device=nu.device)
+    high = torch.tensor([p.high for p in PARAMETERS], dtype=nu.dtype, device=nu.device)
+    return low * (high / low) ** ((nu + 1) / 2)
+
+
+def _expm1_over(u: Tensor) -> Tensor:
+    """(eᵘ − 1)/u with its limit 1, and all derivatives, at u = 0: there by its power series."""
+    near = u.abs() < 1e-2
+    far_u = torch.where(near, 1, u)  # keeps the unused branch, and so its gradient, finite
+    near_u = torch.where(near, u, 0)
+    series = torch.ones_like(u)
+    for k in range(7, 1, -1):
+        series = 1 + near_u / k * series
+    return torch.where(near, series, torch.expm1(far_u) / far_u)
+
+
+def arpeggiator(
+    theta: Tensor,
+    n_samples: int = N_SAMPLES,
+    sample_rate: float = SAMPLE_RATE,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The sound of the arpeggio: x = g(θ), of amplitude up to 1.
+
+    Parameters
+    ----------
+    theta : Tensor, shape (..., 3)
+        (f_c in Hz, f_m in Hz, γ in octaves per second).
+    n_samples : int
+        The middle of the arpeggio, t = 0, is at sample n_samples // 2.
+    sample_rate : float, Hz
+    dtype : torch.dtype, optional
+        Of the sound; θ's if not given. Phases reach 10⁴ rad and are formed in float64 in any case.
+
+    Returns
+    -------
+    x : Tensor, shape (..., n_samples)
+
+    Raises
+    ------
+    ValueError
+        If θ has another shape or lies outside the domain (see `check_theta`), or if n_samples or sample_rate is
+        not positive.
+    """
+    if n_samples < 1 or sample_rate <= 0:
+        raise ValueError(f"expected n_samples ≥ 1 and sample_rate > 0 Hz, got {n_samples} and {sample_rate}")
+    check_theta(theta, sample_rate)
+    dtype = dtype or theta.dtype
+    device = theta.device
+    # Phases need float64; where a device lacks it (mps), they are made on the CPU.
+    theta = theta.to("cpu" if device.type == "mps" else device).to(torch.float64)
+    f_c, f_m, gamma = theta.unsqueeze(-2).unbind(-1)  # each (..., 1)
+    t = (torch.arange(n_samples, dtype=theta.dtype, device=theta.device) - n_samples // 2) / sample_rate
+    # Beyond the whole bandwidth the window is below 10⁻²¹: stopping the glide there keeps 2^(γt) finite.
+    glide = (gamma * t).clamp(-BANDWIDTH, BANDWIDTH)  # octaves
+    window = torch.exp(-((glide / (0.1 * BANDWIDTH)) ** 2) / 2)
+    carrier = torch.sin(2 * math.pi * f_c * t * _expm1_over(math.log(2) * glide))
+    return (window * torch.sin(2 * math.pi * f_m * t) * carrier).to(device=device, dtype=dtype)

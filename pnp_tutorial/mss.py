@@ -1,0 +1,70 @@
+"""The rival: multi-scale spectra (MSS), log-magnitudes of short-time Fourier transforms at three resolutions.
+
+    Φ(x) = (log |STFT_r x| / √(3 P_r)) for r = 1, 2, 3, with P_r values each
+
+so that ‖Φ(x̃) − Φ(x)‖² is the mean, over the three resolutions, of their mean squared difference. Transforms and
+loss are auraloss's (Steinmetz and Reiss, 2020) with its defaults, those of Yamamoto et al. (2020): windows of 600,
+1200 and 240 samples, magnitudes below 10⁻⁴ raised to it.
+"""
+
+import math
+
+import torch
+from auraloss.freq import MultiResolutionSTFTLoss
+from torch import Tensor, nn
+from torch.func import vmap
+
+
+class MSS(nn.Module):
+    """Multi-scale log-magnitude spectra as features: what JTFS is compared with.
+
+    Parameters
+    ----------
+    dtype : torch.dtype, optional
+        Of the windows, and so of the features; torch's default dtype if not given.
+
+    Called on audio (..., n_samples) it returns (..., P): about 14 times as many values as samples.
+    Raises ValueError on audio that is not of a floating-point type, or has less than 1025 samples, half the longest
+    transform.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.resolutions = MultiResolutionSTFTLoss().stft_losses
+        for resolution in self.resolutions:  # windows as buffers, which follow the module's dtype and device
+            window = resolution.window.to(dtype or torch.get_default_dtype())
+            del resolution.window
+            resolution.register_buffer("window", window, persistent=False)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Audio (..., n_samples) as (B, n_samples) of the windows' dtype, once it is known to be long enough."""
+        shortest = max(resolution.fft_size for resolution in self.resolutions) // 2 + 1
+        if x.ndim == 0 or x.shape[-1] < shortest:
+            raise ValueError(f"expected audio of shape (..., n_samples), n_samples ≥ {shortest}, got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"expected floating-point audio, got {x.dtype}")
+        return x.reshape(-1, x.shape[-1]).to(self.resolutions[0].window.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows(x)
+        logs = [resolution.stft(rows)[0].log().flatten(1) for resolution in self.resolutions]
+        S = torch.cat([log / math.sqrt(len(logs) * log.shape[-1]) for log in logs], -1)
+        return S.reshape(*x.shape[:-1], -1)
+
+
+def mss_distance(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Multi-resolution STFT loss (...) of each pair of sounds (..., n_samples), with auraloss's defaults.
+
+    The mean over the resolutions of mean |log |X̃| − log |X|| plus the relative distance ‖|X̃| − |X|‖ / ‖|X|‖. The
+    target is x; the loss is not symmetric. (auraloss itself, given a batch, takes that ratio over all its sounds;
+    here every pair has its own.) Raises ValueError if the shapes differ, and as `MSS` does.
+    """
+    if x_hat.shape != x.shape:
+        raise ValueError(f"x_hat and x must have one shape, got {tuple(x_hat.shape)} and {tuple(x.shape)}")
+    transform = MSS(x.dtype if x.is_floating_point() else None).to(x.device)
+    rows_hat, rows = transform.rows(x_hat), transform.rows(x)
+    losses = []
+    for resolution in transform.resolutions:
+        X_hat, X = resolution.stft(rows_hat)[0], resolution.stft(rows)[0]
+        losses.append(vmap(resolution.spectralconv)(X_hat, X) + vmap(resolution.logstft)(X_hat, X))
+    return torch.stack(losses).mean(0).reshape(x.shape[:-1])
