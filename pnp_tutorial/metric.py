@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from . import parameters
 from .drum import rectangular_drum
-from .parameters import N_PARAMETERS, check_last_axis, to_theta
 
 with warnings.catch_warnings():  # torch's forward-mode formulas warn of torch.jit when first used
     warnings.simplefilter("ignore")
@@ -25,17 +25,21 @@ with warnings.catch_warnings():  # torch's forward-mode formulas warn of torch.j
 Map = Callable[[Tensor], Tensor]
 
 
-def jacobian(nu: Tensor, features: Map, synthesizer: Map = rectangular_drum) -> tuple[Tensor, Tensor]:
+def jacobian(
+    nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
+) -> tuple[Tensor, Tensor]:
     """Features of the sound of ν and their Jacobian over ν, in one pass of forward-mode differentiation.
 
     Parameters
     ----------
-    nu : Tensor, shape (..., 5)
+    nu : Tensor, shape (..., 5), or as many parameters as the synthesizer has
         Best in float64, as `rectangular_drum` explains; the sum JᵀJ spans many decades.
     features : callable
         Any differentiable map from audio (..., n_samples) to vectors (..., P), such as `paper_features()`.
     synthesizer : callable
         Any differentiable map from θ (..., 5) to audio (..., n_samples).
+    to_theta : callable
+        Its scaling, from ν to θ: for another synthesizer, such as `arpeggiator`, its own.
 
     Returns
     -------
@@ -47,16 +51,17 @@ def jacobian(nu: Tensor, features: Map, synthesizer: Map = rectangular_drum) -> 
     ValueError
         If ν has another shape, or lies where the drum is not defined.
     """
-    check_last_axis(nu, "nu")
 
     def push(direction: Tensor) -> tuple[Tensor, Tensor]:
         return jvp(lambda nu: features(synthesizer(to_theta(nu))), (nu,), (direction.expand_as(nu),))  # type: ignore
 
-    directions = torch.eye(N_PARAMETERS, dtype=nu.dtype, device=nu.device)
+    directions = torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
     return vmap(push, out_dims=(None, -1))(directions)  # type: ignore[arg-type]  # None: S does not depend on it
 
 
-def riemannian_metric(nu: Tensor, features: Map, synthesizer: Map = rectangular_drum) -> Tensor:
+def riemannian_metric(
+    nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
+) -> Tensor:
     """M(ν) = JᵀJ of shape (..., 5, 5), float64, for ν (..., 5); arguments and errors as in `jacobian`."""
-    J = jacobian(nu, features, synthesizer)[1].to(torch.float64)
+    J = jacobian(nu, features, synthesizer, to_theta)[1].to(torch.float64)
     return J.mT @ J

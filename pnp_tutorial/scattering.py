@@ -19,6 +19,7 @@ log-frequency are one dense product over the few bins that exist; averages come 
 import math
 import warnings
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,11 @@ class _PathSums(torch.autograd.Function):
         return (W * correlation).sum(-1).unflatten(-1, (2, -1)).sum(-2)
 
 
+def _check_whole(name: str, value: Any, low: int, high: float = math.inf, otherwise: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+        raise ValueError(f"{name} must be {otherwise}a whole number in [{low}, {high:g}], got {value!r}")
+
+
 class _Transform(nn.Module):
     """What Scalogram and JTFS share: padding, the first-order filters and the low-pass filter in time."""
 
@@ -172,13 +178,19 @@ class _Transform(nn.Module):
         super().__init__()
         if padding not in ("zero", "reflect"):
             raise ValueError(f'padding must be "zero" or "reflect", got {padding!r}')
-        if T != "global" and (isinstance(T, str) or not 1 <= T <= n_samples):
-            raise ValueError(f'T must be "global" or between 1 and n_samples = {n_samples}, got {T!r}')
-        if not 1 <= J <= math.log2(n_samples):
-            raise ValueError(f"J must be between 1 and log2(n_samples) = {math.log2(n_samples):g}, got {J}")
+        _check_whole("n_samples", n_samples, 2)
+        _check_whole("J", J, 1, math.floor(math.log2(n_samples)))
+        _check_whole("Q", Q, 1)
+        if T != "global":
+            _check_whole("T", T, 1, n_samples, '"global" or ')
+        if not sample_rate > 0:
+            raise ValueError(f"expected sample_rate > 0 Hz, got {sample_rate!r}")
+        dtype = dtype or torch.get_default_dtype()
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         self.n_samples, self.J, self.T, self.padding, self.sample_rate = n_samples, J, T, padding, sample_rate
-        self.dtype = dtype or torch.get_default_dtype()
-        self.negligible = torch.finfo(self.dtype).eps  # of a filter's largest value: what is smaller is not kept
+        self.dtype = dtype  # in which the filters were made: what `to` converts later is no more exact than this
+        self.negligible = torch.finfo(dtype).eps  # of a filter's largest value: what is smaller is not kept
         width = 2**J if isinstance(T, str) else T
         self.log2_T = math.floor(math.log2(width))
         self.N = _padded_length(n_samples, width)
@@ -217,10 +229,17 @@ class _Transform(nn.Module):
         return min(self.N >> level, 4 * (self.N >> self.log2_T))
 
     def _pad(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.n_samples:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"expected audio as a floating-point tensor, got {kind}")
+        if x.ndim == 0 or x.shape[-1] != self.n_samples:
             raise ValueError(f"expected audio of shape (..., {self.n_samples}), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(f"expected floating-point audio, got {x.dtype}")
+        try:
+            finite = bool(x.detach().isfinite().all())
+        except RuntimeError:  # inside vmap values cannot be read
+            finite = True
+        if not finite:
+            raise ValueError("expected finite audio, got NaN or infinite samples")
         x = x.reshape(-1, self.n_samples).to(self.phi_0.dtype)
         pad = (self.pad_left, self.pad_right)
         return nn.functional.pad(x, pad, mode="constant" if self.padding == "zero" else "reflect")
@@ -328,10 +347,15 @@ class JTFS(_Transform):
         sample_rate: float = SAMPLE_RATE,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if not isinstance(Q, tuple | list) or len(Q) != 2:
+            raise ValueError(f"Q must be two whole numbers, for the first and the second order, got {Q!r}")
         super().__init__(n_samples, J, Q[0], T, padding, sample_rate, dtype)
+        _check_whole("Q of the second order", Q[1], 1)
+        _check_whole("Q_fr", Q_fr, 1)
         n_bins = (J + 1) * Q[0]  # kymatio's bound on the number of first-order filters
-        if F != "global" and (isinstance(F, str) or not 1 <= F <= n_bins):
-            raise ValueError(f'F must be "global" or between 1 and (J + 1) Q = {n_bins}, got {F!r}')
+        _check_whole("J_fr", J_fr, 1, math.floor(math.log2(n_bins)))
+        if F != "global":
+            _check_whole("F", F, 1, n_bins, '"global" or ')
         self.Q, self.J_fr, self.Q_fr, self.F = Q, J_fr, Q_fr, F
 
         # Second order in time.

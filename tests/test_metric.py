@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.func import jacfwd, jacrev
 
-from pnp_tutorial import metric, scattering
+from pnp_tutorial import arpeggiator, metric, scattering
 from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.mss import MSS
 from pnp_tutorial.parameters import ranges, sample_uniform, to_nu, to_theta
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "paper.npz")
@@ -76,3 +77,21 @@ def test_any_features_and_synthesizer_will_do():
 def test_wrong_shape_is_named():
     with pytest.raises(ValueError, match=r"nu must have shape \(\.\.\., 5\)"):
         metric.jacobian(torch.zeros(4), features())
+
+
+def test_any_synthesizer_and_any_features():
+    """The arpeggiator's three parameters, heard by the multi-scale spectrum."""
+    nu = torch.tensor([[0.1, -0.2, 0.3]], dtype=torch.float64)
+    hear = MSS(torch.float64)
+
+    def synthesize(theta):
+        return arpeggiator.arpeggiator(theta, 2**14)
+
+    S, J = metric.jacobian(nu, hear, synthesize, arpeggiator.to_theta)
+    assert J.shape == (*S.shape, 3)
+    step = 1e-7 * torch.eye(3, dtype=torch.float64)
+    up, down = (hear(synthesize(arpeggiator.to_theta(nu + sign * step))) for sign in (1, -1))
+    difference = (up - down).mT / 2e-7
+    assert (J[0] - difference).norm() < 1e-4 * difference.norm()
+    M = metric.riemannian_metric(nu, hear, synthesize, arpeggiator.to_theta)
+    torch.testing.assert_close(M, J.mT @ J)

@@ -1,4 +1,5 @@
 import json
+import math
 from functools import cache
 from pathlib import Path
 
@@ -186,6 +187,40 @@ def test_scalogram_puts_a_sine_into_its_band_and_frames():
     assert S[30, :24].max() < 0.01
     total = Scalogram(2**14, J=10, Q=12, T="global", dtype=torch.float64)
     assert total(torch.stack([x, x])).shape == (2, len(scalogram.frequencies))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_samples", 0),
+        ("J", 8.5),
+        ("J", 14),
+        ("Q", 8),
+        ("Q", (8,)),
+        ("Q", (0, 1)),
+        ("Q", (8, 0)),
+        ("J_fr", 0),
+        ("J_fr", 9),
+        ("Q_fr", 0),
+        ("T", None),
+        ("T", 256.0),
+        ("F", None),
+        ("sample_rate", 0),
+        ("dtype", torch.float16),
+    ],
+)
+def test_settings_out_of_range_are_named(name, value):
+    settings = {"n_samples": 8192, "J": 8, "Q": (8, 1), "J_fr": 3} | {name: value}
+    with pytest.raises(ValueError, match=rf"{name}.*got"):
+        JTFS(**settings)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_audio_that_is_not_finite_is_refused(value):
+    x = torch.zeros(2, 8192)
+    x[1, 7] = value
+    with pytest.raises(ValueError, match="finite"):
+        small_jtfs("a")(x)
 
 
 def test_bad_input_is_named():

@@ -242,13 +242,13 @@ def test_wrong_padding_is_named(padding):
 
 @pytest.mark.parametrize("T", [0, -1, N + 1, "all"])
 def test_wrong_T_is_named(T):
-    with pytest.raises(ValueError, match=rf'"global" or between 1 and n_samples = {N}, got {T!r}'):
+    with pytest.raises(ValueError, match=rf'T must be "global" or a whole number in \[1, {N}\], got {T!r}'):
         JTFS(N, J=8, Q=(8, 1), J_fr=3, T=T)
 
 
 @pytest.mark.parametrize("F", [0, 73, "all"])
 def test_wrong_F_is_named(F):
-    with pytest.raises(ValueError, match=rf'"global" or between 1 and \(J \+ 1\) Q = 72, got {F!r}'):
+    with pytest.raises(ValueError, match=rf'F must be "global" or a whole number in \[1, 72\], got {F!r}'):
         JTFS(N, J=8, Q=(8, 1), J_fr=3, F=F)
 
 
