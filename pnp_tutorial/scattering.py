@@ -19,7 +19,6 @@ log-frequency are one dense product over the few bins that exist; averages come 
 import math
 import warnings
 from collections.abc import Iterator
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -158,7 +157,7 @@ class _PathSums(torch.autograd.Function):
 
 
 def _check_whole(name: str, value: Any, low: int, high: float = math.inf, otherwise: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
         raise ValueError(f"{name} must be {otherwise}a whole number in [{low}, {high:g}], got {value!r}")
 
 
