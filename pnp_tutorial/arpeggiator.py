@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .drum import N_SAMPLES, SAMPLE_RATE
-from .parameters import Parameter
+from .parameters import Parameter, check_last_axis
 
 BANDWIDTH = 2.0  # octaves, of the whole glide: ten σ of its window, as in the papers' code
 
@@ -27,15 +27,6 @@ PARAMETERS = (
 )
 
 
-def _check_last_axis(values: Tensor, name: str) -> None:
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"{name} must be a floating-point tensor, got {kind}")
-    if values.ndim == 0 or values.shape[-1] != len(PARAMETERS):
-        names = tuple(p.name for p in PARAMETERS)
-        raise ValueError(f"{name} must have shape (..., {len(names)}) for {names}, got {tuple(values.shape)}")
-
-
 def check_theta(theta: Tensor, sample_rate: float = SAMPLE_RATE) -> None:
     """Raise ValueError unless θ (..., 3) is an arpeggio that does not alias; the message names parameter and value.
 
@@ -43,7 +34,7 @@ def check_theta(theta: Tensor, sample_rate: float = SAMPLE_RATE) -> None:
     half of it; γ may be any finite number, 0 and falling (negative) included.
     (Inside `torch.vmap` values cannot be read, so that only the shape is checked there.)
     """
-    _check_last_axis(theta, "theta")
+    check_last_axis(theta, "theta", PARAMETERS)
     domain = ((0, sample_rate / 4), (0, sample_rate / 4), (-math.inf, math.inf))
     for j, (parameter, (low, high)) in enumerate(zip(PARAMETERS, domain, strict=True)):
         value = theta[..., j].detach()
@@ -65,7 +56,7 @@ def to_theta(nu: Tensor) -> Tensor:
 
     Raises ValueError on another shape.
     """
-    _check_last_axis(nu, "nu")
+    check_last_axis(nu, "nu", PARAMETERS)
     low = torch.tensor([p.low for p in PARAMETERS], dtype=nu.dtype, device=nu.device)
     high = torch.tensor([p.high for p in PARAMETERS], dtype=nu.dtype, device=nu.device)
     return low * (high / low) ** ((nu + 1) / 2)

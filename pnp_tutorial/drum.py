@@ -233,7 +233,7 @@ def modal_sum(
     Parameters
     ----------
     omega, sigma, amplitude : Tensors, shape (..., n_modes), float64
-        In rad/s, 1/s and any unit. Modes of zero amplitude cost nothing if they are left out.
+        In rad/s, 1/s and any unit. A mode of zero amplitude costs as much as any other: leave it out.
     n_samples : int
     sample_rate : float, Hz
         Modes at or above half of it are left out, one by one. At half of it a mode is 0 at every sample, so that

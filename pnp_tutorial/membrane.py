@@ -59,7 +59,7 @@ def simulate(theta: ArrayLike, n_intervals: int, duration_s: float) -> tuple[np.
     Raises
     ------
     ValueError
-        If n_intervals does not fit, or the constants have no stable motion.
+        If n_intervals does not fit.
     """
     if n_intervals < COARSEST or n_intervals % 5:
         raise ValueError(f"expected n_intervals ≥ {COARSEST} and a multiple of 5, got {n_intervals}")

@@ -42,13 +42,14 @@ def ranges(dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu
     return low, high
 
 
-def check_last_axis(values: Tensor, name: str) -> None:
-    """Raise ValueError unless `values` is a floating-point tensor of shape (..., 5)."""
+def check_last_axis(values: Tensor, name: str, parameters: tuple[Parameter, ...] = PARAMETERS) -> None:
+    """Raise ValueError unless `values` is a floating-point tensor whose last axis holds these parameters."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"{name} must be a floating-point tensor, got {kind}")
-    if values.ndim == 0 or values.shape[-1] != N_PARAMETERS:
-        raise ValueError(f"{name} must have shape (..., 5) for {NAMES}, got {tuple(values.shape)}")
+    if values.ndim == 0 or values.shape[-1] != len(parameters):
+        names = tuple(p.name for p in parameters)
+        raise ValueError(f"{name} must have shape (..., {len(names)}) for {names}, got {tuple(values.shape)}")
 
 
 def to_theta(nu: Tensor) -> Tensor:

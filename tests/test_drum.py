@@ -97,7 +97,7 @@ def test_normalization_and_batch_axes():
     torch.testing.assert_close(x[1, 2], drum.rectangular_drum(theta[1, 2], 2048))
 
 
-@pytest.mark.parametrize(("n_samples", "normalize"), [(256, False), (270, True)])
+@pytest.mark.parametrize(("n_samples", "normalize"), [(512, False), (270, True)])
 def test_gradients_agree_with_finite_differences(normalize, n_samples):
     theta = parameters.to_theta(parameters.sample_uniform(3, seed=2)).requires_grad_()
     assert torch.autograd.gradcheck(
