@@ -52,11 +52,16 @@ def jacobian(
         If ν has another shape, or lies where the drum is not defined.
     """
 
-    def push(direction: Tensor) -> tuple[Tensor, Tensor]:
-        return jvp(lambda nu: features(synthesizer(to_theta(nu))), (nu,), (direction.expand_as(nu),))  # type: ignore
+    def synthesize(direction: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(lambda nu: synthesizer(to_theta(nu)), (nu,), (direction.expand_as(nu),))  # type: ignore
 
     directions = torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
-    return vmap(push, out_dims=(None, -1))(directions)  # type: ignore[arg-type]  # None: S does not depend on it
+    x, dx = vmap(synthesize, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # None: x does not depend on it
+    if hasattr(features, "push"):
+        S, dS = features.push(x, dx)
+    else:
+        S, dS = vmap(lambda tangent: jvp(features, (x,), (tangent,)), out_dims=(None, 0))(dx)  # type: ignore
+    return S, dS.movedim(0, -1)
 
 
 def riemannian_metric(
@@ -65,3 +70,50 @@ def riemannian_metric(
     """M(ν) = JᵀJ of shape (..., 5, 5), float64, for ν (..., 5); arguments and errors as in `jacobian`."""
     J = jacobian(nu, features, synthesizer, to_theta)[1].to(torch.float64)
     return J.mT @ J
+
+
+def eigen(metric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of metrics and the directions in ν that they belong to, from the sloppiest to the stiffest.
+
+    Parameters
+    ----------
+    metric : Tensor, shape (..., n, n)
+
+    Returns
+    -------
+    values : Tensor, shape (..., n), ascending, float64
+        A step of length r along direction i moves the features by about r √values[..., i].
+    directions : Tensor, shape (..., n, n)
+        Direction i is the unit vector directions[..., :, i], its largest component positive.
+
+    Raises
+    ------
+    ValueError
+        If the metrics are not square matrices of finite numbers.
+    """
+    if metric.ndim < 2 or metric.shape[-1] != metric.shape[-2]:
+        raise ValueError(f"expected metrics of shape (..., n, n), got {tuple(metric.shape)}")
+    if not metric.isfinite().all():
+        raise ValueError("expected finite metrics, got NaN or infinite entries")
+    values, directions = torch.linalg.eigh(metric.to(torch.float64))
+    largest = directions.gather(-2, directions.abs().argmax(-2, keepdim=True))
+    return values, directions * largest.sign()
+
+
+def rank(metric: Tensor, tolerance: float = 1e-9) -> Tensor:
+    """Number (...) of eigenvalues of metrics (..., n, n) above `tolerance` times the largest; errors as in `eigen`.
+
+    The default lies above the rounding of Jacobians in float32.
+    """
+    values, _ = eigen(metric)
+    return (values > tolerance * values[..., -1:]).sum(-1)
+
+
+def condition_number(metric: Tensor, damping: float = 0.0) -> Tensor:
+    """(μ_n + λ) / (μ_1 + λ) (...) of the largest and the smallest eigenvalue of metrics (..., n, n).
+
+    Infinite where M + λI is singular (or, by rounding, below). Errors as in `eigen`.
+    """
+    values, _ = eigen(metric)
+    smallest = (values[..., 0] + damping).clamp_min(0)
+    return (values[..., -1] + damping) / smallest

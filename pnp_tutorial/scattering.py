@@ -13,7 +13,8 @@ its own rate, padding included, which evens out the rates.
 
 Why it is fast: the modulus does not see a phase, so the band of a filter is cropped out of the
 spectrum and moved to zero, and one batched inverse FFT per rate makes all its filters; wavelets along
-log-frequency are one dense product over the few bins that exist; averages come last, as they are linear.
+log-frequency are one dense product over the few bins that exist; frames of the padding that no wavelet
+reaches from the sound are left out; averages come last, as they are linear.
 """
 
 import math
@@ -37,6 +38,7 @@ from .drum import N_SAMPLES, SAMPLE_RATE
 SIGMA_0 = 0.1  # bandwidth of a low-pass filter of unit width, in cycles per sample: kymatio's
 ALPHA = 5.0  # bandwidths kept above a filter's centre when its output is subsampled: kymatio's
 EPS = 1e-3  # ε of the log-compression: the papers'
+BLOCK = 2**21  # complex values that are filtered at once: 16 MB, which allocators keep for the next block
 
 
 def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
@@ -149,11 +151,49 @@ class _PathSums(torch.autograd.Function):
     def jvp(ctx: Any, dW: None, dY: Tensor, dchunk: None) -> Tensor:
         W, Y = ctx.saved_tensors
         pairs = zip(Y.split(ctx.chunk, -1), dY.split(ctx.chunk, -1), strict=True)
-        if len(Y) == 1:  # in this order, vmap makes one product of all tangents, not one for each
-            correlation = sum(dy[0] @ _PathSums._units(W, y)[0].T for y, dy in pairs).T[None]
-        else:
-            correlation = sum(_PathSums._units(W, y) @ dy.mT for y, dy in pairs)
+        correlation = sum(_PathSums._units(W, y) @ dy.mT for y, dy in pairs)
         return (W * correlation).sum(-1).unflatten(-1, (2, -1)).sum(-2)
+
+
+def _modulus(Z: Tensor) -> Tensor:
+    """|Z| of Z (B, 1, …), or, of Z and its K tangents (B, 1 + K, …), |Z| and its derivatives Re(Ẑ* dZ)."""
+    if Z.shape[1] == 1:
+        return _Modulus.apply(Z)
+    out = torch.empty(Z.shape, dtype=Z.real.dtype, device=Z.device)
+    torch.hypot(Z[:, :1].real, Z[:, :1].imag, out=out[:, :1])
+    unit = _unit(Z[:, :1], out[:, :1])
+    torch.mul(Z[:, 1:].real, unit.real, out=out[:, 1:])
+    out[:, 1:].addcmul_(Z[:, 1:].imag, unit.imag)
+    return out
+
+
+def _path_sums(W: Tensor, Y: list[Tensor], chunk: int) -> Tensor:
+    """`_PathSums` of a complex Y (B, n, t), and its derivatives along the K tangents that follow: (B, 1 + K, R).
+
+    With tangents the wavelets are applied once for value and derivatives; and the complex product Ẑ* dYᵀ takes
+    three real ones: with Ẑ = u + iv and dY = p + iq,
+
+        Re W (u − iv)(p + iq) = (Re W − Im W) (u − v)p + Re W v(p + q) + Im W u(p − q).
+    """
+    if len(Y) == 1:
+        return _PathSums.apply(W, torch.cat([Y[0].real, Y[0].imag], -2), chunk)[:, None]
+    (B, n, _), K, R = Y[0].shape, len(Y) - 1, len(W) // 2
+    sums = W.new_zeros(B, R)
+    products = [W.new_zeros(B, K * n, R) for _ in range(3)]
+    for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
+        u, v = (W @ torch.cat([y.real, y.imag], -2)).chunk(2, 1)
+        square = (u * u).addcmul_(v, v)
+        inverse = (square + torch.finfo(W.dtype).tiny).rsqrt_()
+        sums += square.mul_(inverse).sum(-1)
+        u.mul_(inverse)
+        v.mul_(inverse)
+        p, q = torch.cat([d.real for d in dy], -2), torch.cat([d.imag for d in dy], -2)
+        for product, tangents, units in zip(products, (p, p + q, p - q), (u - v, v, u), strict=True):
+            product.baddbmm_(tangents, units.mT)
+    W_re, W_im = W[:R, :n], W[R:, :n]
+    weights = ((W_re - W_im).mT, W_re.mT, W_im.mT)  # (n, R)
+    tangents = sum((product.unflatten(1, (K, n)) * w).sum(2) for product, w in zip(products, weights, strict=True))
+    return torch.cat([sums[:, None], tangents], 1)
 
 
 def _check_whole(name: str, value: Any, low: int, high: float = math.inf, otherwise: str = "") -> None:
@@ -223,6 +263,15 @@ class _Transform(nn.Module):
     def _buffer(self, name: str, values: np.ndarray, persistent: bool = True) -> None:
         self.register_buffer(name, torch.as_tensor(values, dtype=self.dtype), persistent=persistent)
 
+    def _reach(self, sigma: float) -> int:
+        """Samples from its middle at which a wavelet of width σ, a Gaussian in time too, is negligible."""
+        return math.ceil(math.sqrt(-2 * math.log(self.negligible)) / (2 * math.pi * sigma))
+
+    def _frames_near(self, reach: int, level: int) -> slice:
+        """Frames at step 2^level, no further than `reach` samples from the sound itself."""
+        first, last = self.pad_left - reach, self.pad_left + self.n_samples + reach
+        return slice(max(first >> level, 0), min((last >> level) + 1, self.N >> level))
+
     def _average_length(self, level: int) -> int:
         """Frames at which the low-pass filter is applied: four times its output's rate leaves no aliasing."""
         return min(self.N >> level, 4 * (self.N >> self.log2_T))
@@ -243,18 +292,65 @@ class _Transform(nn.Module):
         pad = (self.pad_left, self.pad_right)
         return nn.functional.pad(x, pad, mode="constant" if self.padding == "zero" else "reflect")
 
-    def _first_order(self, x_hat: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield each level j and the analytic signals x ∗ ψ_λ₁ (B, n, N/2ʲ) of its filters, up to a phase."""
+    def _first_order(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield j and x ∗ ψ_λ₁ (..., n, N/2ʲ), up to a phase, of padded sounds x (..., N), a few filters at a time."""
+        x_hat = torch.fft.fft(x)
         for level in sorted(set(self.levels_1)):
             psi, start = getattr(self, f"psi_1_{level}"), getattr(self, f"start_1_{level}")
             bins = (start[:, None] + torch.arange(psi.shape[-1], device=psi.device)) % self.N
-            yield level, torch.fft.ifft(x_hat[..., bins] * psi, n=self.N >> level)
+            few = max(1, BLOCK * 2**level // x.numel())
+            for some_bins, some_psi in zip(bins.split(few), psi.split(few), strict=True):
+                yield level, torch.fft.ifft(x_hat[..., some_bins] * some_psi, n=self.N >> level)
 
     def _average(self, U_hat: Tensor, level: int) -> Tensor:
         """(U ∗ φ_T) at step 2^log2_T, of the half spectrum (…, N/2^level/2 + 1) of a real U: (…, N/2^log2_T)."""
         n, length = self._average_length(level), self.N >> level
         smooth = torch.fft.irfft(U_hat[..., : n // 2 + 1] * getattr(self, f"phi_{level}"), n=n) * (n / length)
         return smooth[..., :: n // (self.N >> self.log2_T)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        S = self._each(self._pad(x)[:, None])[:, 0]
+        return S.reshape(*x.shape[:-1], *S.shape[1:])
+
+    def push(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of sounds and their derivatives along K tangents, in one pass: forward-mode differentiation.
+
+        Faster than `torch.func.jvp`, and, unlike it, not itself differentiable.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., n_samples)
+        dx : Tensor, shape (K, ..., n_samples)
+
+        Returns
+        -------
+        S : Tensor, as the transform itself returns
+        dS : Tensor, shape (K, *S.shape)
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not agree, or the audio is of another length or not finite.
+        """
+        if dx.shape[1:] != x.shape:
+            raise ValueError(f"expected tangents of shape (K, {str(tuple(x.shape))[1:]}, got {tuple(dx.shape)}")
+        with torch.no_grad():
+            stack = torch.cat([x[None], dx])
+            S = self._each(self._pad(stack).unflatten(0, (len(stack), -1)).transpose(0, 1))
+        S = S.transpose(0, 1).reshape(len(stack), *x.shape[:-1], *S.shape[2:])
+        return S[0], S[1:]
+
+    def _each(self, x: Tensor) -> Tensor:
+        """Coefficients of padded sounds: one by one on a CPU, which keeps a chunk in its cache; else all at once."""
+        sounds = x.split(1) if x.device.type == "cpu" else (x,)
+        return torch.cat([self._transform(some) for some in sounds])
+
+    def _transform(self, x: Tensor) -> Tensor:
+        """Coefficients (B, D, ...) of padded sounds (B, D, N): along D lie a sound and its tangents, if any.
+
+        All is linear but the moduli.
+        """
+        raise NotImplementedError
 
 
 class Scalogram(_Transform):
@@ -299,13 +395,10 @@ class Scalogram(_Transform):
         super().__init__(n_samples, J, Q, T, padding, sample_rate, dtype)
         self.frequencies = np.array([xi for xi, _, _ in self.bank_1]) * sample_rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch_shape, x_hat = x.shape[:-1], torch.fft.fft(self._pad(x))
-        S = torch.cat(
-            [self._average(torch.fft.rfft(_Modulus.apply(U)), level) for level, U in self._first_order(x_hat)], dim=-2
-        )
-        S = S.sum(-1) if self.T == "global" else S[..., self.frames]
-        return S.reshape(*batch_shape, *S.shape[1:])
+    def _transform(self, x: Tensor) -> Tensor:
+        filtered = self._first_order(x)
+        S = torch.cat([self._average(torch.fft.rfft(_modulus(U)), level) for level, U in filtered], -2)
+        return S.sum(-1) if self.T == "global" else S[..., self.frames]
 
 
 class JTFS(_Transform):
@@ -364,11 +457,14 @@ class JTFS(_Transform):
         self.rates = [n2 for n2, n_input in enumerate(self.n_inputs) if n_input > 0]
         self.levels_2 = [j if T == "global" else min(j, self.log2_T) for _, _, j in self.bank_2]
         self.start_2 = {}
+        self.sounding = {}  # frames of each rate that the sound reaches: all others are zero
         for n2 in self.rates:
             xi, sigma, _ = self.bank_2[n2]
             start, psi = _band(morlet_1d(self.N, xi, sigma), xi, self.N >> self.levels_2[n2], self.negligible)
             self.start_2[n2] = start
             self._buffer(f"psi_2_{n2}", psi / 2 ** self.levels_2[n2])
+            reach = self._reach(sigma) + self._reach(self.bank_1[self.n_inputs[n2] - 1][1])
+            self.sounding[n2] = self._frames_near(reach if padding == "zero" else self.N, self.levels_2[n2])
 
         # Along log-frequency: wavelets of both spins.
         width = 2**J_fr if isinstance(F, str) else F
@@ -384,7 +480,7 @@ class JTFS(_Transform):
         }
         levels_fr = [j if F == "global" else min(j, self.log2_F) for *_, j in self.bank_fr]
 
-        self.blocks: dict[int, list[tuple[int, int, int]]] = {}  # of each rate: (level, wavelets, rows a wavelet)
+        self.blocks: dict[int, list[tuple[int, int]]] = {}  # of each rate and wavelet: spins, rows a spin
         table = [(0, -1, -1, -1, 0)]
         for n2 in [-1, *self.rates]:  # −1: the first order
             order, n_input = (1, len(self.bank_1)) if n2 < 0 else (2, self.n_inputs[n2])
@@ -393,24 +489,23 @@ class JTFS(_Transform):
             table += [(order, n1, n2, 0, 0) for n1 in low_bins]
             out_bins = np.arange(0, n_input, n_input if F == "global" else 2**self.log2_F)
             blocks = []
-            for level in sorted(set(levels_fr)):
-                step = 2**level
-                positions = np.arange(0, self.N_fr, step)
+            spins = (1,) if order == 1 else (1, -1)  # S₁ is real: its negative spins are no news
+            for n, level in enumerate(levels_fr):
+                positions = np.arange(0, self.N_fr, 2**level)
+                steps = (positions[:, None] - np.arange(n_input)) % self.N_fr
                 if F == "global":
                     average = np.ones((1, len(positions)))
-                else:  # only rows that the average reaches are worth computing
-                    average = step * phi_F[(out_bins[:, None] - positions) % self.N_fr]
-                    needed = np.abs(average).max(0) > self.negligible * np.abs(average).max()
-                    positions, average = positions[needed], average[:, needed]
-                members = [n for n, k in enumerate(levels_fr) if k == level]
-                spins = (1,) if order == 1 else (1, -1)  # S₁ is real: its negative spins are no news
+                else:
+                    average = 2**level * phi_F[(out_bins[:, None] - positions) % self.N_fr]
+                # Only positions that the wavelet sees and that the average reaches are worth computing.
+                seen, reached = np.abs(psi_fr[1][n][steps]).max(1), np.abs(average).max(0)
+                needed = (seen > self.negligible * seen.max()) & (reached > self.negligible * reached.max())
                 for spin in spins:
-                    for n in members:
-                        rows.append(psi_fr[spin][n][(positions[:, None] - np.arange(n_input)) % self.N_fr])
-                        n_fr = 1 + n + (0 if spin > 0 else len(self.bank_fr))
-                        table += [(order, n1, n2, n_fr, spin) for n1 in out_bins]
-                blocks.append((level, len(members) * len(spins), len(positions)))
-                self._buffer(f"average_{n2}_{level}", average, persistent=False)
+                    rows.append(psi_fr[spin][n][steps[needed]])
+                    n_fr = 1 + n + (0 if spin > 0 else len(self.bank_fr))
+                    table += [(order, n1, n2, n_fr, spin) for n1 in out_bins]
+                blocks.append((len(spins), len(rows[-1])))
+                self._buffer(f"average_{n2}_{n}", average[:, needed], persistent=False)
             self.blocks[n2] = blocks
             W = np.concatenate(rows)
             self._buffer(f"W_{n2}", np.block([[W.real, -W.imag], [W.imag, W.real]]), persistent=False)
@@ -430,23 +525,19 @@ class JTFS(_Transform):
         return paths
 
     def _wavelet_moduli(self, Y: Tensor, n2: int) -> Tensor:
-        """|Y ∗ ψ_fr| (B, rows, t) of Y (B, 2n, t), stacked as [Re; Im]."""
-        re, im = (getattr(self, f"W_{n2}") @ Y).chunk(2, 1)
-        return _Modulus.apply(torch.complex(re, im))
+        """|Y ∗ ψ_fr| (B, D, rows, t) of Y (B, D, 2n, t), stacked as [Re; Im]."""
+        re, im = (getattr(self, f"W_{n2}") @ Y).chunk(2, -2)
+        return _modulus(torch.complex(re, im))
 
     def _frequency_average(self, U: Tensor, n2: int) -> Tensor:
-        """Average moduli U (B, rows, t) along log-frequency to (B, paths, t)."""
+        """Average moduli U (B, D, rows, t) along log-frequency to (B, D, paths, t)."""
         n_low = len(range(0, len(self.bank_1) if n2 < 0 else self.n_inputs[n2], self.low_step))
-        S, row = [U[:, :n_low]], n_low
-        for level, n_wavelets, n_rows in self.blocks[n2]:
-            block = U[:, row : row + n_wavelets * n_rows].unflatten(1, (n_wavelets, n_rows))
-            S.append((getattr(self, f"average_{n2}_{level}") @ block).flatten(1, 2))
-            row += n_wavelets * n_rows
-        return torch.cat(S, 1)
-
-    def _scalogram(self, x: Tensor) -> list[tuple[int, Tensor]]:
-        """Levels and half spectra (B, n, N/2ʲ/2 + 1) of U₁."""
-        return [(level, torch.fft.rfft(_Modulus.apply(U))) for level, U in self._first_order(torch.fft.fft(x))]
+        S, row = [U[..., :n_low, :]], n_low
+        for n, (n_spins, n_rows) in enumerate(self.blocks[n2]):
+            block = U[..., row : row + n_spins * n_rows, :].unflatten(-2, (n_spins, n_rows))
+            S.append((getattr(self, f"average_{n2}_{n}") @ block).flatten(-3, -2))
+            row += n_spins * n_rows
+        return torch.cat(S, -2)
 
     def _second_order(self, U_1_hat: list[tuple[int, Tensor]], n2: int) -> Tensor:
         """Y₂ (…, n_inputs, N/2ʲ²), up to a phase, from the half spectra of U₁."""
@@ -464,37 +555,31 @@ class JTFS(_Transform):
             bands.append(band * (psi * 2**level))
         return torch.fft.ifft(torch.cat(bands, -2), n=self.N >> self.levels_2[n2])
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch_shape, x = x.shape[:-1], self._pad(x)
-        # Sound by sound on a CPU, which keeps a chunk of time in its cache; all at once elsewhere.
-        sounds = x.split(1) if x.device.type == "cpu" else (x,)
-        S = torch.cat([self._transform(some) for some in sounds])
-        return S.reshape(*batch_shape, *S.shape[1:])
-
     def _transform(self, x: Tensor) -> Tensor:
-        """Coefficients (B, P) or (B, P, n_frames) of padded sounds (B, N)."""
         local = self.T != "global"
-        chunk = 512 if x.device.type == "cpu" else max(16, 2**16 // len(x))  # frames at once: 1 GB on a GPU
-        U_1_hat = self._scalogram(x)
+        chunk = 1024 if x.device.type == "cpu" else max(16, 2**16 // len(x))  # frames at once: 1 GB on a GPU
+        U_1_hat = [(level, torch.fft.rfft(_modulus(U))) for level, U in self._first_order(x)]
 
         if local:
-            S = [self._average(torch.fft.rfft(x), 0)[:, None, self.frames]]
+            S = [self._average(torch.fft.rfft(x), 0)[..., None, self.frames]]
         else:
-            S = [x.sum(-1)[:, None, None]]
+            S = [x.sum(-1)[..., None, None]]
         S_1 = torch.cat([self._average(U_hat, level) for level, U_hat in U_1_hat], -2)
         S_1 = self._frequency_average(self._wavelet_moduli(torch.cat([S_1, 0 * S_1], -2), -1), -1)
         S.append(S_1[..., self.frames] if local else S_1.sum(-1, keepdim=True))
         for n2 in self.rates:
-            Y_2 = self._second_order(U_1_hat, n2)
-            Y_2 = torch.cat([Y_2.real, Y_2.imag], -2)
             if local:
-                moduli = [self._frequency_average(self._wavelet_moduli(Y, n2), n2) for Y in Y_2.split(chunk, -1)]
+                Y = self._second_order(U_1_hat, n2)
+                planar = torch.cat([Y.real, Y.imag], -2)
+                moduli = [self._frequency_average(self._wavelet_moduli(Y, n2), n2) for Y in planar.split(chunk, -1)]
                 U_2_hat = torch.fft.rfft(torch.cat(moduli, -1))
                 S.append(self._average(U_2_hat, self.levels_2[n2])[..., self.frames])
             else:
-                sums = _PathSums.apply(getattr(self, f"W_{n2}"), Y_2, chunk)
+                each = ([(level, U_hat[:, d]) for level, U_hat in U_1_hat] for d in range(x.shape[1]))
+                Y_2 = [self._second_order(one, n2)[..., self.sounding[n2]] for one in each]
+                sums = _path_sums(getattr(self, f"W_{n2}"), Y_2, chunk)
                 S.append(self._frequency_average(sums[..., None], n2))
-        out = torch.cat(S, 1)
+        out = torch.cat(S, -2)
         return out if local else out[..., 0]
 
 
@@ -507,6 +592,11 @@ class LogScattering(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return log_compress(self.transform(x), self.eps)
+
+    def push(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+        """Φ(x) and its derivatives along tangents dx (K, ..., n_samples): `push` of the transform, compressed."""
+        S, dS = self.transform.push(x, dx)  # type: ignore[operator]
+        return log_compress(S, self.eps), dS * S.sign() / (S.abs() + self.eps)
 
 
 def paper_features(dtype: torch.dtype | None = None) -> LogScattering:

@@ -95,3 +95,48 @@ def test_any_synthesizer_and_any_features():
     assert (J[0] - difference).norm() < 1e-4 * difference.norm()
     M = metric.riemannian_metric(nu, hear, synthesize, arpeggiator.to_theta)
     torch.testing.assert_close(M, J.mT @ J)
+
+
+def test_features_without_push_are_differentiated_by_torch():
+    nu = sample_uniform(2, seed=7)
+    S, J = metric.jacobian(nu, features(), short_drum)
+    assert hasattr(features(), "push")
+    S_torch, J_torch = metric.jacobian(nu, lambda x: features()(x), short_drum)
+    torch.testing.assert_close(S, S_torch)
+    torch.testing.assert_close(J, J_torch, rtol=1e-6, atol=1e-8)
+
+
+def test_eigenvalues_and_directions_of_a_known_metric():
+    Q = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    known = torch.tensor([0.0, 1e-6, 1.0, 10.0, 1e4], dtype=torch.float64)
+    M = (Q * known) @ Q.T
+    values, directions = metric.eigen(M.expand(3, 5, 5))
+    assert values.shape == (3, 5)
+    torch.testing.assert_close(values[0], known, rtol=1e-6, atol=1e-11)
+    torch.testing.assert_close((directions[0] * known) @ directions[0].T, M, rtol=1e-9, atol=1e-9)
+    largest = directions[0].gather(0, directions[0].abs().argmax(0, keepdim=True))
+    assert (largest > 0).all()
+    assert metric.rank(M, 1e-11) == 4
+    assert metric.rank(M, 1e-8) == 3
+    assert metric.rank(M, 1e-2) == 1
+    assert metric.condition_number(torch.diag(known[1:])) == pytest.approx(1e10)
+    assert metric.condition_number(torch.diag(known)) == torch.inf
+    assert metric.condition_number(torch.diag(known), damping=1.0) == pytest.approx(10_001)
+
+
+@pytest.mark.parametrize("M", [torch.zeros(5), torch.zeros(5, 4), torch.full((2, 2), torch.nan)])
+def test_what_is_no_metric_is_refused(M):
+    for function in (metric.eigen, metric.rank, metric.condition_number):
+        with pytest.raises(ValueError, match="expected"):
+            function(M)
+
+
+def test_rank_is_not_fooled_by_single_precision():
+    """Directions that the float32 Jacobian calls empty are empty in float64, and the others agree."""
+    nu = sample_uniform(6, seed=8)
+    single = scattering.LogScattering(scattering.JTFS(N, J=8, Q=(8, 1), J_fr=3, F=2, dtype=torch.float32))
+    M, M_single = (metric.riemannian_metric(nu, f, short_drum) for f in (features(), single))
+    values, single_values = metric.eigen(M)[0], metric.eigen(M_single)[0]
+    kept = values > 1e-9 * values[:, -1:]
+    torch.testing.assert_close(single_values[kept], values[kept], rtol=0.05, atol=0)
+    assert torch.equal(metric.rank(M_single), metric.rank(M))

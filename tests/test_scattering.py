@@ -237,3 +237,45 @@ def test_bad_input_is_named():
         JTFS(8192, J=8, F=0)
     with pytest.raises(ValueError, match="J must"):
         Scalogram(8192, J=14)
+
+
+@pytest.mark.parametrize(("T", "F"), [("global", 2), (1024, 2), ("global", "global")])
+def test_push_is_forward_mode_differentiation(T, F):
+    """Value and derivatives along tangents of the stacked pass, against `torch.func` through the plain one."""
+    jtfs = JTFS(4096, J=8, Q=(8, 1), J_fr=3, T=T, F=F, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4096, dtype=torch.float64, generator=generator)
+    dx = torch.randn(3, 2, 4096, dtype=torch.float64, generator=generator)
+    scalogram = Scalogram(4096, J=8, Q=8, T=T, dtype=torch.float64)
+    for features in (jtfs, scattering.LogScattering(jtfs), scattering.LogScattering(scalogram)):
+        S, dS = features.push(x, dx)
+        expected, d_expected = vmap(lambda tangent, f=features: jvp(f, (x,), (tangent,)), out_dims=(None, 0))(dx)
+        torch.testing.assert_close(S, expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(dS, d_expected, rtol=1e-7, atol=1e-10)
+        one, d_one = features.push(x[0], dx[:, 0])
+        torch.testing.assert_close((one, d_one), (S[0], dS[:, 0]))
+        assert features.push(x, dx[:0])[1].shape == (0, *S.shape)
+
+
+def test_push_of_silence_is_finite():
+    S, dS = scattering.LogScattering(small_jtfs("a")).push(torch.zeros(8192), torch.ones(2, 8192))
+    assert (S == 0).all()
+    assert dS.isfinite().all()
+
+
+def test_push_names_tangents_of_another_shape():
+    with pytest.raises(ValueError, match=r"tangents of shape \(K, 8192,\), got \(8192,\)"):
+        small_jtfs("a").push(torch.zeros(8192), torch.zeros(8192))
+
+
+@pytest.mark.parametrize("padding", ["zero", "reflect"])
+def test_frames_left_out_are_silent(padding, monkeypatch):
+    """Frames in the padding that no wavelet reaches make no difference, for sounds loud up to both their ends."""
+    x = torch.randn(2, 4096, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    config = {"J": 8, "Q": (8, 1), "J_fr": 3, "padding": padding, "dtype": torch.float64}
+    jtfs = JTFS(4096, **config)
+    left_out = any(s.start > 0 for s in jtfs.sounding.values())
+    assert left_out == (padding == "zero")
+    S = jtfs(x)
+    monkeypatch.setattr(JTFS, "_frames_near", lambda self, reach, level: slice(0, self.N >> level))
+    assert (JTFS(4096, **config)(x) - S).abs().max() < 1e-12 * S.max()
