@@ -11,9 +11,9 @@ P-loss (Han, Lostanlen and Lagrange, 2023, equations 3 to 8).
 import torch
 from torch import Tensor
 
+from . import parameters
 from .drum import rectangular_drum
 from .metric import Map
-from .parameters import to_theta
 
 
 def _check_pair(nu_hat: Tensor, nu: Tensor) -> None:
@@ -27,8 +27,10 @@ def parameter_loss(nu_hat: Tensor, nu: Tensor) -> Tensor:
     return (nu_hat - nu.detach()).square().mean()
 
 
-def spectral_loss(nu_hat: Tensor, nu: Tensor, features: Map, synthesizer: Map = rectangular_drum) -> Tensor:
-    """½ ‖Φ(g(ν̃)) − Φ(g(ν))‖², mean over the batch, a scalar; Φ and g as in `metric.jacobian`.
+def spectral_loss(
+    nu_hat: Tensor, nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
+) -> Tensor:
+    """½ ‖Φ(g(ν̃)) − Φ(g(ν))‖², mean over the batch, a scalar; Φ, g and `to_theta` as in `metric.jacobian`.
 
     Differentiates through features and synthesizer: the costly loss that PNP approximates.
     Raises ValueError if the shapes differ.

@@ -1,13 +1,13 @@
-"""What a reader moves: a drum to play, in notebooks and in the book's static page, and a slider of the damping.
+"""What a reader moves: a drum to play, in notebooks and in the book's static page, and pictures with sliders.
 
-The drum computes in the browser (drum_instrument.js). The slider of λ computes in Python, so that only a notebook
-shows it. Both keep what they show in plain attributes, so that code can move a slider and read what came of it.
+The drum computes in the browser (drum_instrument.js). Pictures are drawn by Python, so that only a notebook shows
+their sliders. (ipywidgets' own `interact` draws into an output area, at which runners of notebooks can wait for ever.)
 """
 
 import html
 import io
 import json
-import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import matplotlib.pyplot as plt
 import torch
 import traitlets
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from . import plots
 from .drum import SAMPLE_RATE
@@ -80,64 +79,31 @@ for (const element of document.querySelectorAll("[data-drum]")) {{
 </script>"""
 
 
-def _png(ax: Axes) -> bytes:
-    figure = ax.get_figure(root=True)
-    assert figure is not None, "axes are drawn in a figure"
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
+def live(draw: Callable[..., Axes], **controls: widgets.ValueWidget) -> widgets.VBox:
+    """Controls, and below them the picture that `draw` makes of their values, anew whenever one is moved.
 
-
-class DampingSlider(widgets.VBox):
-    """A slider of λ, and the damped step against the eigenvalues of a metric.
-
-    Attributes
+    Parameters
     ----------
-    slider : FloatLogSlider, λ
-    image : widgets.Image, a PNG
+    draw : callable
+        Called with the value of each control under its name; returns the axes that it drew, in a figure of its own.
+    controls : widgets
+        Any that have a value, such as `ipywidgets.FloatSlider(0.1, min=0, max=1, description="step")`.
+
+    Returns
+    -------
+    box : VBox, whose last child is the picture, a PNG in a `widgets.Image`
     """
+    image = widgets.Image(format="png")
 
-    def __init__(self, metric: Tensor) -> None:
-        self.eigenvalues = torch.linalg.eigvalsh(metric.to(torch.float64)).clamp_min(0).flip(-1)
-        top = math.log10(self.eigenvalues[0])
-        self.slider = widgets.FloatLogSlider(
-            value=10 ** (top - 3),
-            min=top - 10,
-            max=top + 1,
-            step=0.25,
-            description="λ",
-            readout_format=".2e",
-            continuous_update=False,
-            layout={"width": "28em"},
-        )
-        self.image = widgets.Image(format="png")
-        self.slider.observe(self._update, names="value")
-        super().__init__([self.slider, self.image])
-        self._update()
-
-    @property
-    def condition_number(self) -> float:
-        """Largest over smallest eigenvalue of M + λI."""
-        return float((self.eigenvalues[0] + self.slider.value) / (self.eigenvalues[-1] + self.slider.value))
-
-    def _update(self, change: object = None) -> None:
-        damping = self.slider.value
-        kept = self.eigenvalues / (self.eigenvalues + damping)
+    def update(change: object = None) -> None:
         with plots.style():
-            ax = plots.bars({"kept": kept}, [f"{value:.1e}" for value in self.eigenvalues], "share of a full step")
-            ax.set(ylim=(0, 1.05), xlabel="eigenvalue of M")
-            ax.set_title(f"λ = {damping:.2e}: condition number {self.condition_number:.2e}")
-        self.image.value = _png(ax)
+            figure = draw(**{name: control.value for name, control in controls.items()}).get_figure(root=True)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png")  # type: ignore[union-attr]
+            plt.close(figure)
+        image.value = buffer.getvalue()
 
-
-def damping_slider(metric: Tensor) -> DampingSlider:
-    """Slider of λ: which share of a Gauss–Newton step (M + λI)⁻¹M survives along each eigenvector of M (5, 5).
-
-    Raises ValueError if the metric is not one square matrix or has no positive eigenvalue.
-    """
-    if metric.ndim != 2 or metric.shape[0] != metric.shape[1]:
-        raise ValueError(f"expected one metric of shape (n, n), got {tuple(metric.shape)}")
-    if not torch.linalg.eigvalsh(metric).max() > 0:
-        raise ValueError("expected a metric with a positive eigenvalue")
-    return DampingSlider(metric)
+    for control in controls.values():
+        control.observe(update, names="value")
+    update()
+    return widgets.VBox([*controls.values(), image])

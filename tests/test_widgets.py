@@ -1,25 +1,30 @@
 """Moving a slider from Python changes what is seen, with no kernel and no browser. The drum: test_instrument.py."""
 
-import pytest
-import torch
+import ipywidgets
+import matplotlib.pyplot as plt
 
-from pnp_tutorial import widgets
+from pnp_tutorial import plots, widgets
 
 PNG = b"\x89PNG\r\n"
 
 
-def test_damping_slider_lowers_the_condition_number():
-    box = widgets.damping_slider(torch.diag(torch.tensor([1e6, 1e3, 1.0, 1e-2, 1e-4])))
-    box.slider.value = 1.0
-    before, image = box.condition_number, box.image.value
-    assert before == pytest.approx((1e6 + 1) / (1 + 1e-4), rel=1e-3)
-    box.slider.value = 1e6
-    assert box.condition_number == pytest.approx(2, rel=1e-3)
-    assert bytes(box.image.value).startswith(PNG)
-    assert box.image.value != image
+def test_moving_a_control_draws_anew():
+    drawn = []
 
+    def draw(height, name):
+        drawn.append((height, name))
+        return plots.curves([0, 1], {name: [0, height]}, "x", "y")
 
-@pytest.mark.parametrize("metric", [torch.zeros(5, 5), torch.zeros(2, 5, 5), torch.zeros(5)])
-def test_damping_slider_refuses(metric):
-    with pytest.raises(ValueError, match="metric"):
-        widgets.damping_slider(metric)
+    slider = ipywidgets.FloatSlider(1.0, min=0, max=2)
+    menu = ipywidgets.Dropdown(options=["one", "two"])
+    box = widgets.live(draw, height=slider, name=menu)
+    assert box.children[:-1] == (slider, menu)
+    image = box.children[-1]
+    first = bytes(image.value)
+    assert first.startswith(PNG)
+    slider.value = 0.5
+    second = bytes(image.value)
+    menu.value = "two"
+    assert len({first, second, bytes(image.value)}) == 3
+    assert drawn == [(1.0, "one"), (0.5, "one"), (0.5, "two")]
+    assert plt.get_fignums() == []
