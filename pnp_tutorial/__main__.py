@@ -7,6 +7,7 @@ Bad input ends in one line on standard error and exit status 2.
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from . import __version__
-from .dataset import DatasetConfig, build
+from .dataset import DatasetConfig, build, describe, verify
 from .encoder import load_encoder
 from .evaluation import EvaluationConfig, report
 from .matching import match, save_match
@@ -42,9 +43,17 @@ class MatchConfig:
     encoder: str | None = None
 
 
-def run_dataset(config: DatasetConfig) -> None:
+def run_dataset(config: DatasetConfig, info: bool = False, check: bool = False) -> None:
     """Draw drums; compute what the encoder sees of them, and their metrics. Resumes what was begun."""
-    print(build(config))
+    if check:
+        error = verify(config.data, device=config.device)
+        print(f"{config.data}: checksums are right; computed again, two chunks differ by {error:.1g} at most")
+    elif info:
+        print(yaml.safe_dump(describe(config.data), sort_keys=False, default_flow_style=None), end="")
+    else:
+        path = build(config)
+        if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
+            print(path)
 
 
 def run_train(config: TrainingConfig) -> None:
@@ -99,6 +108,9 @@ def _parser() -> ArgumentParser:
         if name != "match":
             stage.add_argument("--config", metavar="FILE", help="YAML file of options; those given here come first")
         stage.add_class_arguments(config, as_positional=True)
+        if name == "dataset":
+            stage.add_argument("--info", action="store_true", help="print what the data set at DATA is, and stop")
+            stage.add_argument("--verify", action="store_true", help="check its sums, compute a sample anew, and stop")
         stages.add_subcommand(name, stage, help=run.__doc__)
     return parser
 
@@ -116,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
         chosen: Namespace = _parser().parse_args(argv)
         config, run = STAGES[chosen.subcommand]
         options = chosen[chosen.subcommand].as_dict()
-        run(config(**{field.name: options[field.name] for field in fields(config)}))
+        actions = {"info": options["info"], "check": options["verify"]} if chosen.subcommand == "dataset" else {}
+        run(config(**{field.name: options[field.name] for field in fields(config)}), **actions)
     except (argparse.ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
         print(f"{stage}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

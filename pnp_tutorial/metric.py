@@ -52,11 +52,26 @@ def jacobian(
         If ν has another shape, or lies where the drum is not defined.
     """
 
-    def synthesize(direction: Tensor) -> tuple[Tensor, Tensor]:
+    return push(features, *tangents(nu, synthesizer, to_theta))
+
+
+def tangents(
+    nu: Tensor, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
+) -> tuple[Tensor, Tensor]:
+    """Sound (..., n_samples) of ν (..., 5) and its derivatives (5, ..., n_samples) over ν; errors as in `jacobian`."""
+
+    def along(direction: Tensor) -> tuple[Tensor, Tensor]:
         return jvp(lambda nu: synthesizer(to_theta(nu)), (nu,), (direction.expand_as(nu),))  # type: ignore
 
     directions = torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
-    x, dx = vmap(synthesize, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # None: x does not depend on it
+    return vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # None: x does not depend on it
+
+
+def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
+    """Features S (..., P) of sounds x and their Jacobian (..., P, K) along tangents dx (K, ..., n_samples).
+
+    By the features' own method `push` if they have one, as scattering has, else by `torch.func.jvp`.
+    """
     if hasattr(features, "push"):
         S, dS = features.push(x, dx)
     else:
@@ -64,12 +79,17 @@ def jacobian(
     return S, dS.movedim(0, -1)
 
 
+def gram(J: Tensor) -> Tensor:
+    """JᵀJ (..., 5, 5), in float64, of Jacobians (..., P, 5)."""
+    J = J.to("cpu" if J.device.type == "mps" else J.device).to(torch.float64)  # mps has no float64
+    return J.mT @ J
+
+
 def riemannian_metric(
     nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
 ) -> Tensor:
     """M(ν) = JᵀJ of shape (..., 5, 5), float64, for ν (..., 5); arguments and errors as in `jacobian`."""
-    J = jacobian(nu, features, synthesizer, to_theta)[1].to(torch.float64)
-    return J.mT @ J
+    return gram(jacobian(nu, features, synthesizer, to_theta)[1])
 
 
 def eigen(metric: Tensor) -> tuple[Tensor, Tensor]:

@@ -288,7 +288,7 @@ class _Transform(nn.Module):
             finite = True
         if not finite:
             raise ValueError("expected finite audio, got NaN or infinite samples")
-        x = x.reshape(-1, self.n_samples).to(self.phi_0.dtype)
+        x = x.reshape(-1, self.n_samples).to(self.phi_0)
         pad = (self.pad_left, self.pad_right)
         return nn.functional.pad(x, pad, mode="constant" if self.padding == "zero" else "reflect")
 
@@ -341,9 +341,9 @@ class _Transform(nn.Module):
         return S[0], S[1:]
 
     def _each(self, x: Tensor) -> Tensor:
-        """Coefficients of padded sounds: one by one on a CPU, which keeps a chunk in its cache; else all at once."""
-        sounds = x.split(1) if x.device.type == "cpu" else (x,)
-        return torch.cat([self._transform(some) for some in sounds])
+        """Coefficients of padded sounds: one by one on a CPU, which keeps a chunk in its cache; else 5 GB at once."""
+        few = 1 if x.device.type == "cpu" else max(1, 2**24 // x[0].numel())
+        return torch.cat([self._transform(some) for some in x.split(few)])
 
     def _transform(self, x: Tensor) -> Tensor:
         """Coefficients (B, D, ...) of padded sounds (B, D, N): along D lie a sound and its tangents, if any.

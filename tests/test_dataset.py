@@ -16,7 +16,18 @@ import torch
 import zarr
 
 from pnp_tutorial import dataset
-from pnp_tutorial.dataset import DatasetConfig, build, draw, ear, encoder_input, load, write_atomically
+from pnp_tutorial.dataset import (
+    DatasetConfig,
+    build,
+    describe,
+    draw,
+    ear,
+    encoder_input,
+    load,
+    stream,
+    verify,
+    write_atomically,
+)
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.metric import riemannian_metric
 from pnp_tutorial.parameters import to_theta
@@ -103,18 +114,45 @@ def test_same_bytes_whatever_happens_on_the_way(tiny_data, tmp_path, monkeypatch
     compute, calls = dataset._compute, []
 
     def fail_at_third(*args):
-        calls.append(args)
+        calls.append(args[0])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return compute(*args)
 
     monkeypatch.setattr(dataset, "_compute", fail_at_third)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
         build(config, progress=False)
     with pytest.raises(ValueError, match="2 of 5 chunks"):
         load(config.data)
+    before = calls[:3]
     build(config, progress=False)
-    assert len(calls) == 6  # two chunks before, one interrupted, three after: none twice
+    done = [nu for nu in before if not torch.equal(nu, before[2])]
+    assert all(sum(torch.equal(nu, other) for other in calls) == 1 for nu in done)  # what was marked is not redone
+    assert contents(config.data) == contents(tiny_data.data)
+
+
+def test_same_bytes_whatever_the_number_of_threads(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    config = replace(tiny_data, data=str(tmp_path / "threads.zarr"))
+    build(config, progress=False)
+    assert contents(config.data) == contents(tiny_data.data)
+
+
+def test_two_processes_write_the_same_bytes(tiny_data, tmp_path):
+    """As a user starts them; killed once in the middle, and called again."""
+    config = replace(tiny_data, data=str(tmp_path / "p.zarr"))
+    options = [f"--{key}={value}" for key, value in asdict(config).items()]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "pnp_tutorial"]
+    process = subprocess.Popen([*launch, "dataset", *options], stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.time() + 120
+    while not list((tmp_path / "p.zarr/done").rglob("c/*")) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run = subprocess.run([*launch, "dataset", *options], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == f"{config.data}\n"  # one of them says so
     assert contents(config.data) == contents(tiny_data.data)
 
 
@@ -220,3 +258,107 @@ def test_files_are_written_together_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     write_atomically({tmp_path / "a": b"1", tmp_path / "new/b": b"2"})
     assert (tmp_path / "a").read_bytes() + (tmp_path / "new/b").read_bytes() == b"12"
+
+
+@pytest.fixture(scope="module")
+def full_data(tmp_path_factory):
+    """A data set that keeps all there is to keep."""
+    path = str(tmp_path_factory.mktemp("full") / "full.zarr")
+    config = DatasetConfig(
+        data=path, n_sounds=23, n_samples=2048, J=6, T=64, chunk_size=4, features=True, audio=True, device="cpu"
+    )
+    build(config, progress=False)
+    return config
+
+
+def test_features_and_audio_are_kept_on_request(full_data, tiny_data):
+    drums = load(full_data.data, "test", ("audio", "features", "metric"))
+    x = rectangular_drum(to_theta(drums.nu), full_data.n_samples)
+    torch.testing.assert_close(drums.audio, x.float())
+    torch.testing.assert_close(drums.features, ear(full_data)(x), rtol=1e-4, atol=1e-4)
+    assert drums.metric is not None
+    assert load(full_data.data, "test").audio is None  # not asked for
+    assert load(tiny_data.data, "test", ("audio",)).audio is None  # not there
+    with pytest.raises(ValueError, match=r"expected names of .* got \['sound'\]"):
+        load(full_data.data, "test", ("sound",))
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_features_without_metric_are_the_same(full_data, tmp_path, metric):
+    config = replace(full_data, data=str(tmp_path / "f.zarr"), metric=metric, audio=False)
+    build(config, progress=False)
+    drums = load(config.data, "train", ("features", "metric"))
+    torch.testing.assert_close(drums.features, load(full_data.data, "train", ("features",)).features)
+    assert (drums.metric is not None) == metric
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 64])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_stream_yields_every_row_once(full_data, batch_size, seed):
+    whole = load(full_data.data, "train")
+    batches = list(stream(full_data.data, "train", batch_size, seed, buffer=7))
+    assert [len(batch.nu) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    nu = torch.cat([batch.nu for batch in batches])
+    rows = {tuple(row): i for i, row in enumerate(whole.nu.tolist())}
+    order = [rows[tuple(row)] for row in nu.tolist()]
+    assert sorted(order) == list(range(len(whole.nu)))
+    assert (order == sorted(order)) == (seed is None)
+    assert torch.equal(torch.cat([batch.scalogram for batch in batches]), whole.scalogram[order])
+    assert torch.equal(torch.cat([batch.metric for batch in batches]), whole.metric[order])
+
+
+def test_stream_shuffles_by_seed_and_reads_no_more_than_its_buffer(full_data, monkeypatch):
+    def order(seed):
+        return torch.cat([batch.nu for batch in stream(full_data.data, seed=seed, batch_size=4)])
+
+    assert torch.equal(order(1), order(1))
+    assert not torch.equal(order(1), order(2))
+    read, sizes = dataset._read, []
+    monkeypatch.setattr(dataset, "_read", lambda *args: sizes.append(len(args[2])) or read(*args))
+    first = next(stream(full_data.data, batch_size=4, buffer=6, seed=0))
+    assert len(first.nu) == 4
+    assert sizes == [6]
+    with pytest.raises(ValueError, match="batch_size ≥ 1"):
+        next(stream(full_data.data, batch_size=0))
+
+
+def test_describe(full_data):
+    document = describe(full_data.data)
+    assert document["config"] == asdict(full_data)
+    assert document["chunks"] == "6 of 6 done"
+    assert document["splits"] == {"train": 18, "validation": 2, "test": 3}
+    assert document["arrays"]["audio"]["shape"] == [23, 2048]
+    assert document["arrays"]["audio"]["bytes_on_disk"] > 10_000
+    assert set(document["arrays"]) == {"nu", "scalogram", "metric", "features", "audio"}
+
+
+def test_verify_finds_nothing_wrong(full_data):
+    assert verify(full_data.data, device="cpu", progress=False) == 0.0  # the very bytes
+
+
+def change_metric(store):
+    store["metric"][5] = store["metric"][5] * 1.1
+
+
+def change_nu(store):
+    store["nu"][3, 1] = 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(change_metric, "metric of chunk 1 is 0.0"), (change_nu, "nu or split are not those of its configuration")],
+)
+def test_verify_finds_what_was_changed(full_data, tmp_path, change, message):
+    """Rightly written, with right checksums, and wrong."""
+    path = shutil.copytree(full_data.data, tmp_path / "v.zarr")
+    change(zarr.open_group(path))
+    with pytest.raises(ValueError, match=message):
+        verify(path, n_chunks=6, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, lose_a_chunk, truncate_a_chunk])
+def test_verify_finds_damage(full_data, tmp_path, damage):
+    path = Path(shutil.copytree(full_data.data, tmp_path / "v.zarr"))
+    damage(path)
+    with pytest.raises(ValueError, match="is damaged"):
+        verify(path, n_chunks=1, device="cpu", progress=False)
