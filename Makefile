@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 test: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check notebooks serve clean lock encoder
+.PHONY: help book test check notebooks serve clean lock encoder benchmark
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ encoder: $(INSTALLED) ## Train and test the encoder that ships with the package 
 	$(BIN)/pnp evaluate --encoder runs/laptop/encoder.safetensors --data data/laptop.zarr \
 	    --output_folder runs/laptop/evaluation
 	cp runs/laptop/evaluation/encoder.safetensors pnp_tutorial/weights/encoder.safetensors
+
+benchmark: $(INSTALLED) ## Time JTFS and metric against kymatio's development version (7 minutes on a quiet machine)
+	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@for python in python3 python3.14 python3.13 python3.12 python3.11 none; do \

@@ -1,0 +1,185 @@
+"""Time the JTFS and the metric against kymatio's development version, and write what came out.
+
+    python tools/benchmark.py book/results/speed.json
+
+No release of kymatio has a JTFS; the wheel of scrapl-loss carries kymatio's development version, which cannot be
+installed beside kymatio. So it is unpacked into _build, and every contestant is a process of its own, idle while
+another works. They take turns, so that a change of the machine's speed meets them all.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import zipfile
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from repository import ROOT
+from torch import Tensor
+from torch.profiler import profile
+from tqdm import tqdm
+
+WHEEL = "scrapl-loss==0.1.0"
+FOLDER = ROOT / "_build/reference"
+N_SAMPLES, BATCH = 2**16, 4
+CONFIG: dict[str, Any] = {"J": 13, "Q": (12, 1), "J_fr": 5, "Q_fr": 1, "F": 2, "T": "global"}  # the paper's
+EPS = 1e-3
+TURNS = {"kymatio metric": 3, "kymatio JTFS": 7, "metric": 21, "JTFS": 21}
+FLOOR = ("fft", "mm")  # part of the names of the operators that do FFTs and matrix products: aten::_fft_r2c, aten::bmm
+
+
+def download() -> None:
+    """Unpack kymatio's development version into FOLDER, unless it is there."""
+    if FOLDER.exists():
+        return
+    wheels = FOLDER.with_name("wheels")
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--dest", str(wheels)]
+    subprocess.run([sys.executable, "-m", "pip", "download", *options, WHEEL], check=True)
+    with zipfile.ZipFile(next(wheels.glob("scrapl_loss-*.whl"))) as wheel:
+        wheel.extractall(FOLDER)
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def import_kymatio() -> None:
+    """Import the development version, with the two patches without which it does not run."""
+    sys.path.insert(0, str(FOLDER / "scrapl" / "kymatio"))
+    import scipy.special
+
+    if not hasattr(scipy.special, "sph_harm"):  # SciPy removed it, and JTFS does not use it
+        scipy.special.sph_harm = None
+    from kymatio.backend import torch_backend
+
+    # torch.func refuses its modulus, an autograd.Function without setup_context.
+    torch_backend.ModulusStable.apply = lambda z: torch.linalg.vector_norm(z, dim=-1)
+
+
+Values = dict[tuple[int, ...], np.ndarray]  # (n1, n2, n_fr) or (n1, n_fr) or () of a path → coefficients (BATCH,)
+
+
+def contestant(name: str, pipe: Connection) -> None:
+    """Serve until told to stop: the seconds a sound, the peak memory, the floor, or the values in float64."""
+    from pnp_tutorial.drum import rectangular_drum
+    from pnp_tutorial.parameters import sample_uniform, to_theta
+
+    nu = sample_uniform(BATCH)
+    x = rectangular_drum(to_theta(nu))
+    before = peak_bytes()
+    if name.startswith("kymatio"):
+        import_kymatio()
+        from kymatio.numpy import TimeFrequencyScattering as NumpyTransform
+        from kymatio.torch import TimeFrequencyScattering
+
+        jtfs = TimeFrequencyScattering(shape=N_SAMPLES, format="time", **CONFIG)
+
+        def exact() -> Values:  # its filters for torch are float32; its meta() is in another order than its array
+            transform = NumpyTransform(shape=N_SAMPLES, format="time", out_type="list", **CONFIG)
+            paths = [transform(each) for each in x.numpy()]
+            return {path[0]["n"]: np.concatenate([p["coef"] for p in path]) for path in zip(*paths, strict=True)}
+
+        def features(nu: Tensor) -> Tensor:
+            return torch.log1p(jtfs(rectangular_drum(to_theta(nu)).float())[..., 0].abs() / EPS)
+
+        def metric() -> Tensor:
+            J = torch.func.jacfwd(features)(nu[0])
+            return J.mT @ J
+    else:
+        from pnp_tutorial.metric import riemannian_metric
+        from pnp_tutorial.scattering import JTFS, LogScattering
+
+        jtfs = JTFS(N_SAMPLES, **CONFIG)
+
+        def exact() -> Values:
+            transform = JTFS(N_SAMPLES, padding="reflect", dtype=torch.float64, **CONFIG)
+            indices = transform.paths[["n1", "n2", "n_fr"]].itertuples(index=False)
+            names = [tuple(n for n in row if n >= 0) for row in indices]
+            return dict(zip(names, transform(x).numpy().T, strict=True))
+
+        def metric() -> Tensor:
+            return riemannian_metric(nu[:1], LogScattering(jtfs, EPS))
+
+    work, n_sounds = (metric, 1) if name.endswith("metric") else (lambda: jtfs(x.float()), BATCH)
+    while (command := pipe.recv()) != "stop":
+        if command == "time":
+            start = time.perf_counter()
+            work()
+            pipe.send((time.perf_counter() - start) / n_sounds)
+        elif command == "memory":
+            pipe.send(peak_bytes() - before)
+        elif command == "floor":  # share of the time that goes to FFTs and matrix products
+            with profile() as profiler:
+                work()
+            times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+            pipe.send(sum(t for key, t in times.items() if any(part in key for part in FLOOR)) / sum(times.values()))
+        elif command == "values":  # in float64
+            pipe.send(exact())
+
+
+def difference(ours: Values, theirs: Values) -> float:
+    """Largest difference, relative to the largest coefficient, of all paths but those of spin 0 (n_fr = 0).
+
+    There, the development version departs from its own description where F < 2^J_fr.
+    """
+    if set(ours) != set(theirs):
+        raise ValueError(f"expected the same paths, got {len(ours)} and {len(theirs)}")
+    compared = [n for n in ours if n == () or n[-1] != 0]
+    largest = max(np.abs(values).max() for values in theirs.values())
+    return max(np.abs(ours[n] - theirs[n]).max() for n in compared) / largest
+
+
+def processor() -> str:
+    """Name of the processor, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main(path: Path) -> None:
+    download()
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in TURNS:
+        pipes[name], other_end = context.Pipe()
+        context.Process(target=contestant, args=(name, other_end), daemon=True).start()
+
+    def ask(name: str, command: str) -> Any:
+        pipes[name].send(command)
+        return pipes[name].recv()
+
+    for name in TURNS:  # warm up
+        ask(name, "time")
+    seconds: dict[str, list[float]] = {name: [] for name in TURNS}
+    rounds = max(TURNS.values())
+    for i in tqdm(range(rounds), unit="round"):
+        for name, turns in TURNS.items():
+            if i % (rounds // turns) == 0:
+                seconds[name].append(ask(name, "time"))
+    results = {
+        "seconds": seconds,  # a sound, turn by turn
+        "bytes": {name: ask(name, "memory") for name in TURNS},
+        "floor": {name: ask(name, "floor") for name in ("JTFS", "metric")},
+        "difference": difference(ask("JTFS", "values"), ask("kymatio JTFS", "values")),
+        "config": {"n_samples": N_SAMPLES, "batch": BATCH, **CONFIG},
+        "versions": {"torch": torch.__version__, "kymatio": version("kymatio"), "reference": WHEEL},
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+    }
+    for name in TURNS:
+        pipes[name].send("stop")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
