@@ -43,6 +43,11 @@ class MatchConfig:
     encoder: str | None = None
 
 
+def _first_process() -> bool:
+    """Of those that torchrun or srun started, the one that speaks."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
 def run_dataset(config: DatasetConfig, info: bool = False, check: bool = False) -> None:
     """Draw drums; compute what the encoder sees of them, and their metrics. Resumes what was begun."""
     if check:
@@ -52,14 +57,15 @@ def run_dataset(config: DatasetConfig, info: bool = False, check: bool = False) 
         print(yaml.safe_dump(describe(config.data), sort_keys=False, default_flow_style=None), end="")
     else:
         path = build(config)
-        if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0:
+        if _first_process():
             print(path)
 
 
 def run_train(config: TrainingConfig) -> None:
     """Train an encoder on a data set. Resumes what was begun."""
     history = fit(config)
-    print(history.drop(columns="record").to_string(index=False))
+    if _first_process():
+        print(history.drop(columns="record").to_string(index=False))
 
 
 def run_evaluate(config: EvaluationConfig) -> None:

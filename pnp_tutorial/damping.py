@@ -6,10 +6,22 @@ keeps it with `dataclasses.asdict` and a copy continues where it was.
 
 The adaptive rule is Levenberg and Marquardt's, as used by Han et al. (2023, section 3.3): trust the metric
 more after a success, and after a failure do not.
+
+What λ multiplies has a shape D: PNP weighs errors with M(ν) + λD, where D is
+
+    identity    I                   Levenberg's: λ in the units of M
+    diagonal    diag M(ν)           Marquardt's: each parameter in its own unit; λ has none
+    mean        mean over ν of M    the same for all sounds: an average ear; λ has no unit
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Shape = Literal["identity", "diagonal", "mean"]
 
 
 @dataclass
@@ -54,3 +66,42 @@ class AdaptiveDamping(ConstantDamping):
         record = super().update(validation_loss)
         self.value *= self.decrease if record else self.increase
         return record
+
+
+def damping_matrix(metric: Tensor, shape: Shape = "identity") -> Tensor:
+    """What λ multiplies, D, for all metrics of a data set at once.
+
+    Parameters
+    ----------
+    metric : Tensor, shape (n, k, k)
+    shape : "identity", "diagonal" or "mean"
+
+    Returns
+    -------
+    D : Tensor, shape (n, k, k), an expanded view where it is the same for all
+
+    Raises
+    ------
+    ValueError
+        If the metrics have another shape, or there is no such shape of damping.
+    """
+    if metric.ndim != 3 or metric.shape[-1] != metric.shape[-2]:
+        raise ValueError(f"expected metrics of shape (n, k, k), got {tuple(metric.shape)}")
+    if shape == "identity":
+        return torch.eye(metric.shape[-1], dtype=metric.dtype, device=metric.device).expand_as(metric)
+    if shape == "diagonal":
+        return torch.diag_embed(metric.diagonal(dim1=-2, dim2=-1))
+    if shape == "mean":
+        return metric.mean(0).expand_as(metric)
+    raise ValueError(f'expected a damping shape "identity", "diagonal" or "mean", got {shape!r}')
+
+
+def largest_damping(metric: Tensor, D: Tensor) -> float:
+    """The least λ with λD ⪰ M for all metrics M (n, k, k): for D = I the largest eigenvalue of all.
+
+    From there on, λD outweighs M in every direction. Directions to which D is deaf are left out.
+    """
+    values, vectors = torch.linalg.eigh(D)
+    kept = values > 1e-12 * values[..., -1:]
+    root = vectors * torch.where(kept, values, torch.inf).rsqrt().unsqueeze(-2)  # D^(-1/2), rotated
+    return float(torch.linalg.eigvalsh(root.mT @ metric @ root).max())

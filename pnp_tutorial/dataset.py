@@ -124,7 +124,7 @@ def select_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def connect(device: torch.device) -> Fabric:
+def connect(device: torch.device, precision: Literal["32-true", "bf16-mixed"] = "32-true") -> Fabric:
     """The processes that torchrun or SLURM's srun started, one a device; this one alone otherwise."""
     devices, nodes = 1, 1
     if TorchElasticEnvironment.detect():
@@ -134,7 +134,7 @@ def connect(device: torch.device) -> Fabric:
         nodes = int(os.environ["SLURM_NNODES"])
         devices = int(os.environ["SLURM_NTASKS"]) // nodes
     strategy = "ddp" if devices * nodes > 1 else "auto"
-    fabric = Fabric(accelerator=device.type, devices=devices, num_nodes=nodes, strategy=strategy, precision="32-true")
+    fabric = Fabric(accelerator=device.type, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
     fabric.launch()
     return fabric
 

@@ -1,7 +1,8 @@
-"""Three losses between a prediction ν̃ and the truth ν, all (B, 5); only ν̃ carries a gradient.
+"""Losses between a prediction ν̃ and the truth ν, all (B, 5); only ν̃ carries a gradient.
 
     P-loss      mean over batch and parameters of (ν̃ − ν)²
     spectral    mean over the batch of ½ ‖Φ(g(ν̃)) − Φ(g(ν))‖²
+    MSS         mean over the batch of auraloss's distance between g(ν̃) and g(ν)
     PNP         mean over the batch of ½ (ν̃ − ν)ᵀ (M(ν) + λI) (ν̃ − ν)
 
 PNP with λ = 0 is the spectral loss to second order in ν̃ − ν; for large λ it is λ times half the summed
@@ -14,6 +15,7 @@ from torch import Tensor
 from . import parameters
 from .drum import rectangular_drum
 from .metric import Map
+from .mss import mss_distance
 
 
 def _check_pair(nu_hat: Tensor, nu: Tensor) -> None:
@@ -40,6 +42,19 @@ def spectral_loss(
         target = features(synthesizer(to_theta(nu.to(torch.float64))))
     difference = features(synthesizer(to_theta(nu_hat.to(torch.float64)))) - target
     return difference.square().sum(-1).mean() / 2
+
+
+def mss_loss(
+    nu_hat: Tensor, nu: Tensor, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
+) -> Tensor:
+    """Multi-scale spectral loss, the paper's rival: `mss.mss_distance` of g(ν̃) from g(ν), mean over the batch.
+
+    A scalar; raises ValueError if the shapes differ.
+    """
+    _check_pair(nu_hat, nu)
+    with torch.no_grad():
+        target = synthesizer(to_theta(nu.to(torch.float64)))
+    return mss_distance(synthesizer(to_theta(nu_hat.to(torch.float64))), target).mean()
 
 
 def pnp_loss(nu_hat: Tensor, nu: Tensor, metric: Tensor, damping: float | Tensor = 0.0) -> Tensor:

@@ -1,12 +1,16 @@
-"""Training f_W with one of the three losses and one of the three dampings: one plain loop.
+"""Training f_W with one of the losses and one of the dampings: one plain loop.
 
     for every epoch:    a random share of the training set, in batches: Adam on the loss
                         the validation loss, without damping, told to the damping rule
                         a record? keep the weights.  A failed epoch of the adaptive rule? go back to the best
 
 Adam and learning rate are those of Han et al. (2023). Adam is nearly blind to a positive factor of the loss, but its
-small constant and the range of float32 are not, and M spans many decades. So PNP is divided by λ + m, where m is
-the median over the training set of tr M / n: it stays near P-loss for large λ and of order one when λ is gone.
+small constant and the range of float32 are not, and M spans many decades. So PNP is divided by λ d + m, where m and d
+are the medians over the training set of tr M / n and tr D / n (D is what λ multiplies; d = 1 for D = I): the loss stays
+near P-loss for large λ, and of order one when λ is gone.
+
+Under torchrun or SLURM every process takes its share of each batch. Neither the batches nor the statistics of batch
+normalization depend on the number of processes, and so, up to rounding, nor do the losses.
 """
 
 import json
@@ -14,27 +18,41 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
+import timm.layers
 import torch
+import torch.distributed.nn
 from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
 from torch import Tensor
+from torch.nn.functional import batch_norm
+from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from . import __version__
-from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping
-from .dataset import Drums, ear, load, read_config, refuse_difference, select_device, write_atomically
+from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping, Shape, damping_matrix, largest_damping
+from .dataset import (
+    DatasetConfig,
+    Drums,
+    connect,
+    ear,
+    load,
+    read_config,
+    refuse_difference,
+    select_device,
+    write_atomically,
+)
 from .drum import rectangular_drum
 from .encoder import AudioEncoder, Encoder, save
-from .losses import parameter_loss, pnp_loss, spectral_loss
+from .losses import mss_loss, parameter_loss, pnp_loss, spectral_loss
 from .parameters import N_PARAMETERS
-from .scattering import LogScattering
-
-DAMPINGS = {"constant": ConstantDamping, "scheduled": ScheduledDamping, "adaptive": AdaptiveDamping}
 
 
 @dataclass(frozen=True)
@@ -48,11 +66,14 @@ class TrainingConfig:
     output_folder
         Where checkpoint, metrics, results and encoder are written.
     loss
-        "parameter", "spectral" or "pnp".
+        "parameter", "pnp", or a spectral loss: "mss" or "jtfs".
     damping
-        "constant", "scheduled" or "adaptive"; for the PNP loss.
+        "constant", "scheduled" or "adaptive"; for the PNP loss, as are the next two.
+    damping_shape
+        What λ multiplies: "identity", "diagonal" (of M) or "mean" (of M over the training set).
     lambda_0
-        The first λ; the largest eigenvalue of M over the training set, if not given.
+        The first λ; if not given, the one that just outweighs M for every training sound: with "identity" the
+        largest eigenvalue.
     known_pitch
         Give ω₁ to the encoder's loss and predict the other four parameters.
     backbone
@@ -62,19 +83,25 @@ class TrainingConfig:
     epoch_share
         Share of the training set that makes an epoch.
     batch_size
-        Sounds a step.
+        Sounds a step, of all processes together.
     learning_rate
         Of Adam.
     seed
         Of weights and batches.
+    precision
+        Of the network: "32-true", "bf16-mixed" (bfloat16 where that is safe), or "auto": bf16-mixed on a GPU that has
+        it. Losses are taken in float64 in any case.
+    tensorboard
+        Write the metrics for TensorBoard too, which must be installed.
     device
         "auto", "cpu", "cuda" or "mps".
     """
 
     data: str = "data/drums.zarr"
     output_folder: str = "runs/pnp"
-    loss: Literal["parameter", "spectral", "pnp"] = "pnp"
+    loss: Literal["parameter", "pnp", "mss", "jtfs"] = "pnp"
     damping: Literal["constant", "scheduled", "adaptive"] = "adaptive"
+    damping_shape: Shape = "identity"
     lambda_0: float | None = None
     known_pitch: bool = False
     backbone: str = "efficientnet_b0"  # the paper's
@@ -83,58 +110,125 @@ class TrainingConfig:
     batch_size: int = 256  # the paper's, but for its spectral loss: 64
     learning_rate: float = 1e-3  # the paper's, constant
     seed: int = 0
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    tensorboard: bool = False
     device: str = "auto"
 
 
-Loss = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]  # of ν̃, ν, M, λ
+class Batch(NamedTuple):
+    """Rows of a split, on the device where each is used; n is 5, or 4 where the pitch is known."""
+
+    S: Tensor  # (B, filters, frames): scalogram
+    nu: Tensor  # (B, 5), float64
+    M: Tensor | None = None  # (B, n, n), float64, for PNP only
+    D: Tensor | None = None  # (B, n, n): what λ multiplies
 
 
-def _metric(drums: Drums, known_pitch: bool) -> Tensor | None:
-    """M (n, 5, 5); without the row and column of ω₁, (n, 4, 4), if the pitch is known."""
-    return drums.metric[:, 1:, 1:] if drums.metric is not None and known_pitch else drums.metric
+Loss = Callable[[Tensor, Batch, float], Tensor]  # of ν̃ (B, n), the batch it was predicted for, and λ
 
 
-def make_loss(config: TrainingConfig, features: LogScattering | None = None, typical: float = 1.0) -> Loss:
-    """The loss that `config` names, as a function of ν̃ (B, n), ν (B, 5), M (B, n, n) and λ; n is 5, or 4.
-
-    `features` serves the spectral loss only; PNP is divided by λ + `typical`.
-    """
+def make_loss(
+    config: TrainingConfig, data: DatasetConfig, d: float = 1.0, m: float = 1.0, device: torch.device | str = "cpu"
+) -> Loss:
+    """The loss that `config` names for sounds of `data`; PNP is divided by λ d + m; JTFS are computed on `device`."""
     known = int(config.known_pitch)  # leading parameters that are given
+    synthesizer = partial(rectangular_drum, n_samples=data.n_samples, dtype=torch.float32)
+    features = ear(data).to(device) if config.loss == "jtfs" else torch.nn.Identity()
 
-    def parameter(nu_hat: Tensor, nu: Tensor, metric: Tensor | None, damping: float) -> Tensor:
-        return parameter_loss(nu_hat, nu[:, known:])
+    def parameter(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
+        return parameter_loss(nu_hat, batch.nu[:, known:])
 
-    def spectral(nu_hat: Tensor, nu: Tensor, metric: Tensor | None, damping: float) -> Tensor:
-        assert features is not None
-        n_samples = int(features.transform.n_samples)  # type: ignore[arg-type]
-        complete = torch.cat([nu[:, :known], nu_hat.to(nu.dtype)], -1)
-        return spectral_loss(complete, nu, features, lambda theta: rectangular_drum(theta, n_samples))
+    def pnp(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
+        assert batch.M is not None
+        assert batch.D is not None
+        return pnp_loss(nu_hat, batch.nu[:, known:], batch.M + damping * batch.D) / (damping * d + m)
 
-    def pnp(nu_hat: Tensor, nu: Tensor, metric: Tensor | None, damping: float) -> Tensor:
-        assert metric is not None
-        return pnp_loss(nu_hat, nu[:, known:], metric, damping) / (damping + typical)
+    def complete(nu_hat: Tensor, nu: Tensor) -> Tensor:
+        return torch.cat([nu[:, :known], nu_hat.to(nu.dtype)], -1)
 
-    return {"parameter": parameter, "spectral": spectral, "pnp": pnp}[config.loss]
+    def mss(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
+        return mss_loss(complete(nu_hat, batch.nu), batch.nu, synthesizer)
 
+    def jtfs(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
+        return spectral_loss(complete(nu_hat, batch.nu), batch.nu, features, synthesizer)
 
-def _batches(drums: Drums, known_pitch: bool, rows: Tensor, size: int, device: torch.device) -> Iterator[tuple]:
-    """Batches (scalogram, ν, M) of the given rows, moved to the device."""
-    metric = _metric(drums, known_pitch)
-    for batch in rows.split(size):
-        M = metric[batch].to(device) if metric is not None else None
-        yield drums.scalogram[batch].to(device), drums.nu[batch].to(device), M
+    return {"parameter": parameter, "pnp": pnp, "mss": mss, "jtfs": jtfs}[config.loss]
 
 
-def validate(encoder: torch.nn.Module, loss: Loss, drums: Drums, config: TrainingConfig, device: torch.device) -> float:
+class SharedBatchNorm(TorchFunctionMode):
+    """Context in which batch normalization takes its statistics over the batches of all processes.
+
+    torch's own SyncBatchNorm needs a GPU.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return (self._batch_norm if func is batch_norm else func)(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _batch_norm(
+        x: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        if not training:
+            return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        axes = [0, *range(2, x.ndim)]  # all but the channels
+        world = torch.distributed.get_world_size()
+
+        def mean_of_all(values: Tensor) -> Tensor:
+            return torch.distributed.nn.functional.all_reduce(values.mean(axes, keepdim=True)) / world
+
+        mean = mean_of_all(x)
+        variance = mean_of_all((x - mean).square())
+        n = world * x.numel() / x.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(mean.flatten(), momentum)
+            running_var.lerp_(variance.flatten() * n / (n - 1), momentum)
+        scale, shift = (values.reshape(mean.shape) for values in (weight, bias))
+        return (x - mean) * (variance + eps).rsqrt() * scale + shift
+
+
+def _rows(drums: Drums, config: TrainingConfig, device: torch.device) -> Batch:
+    """A whole split, so that no step waits for it: a GPU holds the paper's 82 224 sounds in 1.1 GB."""
+    where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    rows = Batch(drums.scalogram.to(device), drums.nu.to(where))
+    if config.loss != "pnp":
+        return rows
+    assert drums.metric is not None
+    known = int(config.known_pitch)
+    M = drums.metric[:, known:, known:].to(where)
+    return rows._replace(M=M, D=damping_matrix(M, config.damping_shape))
+
+
+def _batches(rows: Batch, order: Tensor, size: int, fabric: Fabric) -> Iterator[Batch]:
+    """Batches of rows in an order; of each, the share of this process."""
+    for batch in order.split(size):
+        mine = batch[fabric.global_rank :: fabric.world_size]
+        here = mine.to(rows.nu.device)
+        M, D = (values if values is None else values[here] for values in (rows.M, rows.D))
+        yield Batch(rows.S[mine.to(rows.S.device)], rows.nu[here], M, D)
+
+
+def validate(encoder: torch.nn.Module, loss: Loss, rows: Batch, batch_size: int, fabric: Fabric) -> float:
     """Mean over a split of the loss without damping; the encoder is left in training mode."""
     encoder.eval()
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
-        rows = torch.arange(len(drums.nu))
-        for S, nu, M in _batches(drums, config.known_pitch, rows, config.batch_size, device):
-            total += float(loss(encoder(S), nu, M, 0.0)) * len(nu)
+        for batch in _batches(rows, torch.arange(len(rows.nu)), batch_size, fabric):
+            if len(batch.nu):
+                total += loss(encoder(batch.S).to(batch.nu.device), batch, 0.0).cpu() * len(batch.nu)
     encoder.train()
-    return total / len(drums.nu)
+    return float(_all_reduce(total, "sum", fabric)) / len(rows.nu)
+
+
+def _all_reduce(total: Tensor, how: str, fabric: Fabric) -> Tensor:
+    """The sum or mean over processes of a scalar; mps, always alone, could not even hold it in float64."""
+    return total if fabric.world_size == 1 else fabric.all_reduce(total.to(fabric.device), reduce_op=how)  # type: ignore
 
 
 def _check(config: TrainingConfig) -> None:
@@ -149,112 +243,149 @@ def _check(config: TrainingConfig) -> None:
         raise ValueError(f"{config.data} was built without the metric M, which the PNP loss needs")
 
 
+def _precision(config: TrainingConfig, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
+    if config.precision != "auto":
+        return config.precision
+    return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _first_damping(config: TrainingConfig, rows: Batch) -> tuple[ConstantDamping, float, float]:
+    """The damping rule at its start, and the scales d and m of the loss."""
+    if rows.M is None or rows.D is None:
+        return ConstantDamping(0.0), 1.0, 1.0
+    m, d = (float(values.diagonal(dim1=1, dim2=2).mean(-1).median()) for values in (rows.M, rows.D))
+    lambda_0 = largest_damping(rows.M, rows.D) if config.lambda_0 is None else config.lambda_0
+    if config.damping == "scheduled":  # down to where λ has no say, a hundredth of M's own size
+        last = min(lambda_0, m / d) / 100
+        ratio = (last / lambda_0) ** (1 / max(1, config.n_epochs - 1)) if lambda_0 else 1.0
+        return ScheduledDamping(lambda_0, ratio=ratio), d, m
+    return {"constant": ConstantDamping, "adaptive": AdaptiveDamping}[config.damping](lambda_0), d, m
+
+
 def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     """Train an encoder; write `encoder.safetensors` and `results.json` of the best epoch to the output folder.
 
-    After every epoch `checkpoint.pt` (weights, optimizer, λ, history; batches follow from seed and epoch) and
-    `metrics.jsonl` are written atomically: a killed run, called again, ends with the numbers of one that was
-    never killed. More epochs may be asked for later.
+    After every epoch `checkpoint.pt` (weights, optimizer, λ, history, configuration; batches and all that is random
+    follow from seed and epoch) and `metrics.jsonl` are written atomically: a killed run, called again, ends with the
+    numbers of one that was never killed. More epochs may be asked for later, for which a schedule goes on as it began.
+
+    Under torchrun or srun all processes train one encoder; the first of them writes.
 
     Returns
     -------
     history : DataFrame, one row an epoch
         epoch, damping (the λ of that epoch), training_loss (as minimized), validation_loss (without damping, in
-        squared features for PNP and spectral), record, seconds.
+        squared features for "pnp" and "jtfs"), record, seconds.
 
     Raises
     ------
     ValueError
-        If the configuration is impossible, the data set is missing, unfinished or damaged, or the output folder
-        holds a run of another configuration.
+        If the configuration is impossible, the data set is missing, unfinished or damaged, the output folder
+        holds a run of another configuration, or TensorBoard is asked for and not installed.
     """
     _check(config)
     device = select_device(config.device)
-    fabric = Fabric(accelerator=device.type, devices=1, precision="32-true")
-    fabric.launch()
-    train, validation = load(config.data, "train"), load(config.data, "validation")
-    data_config = read_config(config.data)
-
-    typical, lambda_0 = 1.0, config.lambda_0 or 0.0
-    if config.loss == "pnp":
-        eigenvalues = torch.linalg.eigvalsh(_metric(train, config.known_pitch))
-        typical = float(eigenvalues.mean(-1).median())  # tr M / n
-        lambda_0 = float(eigenvalues.max()) if config.lambda_0 is None else config.lambda_0
-    damping = DAMPINGS[config.damping](lambda_0)
-    features = ear(data_config).to(device) if config.loss == "spectral" else None
-    loss = make_loss(config, features, typical)
+    fabric = connect(device, _precision(config, device))
+    device, world = fabric.device, fabric.world_size
+    data = read_config(config.data)
+    drums = load(config.data, "train")
+    train, validation = (_rows(split, config, device) for split in (drums, load(config.data, "validation")))
+    batch_size = min(config.batch_size, len(train.nu))
+    if batch_size % world:
+        raise ValueError(f"expected a batch size that {world} processes can share equally, got {batch_size}")
+    damping, d, m = _first_damping(config, train)
+    loss = make_loss(config, data, d, m, device)
+    folder = Path(config.output_folder)
+    try:
+        logger = TensorBoardLogger(folder, name="", version="tensorboard") if config.tensorboard else None
+    except ModuleNotFoundError as error:
+        raise ValueError("tensorboard is not installed: pip install tensorboard") from error
 
     torch.manual_seed(config.seed)
     network = Encoder(config.backbone, N_PARAMETERS - config.known_pitch)
     network.to(memory_format=torch.channels_last)  # what convolutions are fastest in
+    if world > 1 and device.type == "cuda":
+        network = timm.layers.convert_sync_batchnorm(network)
+    shared = SharedBatchNorm() if world > 1 and device.type == "cpu" else nullcontext()
     encoder, optimizer = fabric.setup(network, torch.optim.Adam(network.parameters(), lr=config.learning_rate))
     best: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
 
-    folder = Path(config.output_folder)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        ignored = ("data", "output_folder", "n_epochs", "device")
+        ignored = ("data", "output_folder", "n_epochs", "tensorboard", "device")
         refuse_difference(saved["config"], asdict(config), f"{folder} holds a run", ignored)
-        refuse_difference(saved["dataset"], asdict(data_config), f"{folder} holds a run on data", ("data", "device"))
+        refuse_difference(saved["dataset"], asdict(data), f"{folder} holds a run on data", ("data", "device"))
         network.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
-        damping, best, history = DAMPINGS[config.damping](**saved["damping"]), saved["best"], saved["history"]
+        damping, best, history = type(damping)(**saved["damping"]), saved["best"], saved["history"]
+    fabric.barrier()
 
-    batch_size = min(config.batch_size, len(train.nu))
     n_steps = max(1, int(config.epoch_share * len(train.nu)) // batch_size)
-    done = len(history)
-    with tqdm(total=n_steps * config.n_epochs, initial=n_steps * done, unit="step", disable=not progress) as bar:
+    done, quiet = len(history), not (progress and fabric.is_global_zero)
+    with tqdm(total=n_steps * config.n_epochs, initial=n_steps * done, unit="step", disable=quiet) as bar:
         for epoch in range(done, config.n_epochs):
             start = time.perf_counter()
-            torch.manual_seed(config.seed * 1_000_003 + epoch + 1)  # batches, and dropout where a backbone has it
-            rows = torch.randperm(len(train.nu))[: n_steps * batch_size]
-            total: float | torch.Tensor = 0.0
-            for S, nu, M in _batches(train, config.known_pitch, rows, batch_size, device):
+            torch.manual_seed(config.seed * 1_000_003 + epoch + 1)  # batches
+            order = torch.randperm(len(train.nu))[: n_steps * batch_size]
+            torch.manual_seed((config.seed * 1_000_003 + epoch + 1) * world + fabric.global_rank)  # dropout, if any
+            total = torch.zeros((), dtype=torch.float64)
+            for batch in _batches(train, order, batch_size, fabric):
                 optimizer.zero_grad()
-                step_loss = loss(encoder(S), nu, M, damping.value)
+                with shared:
+                    nu_hat = encoder(batch.S)
+                step_loss = loss(nu_hat.to(batch.nu.device), batch, damping.value)
                 fabric.backward(step_loss)
                 optimizer.step()
-                total = total + step_loss.detach()
+                total = total.to(step_loss.device) + step_loss.detach()
                 bar.update()
+            training_loss = float(_all_reduce(total, "mean", fabric)) / n_steps
             seconds = time.perf_counter() - start
-            validation_loss = validate(encoder, loss, validation, config, device) * typical
+            validation_loss = validate(encoder, loss, validation, batch_size, fabric) * m
             used, record = damping.value, damping.update(validation_loss)
             if record or not best:
                 best = deepcopy({"weights": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch})
-            elif config.loss == "pnp" and config.damping == "adaptive":  # Levenberg and Marquardt: undo the failed step
+            elif isinstance(damping, AdaptiveDamping):  # Levenberg and Marquardt: undo the failed step
                 network.load_state_dict(best["weights"])
                 optimizer.load_state_dict(deepcopy(best["optimizer"]))  # else it would write into it
-            row = {"epoch": epoch, "damping": used, "training_loss": float(total) / n_steps}
-            history.append({**row, "validation_loss": validation_loss, "record": record, "seconds": seconds})
+            losses = {"training_loss": training_loss, "validation_loss": validation_loss}
+            history.append({"epoch": epoch, "damping": used, **losses, "record": record, "seconds": seconds})
             bar.set_postfix(validation=f"{validation_loss:.3g}", damping=f"{used:.3g}")
             state = {"weights": network.state_dict(), "optimizer": optimizer.state_dict(), "damping": asdict(damping)}
-            state |= {"best": best, "history": history, "config": asdict(config), "dataset": asdict(data_config)}
-            _save_checkpoint(fabric, checkpoint, state)
-            lines = "".join(json.dumps(row) + "\n" for row in history)
-            write_atomically({folder / "metrics.jsonl": lines.encode()})
+            state |= {"best": best, "history": history, "config": asdict(config), "dataset": asdict(data)}
+            if fabric.is_global_zero:
+                _write_checkpoint(checkpoint, state)
+                lines = "".join(json.dumps(row) + "\n" for row in history)
+                write_atomically({folder / "metrics.jsonl": lines.encode()})
+            if logger:
+                logger.log_metrics({"damping": used, **losses}, step=epoch)
+                logger.save()
+            fabric.barrier()
 
     table = pd.DataFrame(history)
+    threads = f"{torch.get_num_threads()} threads, {world} processes"
     results = {
         "config": asdict(config),
-        "dataset": asdict(data_config),
+        "dataset": asdict(data),
         "best_epoch": best["epoch"],
         "validation_loss": float(table.validation_loss[best["epoch"]]),
         "seconds_per_epoch": float(table.seconds.median()),
         "version": __version__,
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device.type}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device.type}, {threads}",
     }
     network.load_state_dict(best["weights"])
-    save(AudioEncoder(network, data_config, {"training": results}), folder / "encoder.safetensors")
-    write_atomically({folder / "results.json": json.dumps(results, indent=2).encode()})
+    if fabric.is_global_zero:
+        save(AudioEncoder(network, data, {"training": results}), folder / "encoder.safetensors")
+        write_atomically({folder / "results.json": json.dumps(results, indent=2).encode()})
+    fabric.barrier()
     return table
 
 
-def _save_checkpoint(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
+def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write beside the old checkpoint, then take its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    fabric.save(new, state)
+    torch.save(state, new)
     os.replace(new, path)
