@@ -193,7 +193,7 @@ class SharedBatchNorm(TorchFunctionMode):
         return (x - mean) * (variance + eps).rsqrt() * scale + shift
 
 
-def _rows(drums: Drums, config: TrainingConfig, device: torch.device) -> Batch:
+def as_batch(drums: Drums, config: TrainingConfig, device: torch.device) -> Batch:
     """A whole split, so that no step waits for it: a GPU holds the paper's 82 224 sounds in 1.1 GB."""
     where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
     rows = Batch(drums.scalogram.to(device), drums.nu.to(where))
@@ -289,7 +289,7 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     device, world = fabric.device, fabric.world_size
     data = read_config(config.data)
     drums = load(config.data, "train")
-    train, validation = (_rows(split, config, device) for split in (drums, load(config.data, "validation")))
+    train, validation = (as_batch(split, config, device) for split in (drums, load(config.data, "validation")))
     batch_size = min(config.batch_size, len(train.nu))
     if batch_size % world:
         raise ValueError(f"expected a batch size that {world} processes can share equally, got {batch_size}")
