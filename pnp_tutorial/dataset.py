@@ -232,12 +232,14 @@ def _create(config: DatasetConfig) -> None:
 _FORWARD_MODE = Lock()  # torch.func.jvp is for one thread at a time
 
 
-def _compute(nu: Tensor, config: DatasetConfig, scalogram: Map, features: Map) -> dict[str, np.ndarray]:
-    """The rows of one chunk; they depend on nothing outside it."""
+def _compute(
+    nu: Tensor, config: DatasetConfig, scalogram: Map, features: Map, metric: Tensor | None = None
+) -> dict[str, np.ndarray]:
+    """The rows of one chunk; they depend on nothing outside it, and its M is computed if it is not given."""
     synthesizer = partial(rectangular_drum, n_samples=config.n_samples)
     rows = {}
     with torch.no_grad():
-        if config.metric:
+        if config.metric and metric is None:
             with _FORWARD_MODE:
                 x, dx = tangents(nu, synthesizer)
             rows["features"], J = push(features, x, dx)
@@ -246,6 +248,8 @@ def _compute(nu: Tensor, config: DatasetConfig, scalogram: Map, features: Map) -
             x = synthesizer(to_theta(nu))
             if config.features:
                 rows["features"] = features(x)
+            if config.metric and metric is not None:
+                rows["metric"] = metric
         if not config.features:
             rows.pop("features", None)
         rows["scalogram"] = scalogram(x).half()
@@ -254,8 +258,11 @@ def _compute(nu: Tensor, config: DatasetConfig, scalogram: Map, features: Map) -
     return {name: values.cpu().numpy() for name, values in rows.items()}
 
 
-def build(config: DatasetConfig, progress: bool = True) -> Path:
+def build(config: DatasetConfig, progress: bool = True, metric: Tensor | None = None) -> Path:
     """Compute the data set, or what is missing of it, and return its path.
+
+    `metric` is the M (n, 5, 5) of every drum, float64, if known from before, as from `bank.load_bank`: it is then kept
+    as it is.
 
     Under torchrun or srun all processes share the work; each uses as many threads as torch does, or its GPU. May be
     killed at any moment and called again: a chunk that was finished is not computed again. The same configuration on
@@ -264,13 +271,16 @@ def build(config: DatasetConfig, progress: bool = True) -> Path:
     Raises
     ------
     ValueError
-        If the configuration is impossible, the store was begun with another one, or the disk is too small.
+        If the configuration is impossible, the store was begun with another one, the disk is too small, or there are
+        not as many metrics as drums.
     """
     limit = N_CELLS**N_PARAMETERS if config.sampling == "grid" else math.inf
     if not 10 <= config.n_sounds <= limit:
         raise ValueError(f"expected n_sounds from 10 to {limit} with {config.sampling} sampling, got {config.n_sounds}")
     if config.chunk_size < 1:
         raise ValueError(f"expected chunk_size ≥ 1, got {config.chunk_size}")
+    if metric is not None and metric.shape != (config.n_sounds, N_PARAMETERS, N_PARAMETERS):
+        raise ValueError(f"expected metrics of shape ({config.n_sounds}, 5, 5), got {tuple(metric.shape)}")
     fabric = connect(select_device(config.device))
     path, device = Path(config.data), fabric.device
     if fabric.is_global_zero and not path.exists():
@@ -284,23 +294,29 @@ def build(config: DatasetConfig, progress: bool = True) -> Path:
     chunk = min(config.chunk_size, config.n_sounds)
     missing = np.flatnonzero(~store["done"][:])[fabric.global_rank :: fabric.world_size]
     fabric.barrier()  # all have read what is missing before any marks a chunk as done
-    parts = {int(i): nu[i * chunk : (i + 1) * chunk] for i in missing}
+    parts = {}
+    for i in missing.tolist():
+        rows = slice(i * chunk, (i + 1) * chunk)
+        parts[i] = (nu[rows], None if metric is None else metric[rows])
     name = path.name if fabric.world_size == 1 else f"{path.name}, process 1 of {fabric.world_size}"
-    total = sum(map(len, parts.values()))
+    total = sum(len(part) for part, _ in parts.values())
     with tqdm(total=total, desc=name, unit="sound", disable=not (progress and fabric.is_global_zero and parts)) as bar:
-        for i, rows in _in_parallel(parts, config, device):
-            for array, values in rows.items():
+        for i, computed in _in_parallel(parts, config, device):
+            for array, values in computed.items():
                 store[array][i * chunk : i * chunk + len(values)] = values
             store["done"][i] = True  # last: a chunk is there or it is not
-            bar.update(len(parts[i]))
+            bar.update(len(parts[i][0]))
     fabric.barrier()
     return path
 
 
 def _in_parallel(
-    parts: Mapping[int, Tensor], config: DatasetConfig, device: torch.device
+    parts: Mapping[int, tuple[Tensor, Tensor | None]], config: DatasetConfig, device: torch.device
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Rows of each chunk, as they are ready. On a CPU, threads share the chunks: each chunk is for one alone."""
+    """Rows of each chunk, of which ν and perhaps M are given, as they are ready.
+
+    On a CPU, threads share the chunks: each chunk is for one alone.
+    """
     if not parts:
         return
     scalogram, features = encoder_input(config).to(device), ear(config).to(device)
@@ -310,7 +326,10 @@ def _in_parallel(
         n_threads if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)
     )
     try:
-        tasks = {pool.submit(_compute, nu.to(where), config, scalogram, features): i for i, nu in parts.items()}
+        tasks = {
+            pool.submit(_compute, nu.to(where), config, scalogram, features, metric): i
+            for i, (nu, metric) in parts.items()
+        }
         for task in as_completed(tasks):
             yield tasks[task], task.result()
     finally:
@@ -520,7 +539,7 @@ def verify(path: str | Path, n_chunks: int = 2, seed: int = 0, device: str = "au
     if not (np.array_equal(nu.numpy(), store["nu"][:]) and np.array_equal(split, store["split"][:])):
         raise ValueError(f"{path} is damaged (nu or split are not those of its configuration): build it again")
     some = np.random.default_rng(seed).choice(len(starts), min(n_chunks, len(starts)), replace=False)
-    parts = {int(i): nu[i * chunk : (i + 1) * chunk] for i in some}
+    parts = {i: (nu[i * chunk : (i + 1) * chunk], None) for i in some.tolist()}
     worst = 0.0
     for i, rows in tqdm(
         _in_parallel(parts, config, select_device(device)),

@@ -1,0 +1,77 @@
+"""What ships with the package, so that chapters run at once: an encoder, and a bank of drums with their metrics.
+
+The bank holds ν (n, 5), M(ν) (n, 5, 5) and the split of every drum of the data set that the encoder was trained on.
+Sums in `weights/SHA256SUMS` guard both files; `weights/MODEL_CARD.md` tells what they are.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .dataset import SPLITS, DatasetConfig, draw, load, read_config, write_atomically
+
+WEIGHTS = Path(__file__).parent / "weights"
+HEADER = "pnp_tutorial"  # key of our metadata in the header of a safetensors file
+
+
+class Bank(NamedTuple):
+    """Drums and their metrics."""
+
+    nu: Tensor  # (n, 5), float64
+    metric: Tensor  # (n, 5, 5), float64, in squared features per squared unit of ν
+    split: Tensor  # (n,), uint8, index into `dataset.SPLITS`
+    config: DatasetConfig
+
+
+@cache
+def shipped(name: str) -> Path:
+    """Path of a file that ships with the package; raises ValueError if it is missing or damaged."""
+    path = WEIGHTS / name
+    lines = (WEIGHTS / "SHA256SUMS").read_text().splitlines()
+    sums = {file: digest for digest, file in map(str.split, lines)}
+    if not path.is_file():
+        raise ValueError(f"this copy of the package has no {path}: install it again")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sums.get(name):
+        raise ValueError(f"{path} is damaged (its sum is not that of SHA256SUMS): install the package again")
+    return path
+
+
+def save_bank(data: str | Path, path: str | Path) -> None:
+    """Write ν, M and split of all drums of a finished data set, in its order, atomically, as safetensors.
+
+    Raises ValueError as `dataset.load` does, and if the data set has no metrics.
+    """
+    config = read_config(data)
+    if not config.metric:
+        raise ValueError(f"{data} was built without the metric M")
+    nu, split = draw(config)
+    metric = torch.empty(len(nu), *([nu.shape[1]] * 2), dtype=torch.float64)
+    for i, name in enumerate(SPLITS):
+        metric[torch.from_numpy(split == i)] = load(data, name).metric  # type: ignore[assignment]
+    tensors = {"nu": nu, "metric": metric, "split": torch.from_numpy(split.astype("uint8"))}
+    write_atomically({Path(path): safetensors.torch.save(tensors, {HEADER: json.dumps(asdict(config))})})
+
+
+def load_bank(path: str | Path | None = None) -> Bank:
+    """Read a bank that `save_bank` wrote; the one that ships with the package, if no path is given.
+
+    Raises ValueError if there is no such file, or it is no bank of this library.
+    """
+    path = shipped("bank.safetensors") if path is None else Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no bank at {path}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            config = DatasetConfig(**json.loads(file.metadata()[HEADER]))
+            tensors = [file.get_tensor(name) for name in ("nu", "metric", "split")]
+        return Bank(tensors[0], tensors[1], tensors[2], config)
+    except (safetensors.SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a bank of this library ({' '.join(str(error).split())})") from error
