@@ -58,6 +58,7 @@ encoder: $(INSTALLED) ## Train and test the encoder that ships with the package 
 	$(BIN)/pnp evaluate --encoder runs/laptop/encoder.safetensors --data data/laptop.zarr \
 	    --output_folder runs/laptop/evaluation
 	cp runs/laptop/evaluation/encoder.safetensors pnp_tutorial/weights/encoder.safetensors
+	cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS
 
 benchmark: $(INSTALLED) ## Time JTFS and metric against kymatio's development version (7 minutes on a quiet machine)
 	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json

@@ -19,11 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .bank import HEADER, shipped
 from .dataset import DatasetConfig, encoder_input, write_atomically
 from .parameters import N_PARAMETERS
-
-SHIPPED = Path(__file__).parent / "weights" / "encoder.safetensors"
-HEADER = "pnp_tutorial"  # key of our metadata in the header of a safetensors file
 
 
 class Encoder(nn.Module):
@@ -114,9 +112,7 @@ def load_encoder(path: str | Path | None = None, device: torch.device | str = "c
     ValueError
         If there is no such file, or it is no encoder of this library.
     """
-    if path is None and not SHIPPED.exists():
-        raise ValueError("no encoder ships with this copy of the package: train one with `pnp train` and give its path")
-    path = Path(path or SHIPPED)
+    path = shipped("encoder.safetensors") if path is None else Path(path)
     if not path.is_file():
         raise ValueError(f"there is no encoder at {path}")
     try:

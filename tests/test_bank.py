@@ -61,3 +61,12 @@ def test_damaged_shipment_is_noticed(tmp_path, monkeypatch):
         shipped("drum")
     (tmp_path / "drum").write_bytes(b"sound")
     assert shipped("drum") == tmp_path / "drum"
+
+
+def test_bank_that_ships():
+    """Its ν are those of its configuration, and its metrics are what they should be."""
+    shipment = load_bank()
+    nu, split = dataset.draw(shipment.config)
+    assert torch.equal(shipment.nu, nu)
+    assert shipment.split.tolist() == split.tolist()
+    assert (torch.linalg.eigvalsh(shipment.metric)[:, -1] > 0).all()
