@@ -1,0 +1,160 @@
+"""The study of chapter 8: train encoders with every loss on the same data, and test them all alike.
+
+    python tools/study.py              # every row that is missing
+    python tools/study.py pnp mss-1    # those whose names begin so
+
+A row is one training run and its test. It is written to pnp_tutorial/results/study once it is done; a row that is there
+with the same configuration is not done again, and one that was interrupted goes on where it stopped.
+"""
+
+import json
+import sys
+from dataclasses import asdict, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from repository import ROOT
+from torch import Tensor
+from tqdm import tqdm
+
+from pnp_tutorial.bank import load_bank
+from pnp_tutorial.dataset import DatasetConfig, build, ear, load, refuse_difference, write_atomically
+from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.encoder import load_encoder
+from pnp_tutorial.evaluation import best_constant, predict
+from pnp_tutorial.mss import mss_distance
+from pnp_tutorial.parameters import to_theta
+from pnp_tutorial.training import TrainingConfig, fit
+
+SETTINGS = yaml.safe_load((ROOT / "book/parameters/study.yaml").read_text())
+RESULTS = ROOT / "pnp_tutorial/results/study"
+RUNS = Path("runs/study")
+SEEDS = (0, 1, 2)
+SMALL = {"backbone": "mobilenetv3_small_100"}  # of the rows that compare settings
+
+# What is compared, and in what it differs from the settings.
+LOSSES: dict[str, dict[str, Any]] = {"parameter": {"loss": "parameter"}, "pnp": {"loss": "pnp"}, "mss": {"loss": "mss"}}
+DAMPINGS: dict[str, dict[str, Any]] = {
+    "small-parameter": {"loss": "parameter"},
+    "small-undamped": {"damping": "constant", "lambda_0": 0.0},
+    "small-constant": {"damping": "constant"},
+    "small-scheduled": {"damping": "scheduled"},
+    "small-adaptive": {"damping": "adaptive"},
+    "small-diagonal": {"damping": "adaptive", "damping_shape": "diagonal"},
+    "small-mean": {"damping": "adaptive", "damping_shape": "mean"},
+}
+RATES = (3e-4, 1e-3, 3e-3)
+
+
+def of(config: type) -> dict[str, Any]:
+    """The settings that are fields of a configuration."""
+    return {field.name: SETTINGS[field.name] for field in fields(config) if field.name in SETTINGS}
+
+
+DATA = DatasetConfig(**of(DatasetConfig))
+
+
+def tuning() -> dict[str, TrainingConfig]:
+    """Short runs of every loss at every learning rate."""
+    base = replace(TrainingConfig(**of(TrainingConfig)), **SMALL, n_epochs=8)
+    named = {
+        f"tune-{name}-{rate:g}": replace(base, **change, learning_rate=rate)
+        for name, change in LOSSES.items()
+        for rate in RATES
+    }
+    return {name: replace(row, output_folder=str(RUNS / name)) for name, row in named.items()}
+
+
+def tuned(loss: str) -> dict[str, float]:
+    """The learning rate whose short run came closest to the validation sounds, in mean JTFS distance."""
+    distance = {rate: np.mean(json.loads(result(f"tune-{loss}-{rate:g}").read_text())["jtfs"]) for rate in RATES}
+    return {"learning_rate": min(distance, key=distance.__getitem__)}
+
+
+def rows() -> dict[str, TrainingConfig]:
+    """The rows of the tables, in the order in which they are done."""
+    base = TrainingConfig(**of(TrainingConfig))
+    named = {}
+    for name, change in DAMPINGS.items():
+        for seed in SEEDS:
+            named[f"{name}-{seed}"] = replace(base, **SMALL, **change, seed=seed)
+    for seed in SEEDS:
+        for known in (False, True):
+            for name, change in LOSSES.items():
+                named[f"{name}{'-known' * known}-{seed}"] = replace(base, **change, known_pitch=known, seed=seed)
+    return {name: replace(row, output_folder=str(RUNS / name), **tuned(row.loss)) for name, row in named.items()}
+
+
+def result(name: str) -> Path:
+    return RESULTS / f"{name}.json"
+
+
+def rounded(values: Tensor) -> list:
+    """Four digits of each number."""
+    return json.loads(json.dumps(values.tolist()), parse_float=lambda number: float(f"{float(number):.4g}"))
+
+
+class Judge:
+    """Distances of predictions from the sounds of a split, whose features are computed once."""
+
+    def __init__(self, split: str) -> None:
+        self.drums, self.features = load(SETTINGS["data"], split), ear(DATA)
+        path = RUNS / f"features-{split}.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self.listen(self.drums.nu)[0], path)
+        self.S = torch.load(path, weights_only=True)
+
+    def listen(self, nu: Tensor) -> tuple[Tensor, Tensor]:
+        """Features Φ(g(ν)) (n, P) and distance by MSS (n,) of g(ν) from the sounds of the split."""
+        S, mss = [], []
+        for some, true in zip(tqdm(nu.split(8), desc="listen", leave=False), self.drums.nu.split(8), strict=True):
+            x, target = (rectangular_drum(to_theta(rows), DATA.n_samples, dtype=torch.float32) for rows in (some, true))
+            S.append(self.features(x))
+            mss.append(mss_distance(x, target))
+        return torch.cat(S), torch.cat(mss)
+
+    def __call__(self, nu_hat: Tensor) -> dict[str, list]:
+        with torch.no_grad():
+            S, mss = self.listen(nu_hat)
+        return {"jtfs": rounded((S - self.S).norm(dim=-1)), "mss": rounded(mss), "nu_hat": rounded(nu_hat)}
+
+
+def do(name: str, config: TrainingConfig, judge: Judge) -> None:
+    """Train, test and write one row, unless it is there."""
+    if result(name).exists():
+        refuse_difference(json.loads(result(name).read_text())["training"]["config"], asdict(config), str(result(name)))
+        return
+    print(name, flush=True)
+    fit(config)
+    model = load_encoder(f"{config.output_folder}/encoder.safetensors")
+    history = [json.loads(line) for line in Path(config.output_folder, "metrics.jsonl").read_text().splitlines()]
+    row = {"training": model.metadata["training"], "history": history, **judge(predict(model, judge.drums))}
+    write_atomically({result(name): json.dumps(row).encode()})
+
+
+def main(prefixes: list[str]) -> None:
+    bank = load_bank()
+    refuse_difference(asdict(bank.config), asdict(DATA), "the bank was built", ("data", "chunk_size", "device"))
+    build(DATA, metric=bank.metric)
+    wanted = tuple(prefixes) or ("",)
+    judge = Judge("validation")
+    for name, config in tuning().items():
+        if name.startswith(wanted):
+            do(name, config, judge)
+    judge = Judge("test")
+    if not result("constant").exists():  # the floor: one drum, whatever the sound
+        train = load(SETTINGS["data"]).nu[:256]
+        nu = best_constant(train, judge.features, partial(rectangular_drum, n_samples=DATA.n_samples), progress=True)
+        write_atomically({result("constant"): json.dumps(judge(nu.expand_as(judge.drums.nu))).encode()})
+    for name, config in rows().items():
+        if name.startswith(wanted):
+            do(name, config, judge)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
