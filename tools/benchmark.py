@@ -1,4 +1,4 @@
-"""Time the JTFS and the metric against kymatio's development version, and write what came out.
+"""Time the JTFS and the metric against kymatio's development version, and training steps of every loss.
 
     python tools/benchmark.py book/results/speed.json
 
@@ -16,10 +16,11 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ N_SAMPLES, BATCH = 2**16, 4
 CONFIG: dict[str, Any] = {"J": 13, "Q": (12, 1), "J_fr": 5, "Q_fr": 1, "F": 2, "T": "global"}  # the paper's
 EPS = 1e-3
 TURNS = {"kymatio metric": 3, "kymatio JTFS": 7, "metric": 21, "JTFS": 21}
+TURNS |= {"step jtfs": 3, "step mss": 7, "step pnp": 21, "step parameter": 21}
+STEP_BATCH = 16
 FLOOR = ("fft", "mm")  # part of the names of the operators that do FFTs and matrix products: aten::_fft_r2c, aten::bmm
 
 
@@ -69,48 +72,98 @@ def import_kymatio() -> None:
 Values = dict[tuple[int, ...], np.ndarray]  # (n1, n2, n_fr) or (n1, n_fr) or () of a path → coefficients (BATCH,)
 
 
-def contestant(name: str, pipe: Connection) -> None:
-    """Serve until told to stop: the seconds a sound, the peak memory, the floor, or the values in float64."""
+class Contestant(NamedTuple):
+    """What is timed, on how many sounds; and for JTFS its values in float64."""
+
+    work: Callable[[], object]
+    n_sounds: int
+    exact: Callable[[], Values] | None = None
+
+
+def drums(n: int) -> tuple[Tensor, Tensor]:
+    """ν (n, 5) and sounds (n, N_SAMPLES), both float64."""
     from pnp_tutorial.drum import rectangular_drum
     from pnp_tutorial.parameters import sample_uniform, to_theta
 
-    nu = sample_uniform(BATCH)
-    x = rectangular_drum(to_theta(nu))
+    nu = sample_uniform(n)
+    return nu, rectangular_drum(to_theta(nu), N_SAMPLES)
+
+
+def theirs(what: str) -> Contestant:
+    """kymatio's "JTFS", or its "metric" by `torch.func.jacfwd`."""
+    nu, x = drums(BATCH)
+    import_kymatio()
+    from kymatio.numpy import TimeFrequencyScattering as NumpyTransform
+    from kymatio.torch import TimeFrequencyScattering
+
+    from pnp_tutorial.drum import rectangular_drum
+    from pnp_tutorial.parameters import to_theta
+
+    jtfs = TimeFrequencyScattering(shape=N_SAMPLES, format="time", **CONFIG)
+
+    def features(nu: Tensor) -> Tensor:
+        return torch.log1p(jtfs(rectangular_drum(to_theta(nu), N_SAMPLES).float())[..., 0].abs() / EPS)
+
+    def metric() -> Tensor:
+        J = torch.func.jacfwd(features)(nu[0])
+        return J.mT @ J
+
+    def exact() -> Values:  # its filters for torch are float32; its meta() is in another order than its array
+        transform = NumpyTransform(shape=N_SAMPLES, format="time", out_type="list", **CONFIG)
+        paths = [transform(each) for each in x.numpy()]
+        return {path[0]["n"]: np.concatenate([p["coef"] for p in path]) for path in zip(*paths, strict=True)}
+
+    return Contestant(metric, 1) if what == "metric" else Contestant(lambda: jtfs(x.float()), BATCH, exact)
+
+
+def ours(what: str) -> Contestant:
+    """The library's "JTFS" or "metric"."""
+    from pnp_tutorial.metric import riemannian_metric
+    from pnp_tutorial.scattering import JTFS, LogScattering
+
+    nu, x = drums(BATCH)
+    jtfs = JTFS(N_SAMPLES, **CONFIG)
+
+    def exact() -> Values:
+        transform = JTFS(N_SAMPLES, padding="reflect", dtype=torch.float64, **CONFIG)
+        indices = transform.paths[["n1", "n2", "n_fr"]].itertuples(index=False)
+        names = [tuple(n for n in row if n >= 0) for row in indices]
+        return dict(zip(names, transform(x).numpy().T, strict=True))
+
+    if what == "metric":
+        return Contestant(lambda: riemannian_metric(nu[:1], LogScattering(jtfs, EPS)), 1)
+    return Contestant(lambda: jtfs(x.float()), BATCH, exact)
+
+
+def training_step(loss: str) -> Contestant:
+    """A step of the paper's encoder with one loss, on scalograms and metrics as a data set holds them."""
+    from pnp_tutorial.dataset import DatasetConfig, encoder_input
+    from pnp_tutorial.encoder import Encoder
+    from pnp_tutorial.training import Batch, TrainingConfig, make_loss
+
+    torch.manual_seed(0)
+    data = DatasetConfig(n_samples=N_SAMPLES)
+    nu, x = drums(STEP_BATCH)
+    M = torch.eye(nu.shape[1], dtype=torch.float64).expand(len(nu), -1, -1)
+    batch = Batch(encoder_input(data)(x), nu, M, M)
+    value = make_loss(TrainingConfig(loss=loss), data)  # type: ignore[arg-type]
+    network = Encoder().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(network.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        value(network(batch.S), batch, 1.0).backward()
+        optimizer.step()
+
+    return Contestant(step, STEP_BATCH)
+
+
+def serve(name: str, pipe: Connection) -> None:
+    """Answer until told to stop: the seconds a sound, the peak memory, the floor, or the values in float64."""
+    drums(BATCH)  # what the sounds and torch itself take is not counted
     before = peak_bytes()
-    if name.startswith("kymatio"):
-        import_kymatio()
-        from kymatio.numpy import TimeFrequencyScattering as NumpyTransform
-        from kymatio.torch import TimeFrequencyScattering
-
-        jtfs = TimeFrequencyScattering(shape=N_SAMPLES, format="time", **CONFIG)
-
-        def exact() -> Values:  # its filters for torch are float32; its meta() is in another order than its array
-            transform = NumpyTransform(shape=N_SAMPLES, format="time", out_type="list", **CONFIG)
-            paths = [transform(each) for each in x.numpy()]
-            return {path[0]["n"]: np.concatenate([p["coef"] for p in path]) for path in zip(*paths, strict=True)}
-
-        def features(nu: Tensor) -> Tensor:
-            return torch.log1p(jtfs(rectangular_drum(to_theta(nu)).float())[..., 0].abs() / EPS)
-
-        def metric() -> Tensor:
-            J = torch.func.jacfwd(features)(nu[0])
-            return J.mT @ J
-    else:
-        from pnp_tutorial.metric import riemannian_metric
-        from pnp_tutorial.scattering import JTFS, LogScattering
-
-        jtfs = JTFS(N_SAMPLES, **CONFIG)
-
-        def exact() -> Values:
-            transform = JTFS(N_SAMPLES, padding="reflect", dtype=torch.float64, **CONFIG)
-            indices = transform.paths[["n1", "n2", "n_fr"]].itertuples(index=False)
-            names = [tuple(n for n in row if n >= 0) for row in indices]
-            return dict(zip(names, transform(x).numpy().T, strict=True))
-
-        def metric() -> Tensor:
-            return riemannian_metric(nu[:1], LogScattering(jtfs, EPS))
-
-    work, n_sounds = (metric, 1) if name.endswith("metric") else (lambda: jtfs(x.float()), BATCH)
+    kind, _, what = name.rpartition(" ")
+    work, n_sounds, exact = {"kymatio": theirs, "step": training_step, "": ours}[kind](what)
     while (command := pipe.recv()) != "stop":
         if command == "time":
             start = time.perf_counter()
@@ -123,7 +176,7 @@ def contestant(name: str, pipe: Connection) -> None:
                 work()
             times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
             pipe.send(sum(t for key, t in times.items() if any(part in key for part in FLOOR)) / sum(times.values()))
-        elif command == "values":  # in float64
+        elif command == "values" and exact is not None:
             pipe.send(exact())
 
 
@@ -152,7 +205,7 @@ def main(path: Path) -> None:
     pipes = {}
     for name in TURNS:
         pipes[name], other_end = context.Pipe()
-        context.Process(target=contestant, args=(name, other_end), daemon=True).start()
+        context.Process(target=serve, args=(name, other_end), daemon=True).start()
 
     def ask(name: str, command: str) -> Any:
         pipes[name].send(command)

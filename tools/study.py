@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial.bank import load_bank
-from pnp_tutorial.dataset import DatasetConfig, build, ear, load, refuse_difference, write_atomically
+from pnp_tutorial.dataset import DatasetConfig, Drums, build, ear, load, refuse_difference, write_atomically
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
@@ -60,7 +60,7 @@ DATA = DatasetConfig(**of(DatasetConfig))
 
 def tuning() -> dict[str, TrainingConfig]:
     """Short runs of every loss at every learning rate."""
-    base = replace(TrainingConfig(**of(TrainingConfig)), **SMALL, n_epochs=8)
+    base = replace(TrainingConfig(**of(TrainingConfig)), **SMALL, n_epochs=5)
     named = {
         f"tune-{name}-{rate:g}": replace(base, **change, learning_rate=rate)
         for name, change in LOSSES.items()
@@ -99,11 +99,12 @@ def rounded(values: Tensor) -> list:
 
 
 class Judge:
-    """Distances of predictions from the sounds of a split, whose features are computed once."""
+    """Distances of predictions from the first sounds of a split, whose features are computed once."""
 
-    def __init__(self, split: str) -> None:
-        self.drums, self.features = load(SETTINGS["data"], split), ear(DATA)
-        path = RUNS / f"features-{split}.pt"
+    def __init__(self, split: str, n_sounds: int) -> None:
+        drums = load(SETTINGS["data"], split)
+        self.drums, self.features = Drums(drums.nu[:n_sounds], drums.scalogram[:n_sounds]), ear(DATA)
+        path = RUNS / f"features-{split}-{n_sounds}.pt"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(self.listen(self.drums.nu)[0], path)
@@ -142,11 +143,11 @@ def main(prefixes: list[str]) -> None:
     refuse_difference(asdict(bank.config), asdict(DATA), "the bank was built", ("data", "chunk_size", "device"))
     build(DATA, metric=bank.metric)
     wanted = tuple(prefixes) or ("",)
-    judge = Judge("validation")
+    judge = Judge("validation", 128)
     for name, config in tuning().items():
         if name.startswith(wanted):
             do(name, config, judge)
-    judge = Judge("test")
+    judge = Judge("test", 512)
     if not result("constant").exists():  # the floor: one drum, whatever the sound
         train = load(SETTINGS["data"]).nu[:256]
         nu = best_constant(train, judge.features, partial(rectangular_drum, n_samples=DATA.n_samples), progress=True)
