@@ -161,9 +161,9 @@ def _modulus(Z: Tensor) -> Tensor:
         return _Modulus.apply(Z)
     out = torch.empty(Z.shape, dtype=Z.real.dtype, device=Z.device)
     torch.hypot(Z[:, :1].real, Z[:, :1].imag, out=out[:, :1])
-    unit = _unit(Z[:, :1], out[:, :1])
-    torch.mul(Z[:, 1:].real, unit.real, out=out[:, 1:])
-    out[:, 1:].addcmul_(Z[:, 1:].imag, unit.imag)
+    inverse = out[:, :1].clamp_min(torch.finfo(out.dtype).tiny).reciprocal_()  # where Z = 0, Ẑ is 0, too
+    torch.mul(Z[:, 1:].real, Z[:, :1].real * inverse, out=out[:, 1:])
+    out[:, 1:].addcmul_(Z[:, 1:].imag, Z[:, :1].imag * inverse)
     return out
 
 
