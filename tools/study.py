@@ -47,7 +47,7 @@ DAMPINGS: dict[str, dict[str, Any]] = {
     "small-diagonal": {"damping": "adaptive", "damping_shape": "diagonal"},
     "small-mean": {"damping": "adaptive", "damping_shape": "mean"},
 }
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def of(config: type) -> dict[str, Any]:
@@ -127,7 +127,8 @@ class Judge:
 def do(name: str, config: TrainingConfig, judge: Judge) -> None:
     """Train, test and write one row, unless it is there."""
     if result(name).exists():
-        refuse_difference(json.loads(result(name).read_text())["training"]["config"], asdict(config), str(result(name)))
+        done = json.loads(result(name).read_text())["training"]["config"]
+        refuse_difference(done, asdict(config), f"{result(name)} was made", ("data", "output_folder", "device"))
         return
     print(name, flush=True)
     fit(config)
