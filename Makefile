@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 test: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check notebooks serve clean lock encoder benchmark
+.PHONY: help book test check notebooks serve clean lock encoder bank study benchmark
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,14 @@ encoder: $(INSTALLED) ## Train and test the encoder that ships with the package 
 	    --output_folder runs/laptop/evaluation
 	cp runs/laptop/evaluation/encoder.safetensors pnp_tutorial/weights/encoder.safetensors
 	cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS
+
+bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (about an hour)
+	$(BIN)/pnp dataset --config book/parameters/study.yaml
+	$(BIN)/python -c "from pnp_tutorial.bank import WEIGHTS, save_bank; save_bank('data/study.zarr', WEIGHTS / 'bank.safetensors')"
+	cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS
+
+study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about eleven hours in all)
+	$(BIN)/python tools/study.py
 
 benchmark: $(INSTALLED) ## Time JTFS and metric against kymatio's development version (7 minutes on a quiet machine)
 	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json

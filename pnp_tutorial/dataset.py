@@ -242,16 +242,16 @@ def _compute(
         if config.metric and metric is None:
             with _FORWARD_MODE:
                 x, dx = tangents(nu, synthesizer)
-            rows["features"], J = push(features, x, dx)
+            S, J = push(features, x, dx)
             rows["metric"] = gram(J)
+            if config.features:
+                rows["features"] = S
         else:
             x = synthesizer(to_theta(nu))
-            if config.features:
-                rows["features"] = features(x)
             if config.metric and metric is not None:
                 rows["metric"] = metric
-        if not config.features:
-            rows.pop("features", None)
+            if config.features:
+                rows["features"] = features(x)
         rows["scalogram"] = scalogram(x).half()
         if config.audio:
             rows["audio"] = x.float()

@@ -214,15 +214,20 @@ def _batches(rows: Batch, order: Tensor, size: int, fabric: Fabric) -> Iterator[
         yield Batch(rows.S[mine.to(rows.S.device)], rows.nu[here], M, D)
 
 
-def validate(encoder: torch.nn.Module, loss: Loss, rows: Batch, batch_size: int, fabric: Fabric) -> float:
-    """Mean over a split of the loss without damping; the encoder is left in training mode."""
-    encoder.eval()
+def validate(network: torch.nn.Module, loss: Loss, rows: Batch, batch_size: int, fabric: Fabric) -> float:
+    """Mean over a split of the loss without damping; the network is left in training mode.
+
+    It is called as it is, not by way of the processes: of the last batch one of them may have no share.
+    """
+    network.eval()
     total = torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for batch in _batches(rows, torch.arange(len(rows.nu)), batch_size, fabric):
             if len(batch.nu):
-                total += loss(encoder(batch.S).to(batch.nu.device), batch, 0.0).cpu() * len(batch.nu)
-    encoder.train()
+                with fabric.autocast():
+                    nu_hat = network(batch.S)
+                total += loss(nu_hat.to(batch.nu.device), batch, 0.0).cpu() * len(batch.nu)
+    network.train()
     return float(_all_reduce(total, "sum", fabric)) / len(rows.nu)
 
 
@@ -342,7 +347,7 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
                 bar.update()
             training_loss = float(_all_reduce(total, "mean", fabric)) / n_steps
             seconds = time.perf_counter() - start
-            validation_loss = validate(encoder, loss, validation, batch_size, fabric) * m
+            validation_loss = validate(network, loss, validation, batch_size, fabric) * m
             used, record = damping.value, damping.update(validation_loss)
             if record or not best:
                 best = deepcopy({"weights": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch})

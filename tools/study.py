@@ -97,8 +97,12 @@ def rounded(values: Tensor) -> list:
     return json.loads(json.dumps(values.tolist()), parse_float=lambda number: float(f"{float(number):.4g}"))
 
 
+def drum(nu: Tensor) -> Tensor:
+    return rectangular_drum(to_theta(nu), DATA.n_samples, dtype=torch.float32)
+
+
 class Judge:
-    """Distances of predictions from the first sounds of a split, whose features are computed once."""
+    """Distances of predictions from the first sounds of a split, whose features are computed once, and kept."""
 
     def __init__(self, split: str, n_sounds: int) -> None:
         drums = load(SETTINGS["data"], split)
@@ -106,16 +110,17 @@ class Judge:
         path = RUNS / f"features-{split}-{n_sounds}.pt"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(self.listen(self.drums.nu)[0], path)
+            with torch.no_grad():
+                torch.save(torch.cat([self.features(drum(some)) for some in self.drums.nu.split(8)]), path)
         self.S = torch.load(path, weights_only=True)
 
     def listen(self, nu: Tensor) -> tuple[Tensor, Tensor]:
         """Features Φ(g(ν)) (n, P) and distance by MSS (n,) of g(ν) from the sounds of the split."""
         S, mss = [], []
         for some, true in zip(tqdm(nu.split(8), desc="listen", leave=False), self.drums.nu.split(8), strict=True):
-            x, target = (rectangular_drum(to_theta(rows), DATA.n_samples, dtype=torch.float32) for rows in (some, true))
+            x = drum(some)
             S.append(self.features(x))
-            mss.append(mss_distance(x, target))
+            mss.append(mss_distance(x, drum(true)))
         return torch.cat(S), torch.cat(mss)
 
     def __call__(self, nu_hat: Tensor) -> dict[str, list]:
@@ -147,14 +152,16 @@ def main(prefixes: list[str]) -> None:
     for name, config in tuning().items():
         if name.startswith(wanted):
             do(name, config, judge)
+    named = {name: config for name, config in rows().items() if name.startswith(wanted)}
+    if not named:
+        return
     judge = Judge("test", 512)
     if not result("constant").exists():  # the floor: one drum, whatever the sound
         train = load(SETTINGS["data"]).nu[:256]
         nu = best_constant(train, judge.features, partial(rectangular_drum, n_samples=DATA.n_samples), progress=True)
         write_atomically({result("constant"): json.dumps(judge(nu.expand_as(judge.drums.nu))).encode()})
-    for name, config in rows().items():
-        if name.startswith(wanted):
-            do(name, replace(config, **tuned(config.loss)), judge)
+    for name, config in named.items():
+        do(name, replace(config, **tuned(config.loss)), judge)
 
 
 if __name__ == "__main__":
