@@ -1,6 +1,6 @@
 """What ships with the package, so that chapters run at once: an encoder, and a bank of drums with their metrics.
 
-The bank holds ν (n, 5), M(ν) (n, 5, 5) and the split of every drum of the data set on which `make study` compares losses.
+The bank holds ν (n, 5), M(ν) (n, 5, 5) and the split of every drum of the data set with which `make study` begins.
 Sums in `weights/SHA256SUMS` guard both files; `weights/MODEL_CARD.md` tells what they are.
 """
 
