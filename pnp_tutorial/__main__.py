@@ -13,34 +13,41 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import soundfile
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from . import __version__
-from .dataset import DatasetConfig, build, describe, verify
-from .encoder import load_encoder
+from .dataset import DatasetConfig, build, describe, select_device, verify, write_atomically
 from .evaluation import EvaluationConfig, report
-from .matching import match, save_match
+from .matching import match_files
+from .parameters import PARAMETERS
 from .training import TrainingConfig, fit
 
 
 @dataclass(frozen=True)
 class MatchConfig:
-    """Which recording is matched.
+    """Which recordings are matched.
 
     Parameters
     ----------
     audio
-        Sound file, of any number of channels and any sample rate.
+        Sound file, of any number of channels and any sample rate, or folder of such files.
     output_folder
-        Where NAME_matched.wav and NAME_matched.json are written.
+        Where NAME_matched.wav and NAME_matched.json are written; of a folder, matches.csv too.
     encoder
         File of the encoder; the one that ships with the package, if not given.
+    seed
+        Of the search.
+    device
+        "auto", "cpu", "cuda" or "mps".
     """
 
     audio: str
     output_folder: str = "."
     encoder: str | None = None
+    seed: int = 0
+    device: str = "auto"
 
 
 def _first_process() -> bool:
@@ -74,14 +81,28 @@ def run_evaluate(config: EvaluationConfig) -> None:
 
 
 def run_match(config: MatchConfig) -> None:
-    """Find the drum that sounds like a recording; write its sound and its parameters."""
-    result = match(config.audio, load_encoder(config.encoder))
-    folder, stem = Path(config.output_folder), Path(config.audio).stem
-    wav, document = folder / f"{stem}_matched.wav", folder / f"{stem}_matched.json"
-    save_match(result, wav, document)
-    for parameter in result.to_dict()["theta"]:
-        print(f"{parameter['name']:>10} {parameter['value']:10.4g} {parameter['unit']}")
-    print(f"JTFS distance {result.distance_before:.4g} before, {result.distance_after:.4g} after\n{wav}\n{document}")
+    """Find the drums that sound like recordings; write their sounds and their parameters."""
+    path = Path(config.audio)
+    kinds = {kind.lower() for kind in soundfile.available_formats()} | {"aif", "oga"}
+    files, folder = [path], path.is_dir()
+    if folder:
+        files = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in kinds)
+        files = [file for file in files if not file.stem.endswith("_matched")]
+        if not files:
+            raise ValueError(f"{path} is a folder without sound files")
+    table = match_files(files, config.output_folder, config.encoder, config.seed, select_device(config.device))
+    if folder:
+        write_atomically({Path(config.output_folder, "matches.csv"): table.to_csv(index=False).encode()})
+    bad = table[table.error != ""]
+    if len(bad) == len(table):
+        raise ValueError("; ".join(bad.error))
+    for row in table[table.error == ""].to_dict("records"):
+        print(row["file"])
+        for p in PARAMETERS:
+            print(f"{p.name:>10} {row[p.name]:10.4g} ± {row[f'{p.name}_uncertainty']:.2g} {p.unit}")
+        print(f"JTFS distance {row['encoder']:.4g} by the encoder, {row['match']:.4g} refined")
+    for error in bad.error:
+        print(f"pnp match: {error}", file=sys.stderr)
 
 
 STAGES: dict[str, tuple[Any, Any]] = {

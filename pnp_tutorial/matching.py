@@ -1,31 +1,100 @@
-"""From a recording to a drum: onset, sample rate and length made right, ν̃ predicted, the drum played again.
+"""From a recording to a drum: predicted by the encoder, sought in the whole box, refined on the metric's Jacobian.
 
-    x (any file) → ν̃ = f_W(x) → θ̃ → x̃ = g(θ̃),    ‖Φ(x̃) − Φ(x)‖₂ before and after
+    load      x: onset found, one channel, 22 050 Hz, peak 1; σ: the level of its noise
+    predict   ν⁰ = f_W(x)
+    scan      ν¹ = argmin ‖C(h(ν)) − C(x)‖ over [−1, 1]⁵    C: coarse spectra; differential evolution from ν⁰ and others
+    refine    ν̃ = argmin ½ ‖Φ(h(ν)) − Φ(x)‖² from ν¹        Levenberg–Marquardt in the box, J of `metric.jacobian`
 
-"Before" is the distance of the best constant drum: the answer of an encoder that did not listen.
+where h(ν) = g(ν) + σ n hears the drum through the recording's own noise: n is white, and one for all drums.
+
+Refinement alone seldom helps: Φ resolves partials so finely that its valleys are a few cents wide. C is so coarse that
+they are wide, and so cheap that thousands of drums can be tried.
+
+What a sound does not determine is told by the metric M = JᵀJ at ν̃. Let the features move by d, the distance that is
+left or 1 if that is more, and let [−1, 1] have its own variance, 1/3. Then ν_j is uncertain by
+
+    u_j = √(((M / d² + 3 I)⁻¹)_jj),  at most 1/√3, where nothing is known of it.
 """
 
+import hashlib
 import io
 import json
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import soundfile
 import soxr
 import torch
-from torch import Tensor
+from scipy.optimize import OptimizeResult, differential_evolution, least_squares
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from .dataset import ear, write_atomically
 from .drum import N_SAMPLES, SAMPLE_RATE, rectangular_drum
-from .encoder import AudioEncoder
-from .evaluation import jtfs_distance
-from .metric import Map
-from .parameters import N_PARAMETERS, PARAMETERS, to_theta
+from .encoder import AudioEncoder, load_encoder
+from .metric import Map, gram, jacobian
+from .parameters import N_PARAMETERS, NAMES, PARAMETERS, ranges, to_theta
+from .scattering import log_compress
 
 SILENCE = 1e-5  # peak, of full scale: −100 dB
 ONSET = 0.02  # of the peak: −34 dB
+ALIKE = 0.1  # JTFS distance at which a refinement has come close enough
+PRIOR = 1 / 3  # variance of a number drawn from [−1, 1]
+
+
+class CoarseSpectra(nn.Module):
+    """C(x): how loud each semitone is, frame by frame. Too blunt to lose its way, and forty times cheaper than Φ.
+
+        C(k, t) = log(1 + √(Σ_f w_k(f) |X_t(f)|²) / ε)
+
+    X_t is a short-time Fourier transform with a Hann window, scaled so that a sinusoid of amplitude 1 has the
+    value 1; w_k is a Gaussian a semitone wide, at least one bin, around 35 Hz · 2^(k/12), up to the Nyquist frequency.
+
+    Parameters
+    ----------
+    n_samples : int
+        Of the sounds. Frames have 4096 samples (186 ms), or a quarter of shorter sounds; they overlap by half.
+    sample_rate : float, Hz
+
+    Called on audio (..., n_samples) it returns (..., P), in float32.
+    """
+
+    window: Tensor
+    weights: Tensor
+
+    def __init__(self, n_samples: int = N_SAMPLES, sample_rate: float = SAMPLE_RATE) -> None:
+        super().__init__()
+        self.n_fft = min(4096, n_samples // 4)
+        hz = torch.fft.rfftfreq(self.n_fft, 1 / sample_rate)
+        lowest, semitone = 35.0, 2 ** (1 / 12)  # the lowest drum has 40 Hz
+        n_bands = int(math.log(sample_rate / 2 / lowest, semitone))
+        center = lowest * semitone ** torch.arange(n_bands)[:, None]
+        width = torch.clamp(center * (semitone - 1), min=sample_rate / self.n_fft)
+        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("weights", torch.exp(-((hz - center) ** 2) / (2 * width**2)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = nn.functional.pad(x.reshape(-1, x.shape[-1]).float(), 2 * [self.n_fft // 2])
+        X = torch.stft(rows, self.n_fft, self.n_fft // 2, window=self.window, center=False, return_complex=True)
+        power = self.weights @ (X.real**2 + X.imag**2)
+        return log_compress(power.sqrt() / (self.n_fft / 4)).reshape(*x.shape[:-1], -1)
+
+
+class Step(NamedTuple):
+    """One line of the story of a match."""
+
+    stage: str  # "predict", "scan" or "refine"
+    n_drums: int  # drums that were heard up to here
+    distance: float  # of the best of them: of coarse spectra in "scan", else of Φ
+    nu: list[float]  # that drum
+
+
+Listener = Callable[[Step], None]  # is told of every step as it is made
 
 
 @dataclass(frozen=True)
@@ -34,36 +103,55 @@ class Match:
 
     Attributes
     ----------
-    x, x_hat : Tensors (n_samples,), the recording as the encoder heard it and the matched drum, both of peak 1
+    x, x_hat : Tensors (n_samples,), the recording as it was heard and the matched drum, both of peak 1
     nu, theta : Tensors (5,), the drum's parameters
-    nu_constant : Tensor (5,), the drum that "before" stands for
-    distance_before, distance_after : JTFS distances of that drum and of the matched one from the recording
+    uncertainty : Tensor (5,), of ν, as at the head of this module
+    nu_encoder, nu_constant : Tensors (5,), what the encoder predicted, and the best constant drum that it knows
+    distance : dict of floats
+        JTFS distance from the recording of the drums "constant", "encoder", "scan" and "match", all heard through its
+        noise. That of "match" is the least of the last three.
+    noise_db : float, level of the recording's noise, in decibels below its peak
+    history : tuple of Steps
     """
 
     x: Tensor
     x_hat: Tensor
     nu: Tensor
     theta: Tensor
+    uncertainty: Tensor
+    nu_encoder: Tensor
     nu_constant: Tensor
-    distance_before: float
-    distance_after: float
+    distance: dict[str, float]
+    noise_db: float
+    history: tuple[Step, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: parameters with name, symbol, unit and value, and the two distances."""
+        """For JSON: parameters with name, symbol, unit, value and uncertainty; distances, noise and effort."""
+        low, high = ranges()
+        spread = self.uncertainty * (high - low) / 2
         parameters = [
-            {"name": p.name, "symbol": p.symbol, "unit": p.unit, "meaning": p.meaning, "value": value}
-            for p, value in zip(PARAMETERS, self.theta.tolist(), strict=True)
+            {"name": p.name, "symbol": p.symbol, "unit": p.unit, "meaning": p.meaning, "value": value, "uncertainty": u}
+            for p, value, u in zip(PARAMETERS, self.theta.tolist(), spread.tolist(), strict=True)
         ]
-        distances = {"before": self.distance_before, "after": self.distance_after}
-        constant = dict(zip((p.name for p in PARAMETERS), to_theta(self.nu_constant).tolist(), strict=True))
-        return {"theta": parameters, "nu": self.nu.tolist(), "jtfs_distance": distances, "before": constant}
+        named = {"encoder": self.nu_encoder, "constant": self.nu_constant}
+        others = {name: dict(zip(NAMES, to_theta(nu).tolist(), strict=True)) for name, nu in named.items()}
+        effort = {"n_drums": self.history[-1].n_drums, "n_iterations": sum(s.stage == "refine" for s in self.history)}
+        return {
+            "theta": parameters,
+            "nu": self.nu.tolist(),
+            "jtfs_distance": self.distance,
+            "noise_db": self.noise_db,
+            **effort,
+            **others,
+        }
 
 
 def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: int = N_SAMPLES) -> Tensor:
     """Read any sound file as one channel from its onset on.
 
-    Channels are averaged, the rate is converted, what comes before the first sample above a fiftieth of the peak is
-    left out, the rest is cut or filled with zeros to n_samples and scaled to a peak of 1.
+    Channels are averaged and their mean over time is taken out. What comes before the onset is left out: the first
+    sample above a fiftieth of the peak and six times the noise. The rest is cut or filled with zeros to n_samples, its
+    rate is converted, and it is scaled to a peak of 1.
 
     Returns
     -------
@@ -78,37 +166,201 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: int 
     if not path.is_file():
         raise ValueError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
-        channels, rate = soundfile.read(path, dtype="float64", always_2d=True)  # (samples, channels)
+        channels, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (samples, channels)
     except (soundfile.SoundFileError, OSError) as error:
         raise ValueError(f"{path} cannot be read as audio ({' '.join(str(error).split())})") from error
     if len(channels) == 0:
         raise ValueError(f"{path} is empty: it holds no samples")
     if not np.isfinite(channels).all():
         raise ValueError(f"{path} holds NaN or infinite samples")
-    x = soxr.resample(channels.mean(1), rate, sample_rate)
-    peak = np.abs(x).max(initial=0)
+    x = channels.mean(1, dtype=np.float64)
+    x -= x.mean()
+    peak = np.abs(x).max()
     if peak < SILENCE:
         raise ValueError(f"{path} is silent: its peak is {peak:.1g} of full scale, expected at least {SILENCE:g}")
-    x = x[np.argmax(np.abs(x) > ONSET * peak) :][:n_samples]
+    threshold = min(max(ONSET * peak, 6 * noise_level(torch.from_numpy(x))), 0.5 * peak)
+    x = x[np.argmax(np.abs(x) > threshold) :][: math.ceil((n_samples + 1) * rate / sample_rate)]
+    x = soxr.resample(x, rate, sample_rate)[:n_samples]
     return torch.from_numpy(np.pad(x, (0, n_samples - len(x))) / np.abs(x).max())
 
 
-def match(audio: Tensor | str | Path, model: AudioEncoder, features: Map | None = None) -> Match:
+def noise_level(x: Tensor) -> float:
+    """Standard deviation of the white noise in a sound x (n_samples,). A drum alone has next to none.
+
+    A tenth of the values in a spectrogram of white noise lie below log(10/9) of their mean. Those are found between the
+    partials of a drum and after it, where there is nothing else. Sounds of less than 64 samples are held to have none.
+    """
+    if len(x) < 64:
+        return 0.0
+    n_fft = min(4096, len(x) // 4)
+    window = torch.hann_window(n_fft, dtype=x.dtype, device=x.device)
+    X = torch.stft(x, n_fft, n_fft // 2, window=window, center=False, return_complex=True)
+    power = (X.real**2 + X.imag**2)[1:-1] / window.square().sum()
+    return math.sqrt(np.quantile(power.cpu(), 0.1) / math.log(10 / 9))
+
+
+def scan(
+    x: Tensor,
+    synthesizer: Map,
+    start: Tensor | None = None,
+    seed: int = 0,
+    n_runs: int = 3,
+    tell: Listener = lambda step: None,
+) -> Tensor:
+    """The ν whose sound is closest to x in coarse spectra, sought in the whole box [−1, 1]⁵ by differential evolution.
+
+    A population of 64 drums evolves for at most 60 generations. That now and then ends in a wrong valley; so it
+    is run again, from other drums, until one comes within a thousandth of ‖C(x)‖ or `n_runs` are done.
+
+    Parameters
+    ----------
+    x : Tensor, shape (n_samples,), of peak 1
+    synthesizer : callable
+        ν (B, 5), float64, to sounds (B, n_samples).
+    start : Tensor, shape (5,), optional
+        One of the drums at the beginning, such as the encoder's.
+    seed, n_runs : int
+    tell : callable
+        Told of every generation.
+
+    Returns
+    -------
+    nu : Tensor, shape (5,), float64, on the CPU
+    """
+    coarse = CoarseSpectra(len(x)).to(x.device)
+    target = coarse(x)
+    enough = 1e-3 * float(target.norm())
+    best, nu, n_drums = math.inf, torch.zeros(N_PARAMETERS, dtype=torch.float64), 0
+
+    def distances(population: np.ndarray) -> np.ndarray:  # (5, B)
+        nonlocal n_drums
+        n_drums += population.shape[1]
+        drums = torch.from_numpy(population.T.copy())
+        with torch.no_grad():
+            return (coarse(synthesizer(drums)) - target).norm(dim=-1).cpu().numpy()
+
+    def generation(intermediate_result: OptimizeResult) -> bool:
+        nonlocal best, nu
+        if intermediate_result.fun < best:
+            best, nu = float(intermediate_result.fun), torch.from_numpy(intermediate_result.x.copy())
+        tell(Step("scan", n_drums, best, nu.tolist()))
+        return best < enough
+
+    for run in range(n_runs):
+        random = np.random.default_rng([seed, run])
+        population = random.uniform(-1, 1, (64, N_PARAMETERS))
+        if start is not None:
+            population[0] = start.cpu()
+        differential_evolution(
+            distances,
+            [(-1, 1)] * N_PARAMETERS,
+            init=population,
+            maxiter=60,
+            mutation=(0.4, 0.9),
+            recombination=0.9,
+            rng=random,
+            vectorized=True,
+            updating="deferred",
+            polish=False,
+            callback=generation,
+        )
+        if best < enough:
+            break
+    return nu
+
+
+def refine(
+    S: Tensor, nu: Tensor, features: Map, synthesizer: Map, n_iterations: int = 20, tell: Listener = lambda step: None
+) -> tuple[Tensor, float, Tensor]:
+    """Damped Gauss–Newton steps on ½ ‖Φ(h(ν)) − S‖² from ν, kept in the box [−1, 1]⁵.
+
+    SciPy's trust-region reflective method: Levenberg and Marquardt's with the damping that the gain ratio allows,
+    each step the solution of the stacked system [J; √λ D]. Ends where a step gains less than 10⁻⁴ of the loss, or at
+    a distance of 0.1.
+
+    Parameters
+    ----------
+    S : Tensor, shape (P,), features of the recording
+    nu : Tensor, shape (5,), float64
+    features, synthesizer : callables
+        As in `metric.jacobian`, but that the synthesizer takes ν.
+    n_iterations : int
+        At most so many drums are tried.
+    tell : callable
+        Told of every iteration.
+
+    Returns
+    -------
+    nu : Tensor, shape (5,), float64, on the CPU: never farther from S than where it began
+    distance : float, ‖Φ(h(ν)) − S‖
+    M : Tensor, shape (5, 5), float64, the metric there
+    """
+    count = 0
+
+    def residual(nu: np.ndarray) -> np.ndarray:
+        nonlocal count
+        count += 1
+        with torch.no_grad():
+            return (features(synthesizer(torch.from_numpy(nu)[None]))[0] - S).double().cpu().numpy()
+
+    def J(nu: np.ndarray) -> np.ndarray:
+        return jacobian(torch.from_numpy(nu)[None], features, synthesizer, lambda nu: nu)[1][0].double().cpu().numpy()
+
+    def iteration(intermediate_result: OptimizeResult) -> None:
+        distance = math.sqrt(2 * intermediate_result.cost)
+        tell(Step("refine", count, distance, intermediate_result.x.tolist()))
+        if distance < ALIKE:
+            raise StopIteration
+
+    result = least_squares(
+        residual,
+        nu.cpu().numpy(),
+        J,
+        bounds=(-1, 1),
+        x_scale="jac",
+        ftol=1e-4,
+        max_nfev=n_iterations,
+        callback=iteration,
+    )
+    return torch.from_numpy(result.x), math.sqrt(2 * result.cost), gram(torch.from_numpy(result.jac))
+
+
+def uncertainty(metric: Tensor, distance: float) -> Tensor:
+    """Of each ν_j (5,), from the metric (5, 5) at the match and its distance: as at the head of this module."""
+    precision = metric / max(distance, 1.0) ** 2 + torch.eye(len(metric), dtype=metric.dtype) / PRIOR
+    return torch.linalg.inv(precision).diagonal().sqrt()
+
+
+def match(
+    audio: Tensor | str | Path,
+    model: AudioEncoder,
+    features: Map | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    tell: Listener = lambda step: None,
+) -> Match:
     """Find the drum that sounds like a recording.
 
     Parameters
     ----------
     audio : Tensor, shape (n_samples,), from its onset on and of peak 1, or path of a sound file
     model : AudioEncoder
-        Such as `load_encoder()`. If `evaluation.report` has written its best constant into it, "before" is
-        the distance of that drum, else of the drum at the centre of the ranges, ν = 0.
+        Such as `load_encoder()`. If `evaluation.report` has written its best constant into it, "constant" is the
+        distance of that drum, else of the drum at the centre of the ranges, ν = 0.
     features : callable, optional
-        Φ, for the distances; the paper's if not given.
+        Φ; the paper's if not given.
+    seed : int
+        Of the scan and of the noise through which drums are heard: the same seed, the same drum.
+    progress : bool
+        Show a bar.
+    tell : callable
+        Called with a `Step` for every generation of the scan and every iteration of the refinement.
 
     Raises
     ------
     ValueError
-        If the file is not usable (see `load_audio`), the sound has another length, or the encoder needs the pitch.
+        If the file is not usable (see `load_audio`), the sound has another length or is not finite, or the encoder
+        needs the pitch.
     """
     n_samples = model.config.n_samples
     if model.encoder.n_outputs < N_PARAMETERS:
@@ -116,21 +368,137 @@ def match(audio: Tensor | str | Path, model: AudioEncoder, features: Map | None 
     x = audio if isinstance(audio, Tensor) else load_audio(audio, n_samples=n_samples)
     if x.shape != (n_samples,):
         raise ValueError(f"expected audio of shape ({n_samples},), got {tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise ValueError("expected finite audio, got NaN or infinite samples")
     device = next(model.parameters()).device
-    x = x.to(device)
+    x = x.to(device, torch.float32)
     features = features or ear(model.config).to(device)
-    constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * N_PARAMETERS)
-    nu_constant = torch.tensor(constant, dtype=torch.float64, device=device)
+    where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64, which ν needs
+    level = noise_level(x)
+    noise = level * torch.randn(n_samples, generator=torch.Generator().manual_seed(seed)).to(device)
+
+    def drums(nu: Tensor) -> Tensor:
+        return rectangular_drum(to_theta(nu.to(where)), n_samples, dtype=torch.float32).to(device)
+
+    def heard(nu: Tensor) -> Tensor:
+        return drums(nu) + noise
+
+    history: list[Step] = []
+    with tqdm(
+        desc="match", unit=" drums", leave=False, disable=None if progress else True
+    ) as bar:  # None: if a terminal
+
+        def note(step: Step) -> None:
+            before = history[-1].n_drums if history else 0
+            if step.stage == "refine":
+                step = step._replace(n_drums=step.n_drums + n_scanned)
+            history.append(step)
+            bar.update(step.n_drums - before)
+            bar.set_postfix_str(f"{step.stage}, distance {step.distance:.3g}")
+            tell(step)
+
+        with torch.no_grad():
+            S, nu_encoder = features(x), model(x).cpu()
+        constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * N_PARAMETERS)
+        nu_constant = torch.tensor(constant, dtype=torch.float64)
+
+        def distances(nu: Tensor) -> list[float]:
+            with torch.no_grad():
+                return torch.linalg.vector_norm(features(heard(nu)) - S, dim=-1).tolist()
+
+        far, predicted = distances(torch.stack([nu_constant, nu_encoder]))
+        n_scanned = 2
+        note(Step("predict", n_scanned, predicted, nu_encoder.tolist()))
+        nu_scan = scan(x, heard, nu_encoder, seed, tell=lambda step: note(step._replace(n_drums=step.n_drums + 2)))
+        n_scanned = history[-1].n_drums
+        (scanned,) = distances(nu_scan[None])
+        start = nu_scan if scanned < predicted else nu_encoder
+        nu, refined, M = refine(S, start, features, heard, tell=note)
     with torch.no_grad():
-        nu = model(x)
-        drums = rectangular_drum(to_theta(torch.stack([nu_constant, nu])), n_samples)
-        before, after = jtfs_distance(drums, x.expand_as(drums), features).tolist()
-    return Match(x.cpu(), drums[1].cpu(), nu.cpu(), to_theta(nu).cpu(), nu_constant.cpu(), before, after)
+        x_hat = drums(nu)
+    distance = {"constant": far, "encoder": predicted, "scan": scanned, "match": refined}
+    noise_db = 20 * math.log10(max(level, 1e-9))
+    theta, spread = to_theta(nu), uncertainty(M, refined)
+    return Match(x.cpu(), x_hat.cpu(), nu, theta, spread, nu_encoder, nu_constant, distance, noise_db, tuple(history))
 
 
-def save_match(result: Match, wav: str | Path, document: str | Path) -> None:
-    """Write the matched drum as a 16-bit WAV and `Match.to_dict` as JSON: both whole, or an OSError and neither."""
+def save_match(result: Match, wav: str | Path, document: str | Path, source: dict[str, Any] | None = None) -> None:
+    """Write the matched drum as a 16-bit WAV and `Match.to_dict` as JSON: both whole, or an OSError and neither.
+
+    `source` tells what it was made from, and is kept in the JSON.
+    """
     sound = io.BytesIO()
     soundfile.write(sound, result.x_hat.numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
+    text = json.dumps({"source": source or {}, **result.to_dict()}, indent=2, ensure_ascii=False)
     write_atomically({Path(wav): sound.getvalue(), Path(document): text.encode()})
+
+
+def match_files(
+    paths: Sequence[str | Path],
+    output_folder: str | Path,
+    encoder: str | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Match recordings one after the other; a bad one is reported, and the others go on.
+
+    Of each, NAME_matched.wav and NAME_matched.json are written to the output folder. A recording whose JSON is there,
+    made from the same file, encoder and seed, is not matched again: what was interrupted goes on from there.
+
+    Returns
+    -------
+    table : DataFrame, one row a recording
+        file; error (empty if there was none); the parameters, in their units, and their uncertainties, as
+        <parameter>_uncertainty; the JTFS distances of the drums "constant", "encoder", "scan" and "match"; noise_db;
+        n_drums and n_iterations.
+
+    Raises
+    ------
+    ValueError
+        If there is no recording, two have one name, or the encoder is of no use.
+    OSError
+        If the output folder cannot be written to.
+    """
+    stems = [Path(path).stem for path in paths]
+    if not stems:
+        raise ValueError("expected at least one sound file, got none")
+    if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
+        raise ValueError(f"several sounds are called {twice}: their matches would have one name")
+    model = load_encoder(encoder, device)
+    features = ear(model.config).to(device)
+    rows: list[dict[str, Any]] = []
+    bar = tqdm(paths, unit="file", disable=None if progress and len(paths) > 1 else True)  # None: if this is a terminal
+    for path, stem in zip(bar, stems, strict=True):
+        wav, document = (Path(output_folder, f"{stem}_matched.{kind}") for kind in ("wav", "json"))
+        row: dict[str, Any] = {"file": str(path), "error": ""}
+        try:
+            source = {"sha256": _sum(path), "encoder": encoder, "seed": seed}
+            if not (wav.is_file() and _source(document) == source):
+                result = match(path, model, features, seed, progress)
+                save_match(result, wav, document, source)
+            row |= _row(json.loads(document.read_text()))
+        except ValueError as error:
+            row["error"] = str(error)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _sum(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
+
+
+def _source(document: Path) -> Any:
+    """What a JSON file of `save_match` was made from; None if it is no such file."""
+    try:
+        return json.loads(document.read_text()).get("source")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _row(document: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a JSON file of `save_match`, side by side."""
+    values = {p["name"]: p["value"] for p in document["theta"]}
+    spreads = {f"{p['name']}_uncertainty": p["uncertainty"] for p in document["theta"]}
+    effort = {name: document[name] for name in ("noise_db", "n_drums", "n_iterations")}
+    return values | spreads | document["jtfs_distance"] | effort

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import yaml
@@ -44,17 +45,39 @@ def test_match(encoder, sound, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"tom_matched.wav", "tom_matched.json"}
     document = json.loads((tmp_path / "out/tom_matched.json").read_text())
     for parameter in document["theta"]:
-        assert f"{parameter['value']:.4g} {parameter['unit']}" in run.stdout
+        value, spread = parameter["value"], parameter["uncertainty"]
+        assert f"{value:.4g} ± {spread:.2g} {parameter['unit']}" in run.stdout
     x, rate = soundfile.read(tmp_path / "out/tom_matched.wav")
     assert (rate, len(x)) == (22050, 2048)
     assert np.abs(x).max() > 0.99
 
 
+def test_match_a_folder(encoder, sound, tmp_path):
+    """Sounds are matched into files and a table, the bad one is reported, and what is no sound is left alone."""
+    (sound.parent / "bad.flac").write_text("no sound")
+    (sound.parent / "notes.txt").write_text("no sound either")
+    argv = ("match", sound.parent, "--encoder", encoder, "--output_folder", tmp_path / "out")
+    run = pnp(*argv)
+    assert run.returncode == 0
+    assert_one_line(2, "", run.stderr, "match", "bad.flac cannot be read as audio")
+    names = {"tom_matched.wav", "tom_matched.json", "matches.csv"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+    table = pd.read_csv(tmp_path / "out/matches.csv", keep_default_na=False)
+    assert table.file.tolist() == [str(sound.parent / "bad.flac"), str(sound)]
+    assert table.error.astype(bool).tolist() == [True, False]
+    document = json.loads((tmp_path / "out/tom_matched.json").read_text())
+    assert float(table.match[1]) == document["jtfs_distance"]["match"]
+
+
+def test_a_folder_without_sounds(encoder, tmp_path, capfd):
+    (tmp_path / "in").mkdir()
+    status = main(["match", str(tmp_path / "in"), "--encoder", encoder])
+    assert_one_line(status, *capfd.readouterr(), "match", "is a folder without sound files")
+
+
 def make(path, case):
     """The bad input of a case."""
-    if case == "folder":
-        path.mkdir()
-    elif case == "text":
+    if case == "text":
         path.write_text("not a sound\n" * 100)
     elif case == "zero bytes":
         path.write_bytes(b"")
@@ -65,7 +88,6 @@ def make(path, case):
 
 BAD = {
     "missing": "does not exist",
-    "folder": "is not a file",
     "text": "cannot be read as audio",
     "zero bytes": "cannot be read as audio",
     "empty": "is empty",

@@ -7,12 +7,26 @@ import pytest
 import soundfile
 import torch
 
+from pnp_tutorial.dataset import ear
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
 from pnp_tutorial.evaluation import jtfs_distance
-from pnp_tutorial.matching import load_audio, match, save_match
-from pnp_tutorial.parameters import PARAMETERS, to_theta
+from pnp_tutorial.matching import (
+    CoarseSpectra,
+    load_audio,
+    match,
+    match_files,
+    noise_level,
+    refine,
+    save_match,
+    scan,
+    uncertainty,
+)
+from pnp_tutorial.metric import riemannian_metric
+from pnp_tutorial.parameters import NAMES, PARAMETERS, sample_uniform, to_theta
+from pnp_tutorial.scattering import JTFS, LogScattering
 
+N_SHORT = 8192  # samples of the drums that are sought
 THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)
 
 
@@ -24,6 +38,10 @@ def model(tiny_training):
 def drum(sample_rate=22050, seconds=3.0):
     # Modes above 8 kHz are weak, and resampling must not be blamed for those near Nyquist.
     return rectangular_drum(THETA, int(seconds * sample_rate), sample_rate).numpy()
+
+
+def drums(nu):
+    return rectangular_drum(to_theta(nu), N_SHORT, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -70,35 +88,183 @@ def test_short_sounds_are_filled_and_long_ones_cut(tmp_path):
     assert long.abs().max() == pytest.approx(1)
 
 
-def test_match_is_consistent(model):
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_from_8_bits_to_float(tmp_path, subtype):
+    x = drum()[:20000]
+    soundfile.write(tmp_path / "x.wav", 0.9 * x, 22050, subtype=subtype)
+    y = load_audio(tmp_path / "x.wav", n_samples=20000)
+    aligned = np.abs(np.fft.irfft(np.fft.rfft(y) * np.fft.rfft(x).conj())).max() / np.linalg.norm(y) / np.linalg.norm(x)
+    assert aligned > 0.999
+
+
+def test_a_constant_offset_is_taken_out(tmp_path):
+    x = np.concatenate([np.zeros(3000), 0.5 * drum()])
+    for name, offset in (("x.wav", 0), ("offset.wav", 0.3)):
+        soundfile.write(tmp_path / name, x + offset, 22050, subtype="FLOAT")
+    assert torch.allclose(load_audio(tmp_path / "offset.wav"), load_audio(tmp_path / "x.wav"), atol=1e-6)
+
+
+def test_onset_is_found_in_noise(tmp_path):
+    x = np.concatenate([np.zeros(22050), drum()])
+    noise = np.random.default_rng(0).normal(size=len(x))
+    for level in (0.003, 0.03):
+        soundfile.write(tmp_path / "x.wav", 0.5 * (x + level * noise), 22050, subtype="FLOAT")
+        y = load_audio(tmp_path / "x.wav")
+        early = y[: 22050 // 10].abs().max()
+        assert early > 0.9, "the drum begins at once, not after a second of noise"
+
+
+@pytest.mark.parametrize("seconds", [0.01, 600])
+def test_ten_milliseconds_and_ten_minutes(tmp_path, seconds):
+    rate = 8000
+    x = np.zeros(int(seconds * rate), np.float32)
+    start = drum(rate)[: len(x) // 2]
+    x[len(x) // 2 :][: len(start)] = start
+    soundfile.write(tmp_path / "x.wav", x, rate)
+    y = load_audio(tmp_path / "x.wav")
+    assert y.shape == (65536,)
+    assert y.isfinite().all()
+    assert y.abs().max() == pytest.approx(1)
+    assert y[: 22050 // 200].abs().max() > 0.1, "the second half is where the drum is"
+
+
+def test_noise_level():
+    """Of white noise its standard deviation, on a drum as well; of a drum alone, nothing that could be heard."""
+    generator = torch.Generator().manual_seed(0)
+    x = rectangular_drum(THETA, 65536)
+    for level in (1e-3, 1e-2, 1e-1):
+        noise = level * torch.randn(65536, generator=generator, dtype=torch.float64)
+        assert noise_level(noise) == pytest.approx(level, rel=0.02)
+        assert noise_level(x + noise) == pytest.approx(level, rel=0.1)
+    assert noise_level(x) < 1e-6
+
+
+def test_coarse_spectra_know_loudness_and_pitch():
+    """A sinusoid of amplitude 1 has log(1 + 1/ε) in its own semitone, and the picture moves with it."""
+    t = torch.arange(65536) / 22050
+    coarse = CoarseSpectra()
+    C = {hz: coarse(torch.sin(2 * np.pi * hz * t)).reshape(len(coarse.weights), -1) for hz in (1120.0, 2240.0)}
+    middle = C[1120.0].shape[1] // 2
+    peaks = {hz: int(values[:, middle].argmax()) for hz, values in C.items()}
+    assert peaks == {1120.0: 60, 2240.0: 72}  # 35 Hz · 2^(60/12) = 1120 Hz
+    # A Hann window spreads the sinusoid over neighbouring bins, all of which lie in its band.
+    for hz, values in C.items():
+        amplitude = 1e-3 * torch.expm1(values[peaks[hz], middle])
+        assert 1 <= amplitude < 1.3
+
+
+@pytest.mark.parametrize("nu", [[0.2, -0.3, 0.4, 0.1, 0.5], [-0.7, 0.6, -0.5, 0.8, -0.4]])
+def test_scan_finds_a_drum(nu):
+    """From nothing but the box to within hundredths in pitch, sustain and shape."""
+    nu = torch.tensor(nu, dtype=torch.float64)
+    steps = []
+    found = scan(drums(nu[None])[0], drums, seed=1, tell=steps.append)
+    assert (found - nu)[[0, 1, 4]].abs().max() < 0.02
+    distances = [step.distance for step in steps]
+    assert distances == sorted(distances, reverse=True)
+    assert steps[-1].n_drums <= 3 * 61 * 64
+
+
+def test_scan_is_reproducible():
+    x = drums(torch.zeros(1, 5, dtype=torch.float64))[0]
+    assert torch.equal(scan(x, drums, n_runs=1), scan(x, drums, n_runs=1))
+
+
+def test_refinement_ends_at_the_drum_and_tells_what_is_unsure():
+    """Within its reach, the refinement finds the drum exactly, and M there is that of the metric."""
+    nu = torch.tensor([0.2, -0.3, 0.4, 0.1, 0.5], dtype=torch.float64)
+    features = LogScattering(JTFS(N_SHORT, J=9, J_fr=3, Q=(8, 1)))
+    with torch.no_grad():
+        S = features(drums(nu[None]))[0]
+    away = nu + torch.tensor([0.0, 0.02, 0.03, -0.02, 0.0])
+    found, distance, M = refine(S, away, features, drums)
+    with torch.no_grad():
+        before = float((features(drums(away[None]))[0] - S).norm())
+    assert distance < 0.1 < before
+    expected = riemannian_metric(found[None], features, drums, lambda nu: nu)[0]
+    assert torch.allclose(M, expected, rtol=1e-3, atol=1e-3 * float(M.abs().max()))
+    assert distance == pytest.approx(float((features(drums(found[None]))[0] - S).norm()), rel=1e-3, abs=1e-4)
+
+
+def test_refinement_never_ends_farther_and_never_leaves_the_box():
+    features = LogScattering(JTFS(N_SHORT, J=9, J_fr=3, Q=(8, 1)))
+    for start, target in sample_uniform(12, seed=3).split(6)[0].reshape(3, 2, 5):
+        start = start.sign()  # a corner
+        with torch.no_grad():
+            S = features(drums(target[None]))[0]
+            before = float((features(drums(start[None]))[0] - S).norm())
+        found, after, _ = refine(S, start, features, drums, n_iterations=5)
+        assert after <= before * (1 + 1e-4)
+        assert found.abs().max() <= 1
+
+
+def test_uncertainty():
+    """What M does not see has the box's deviation; what it sees, d/√M."""
+    M = torch.diag(torch.tensor([1e6, 0.0, 4e4], dtype=torch.float64))
+    assert uncertainty(M, 0.0).tolist() == pytest.approx([1e-3, 3**-0.5, 5e-3], rel=1e-3)
+    assert uncertainty(M, 10.0).tolist() == pytest.approx([1e-2, 3**-0.5, 5e-2], rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def result(model):
+    return match(rectangular_drum(THETA, 2048), model)
+
+
+def test_match_is_consistent(model, result):
+    """Every number of the result follows from the drum that it names."""
     x = rectangular_drum(THETA, 2048)
-    result = match(x, model)
-    nu = model(x)
-    assert torch.equal(result.nu, nu)
-    assert torch.equal(result.theta, to_theta(nu))
-    assert torch.equal(result.x_hat, rectangular_drum(to_theta(nu), 2048))
-    from pnp_tutorial.dataset import ear
-
     features = ear(model.config)
-    after = jtfs_distance(result.x_hat[None], x[None], features)
-    assert result.distance_after == pytest.approx(float(after), rel=1e-4)
-    centre = rectangular_drum(to_theta(torch.zeros(5, dtype=torch.float64)), 2048)
-    before = jtfs_distance(centre[None], x[None], features)
-    assert result.distance_before == pytest.approx(float(before), rel=1e-4)
+    assert torch.equal(result.nu_encoder, model(x.float()))
+    assert torch.equal(result.theta, to_theta(result.nu))
+    noise = 10 ** (result.noise_db / 20) * torch.randn(2048, generator=torch.Generator().manual_seed(0))
+    for name, nu in (("encoder", result.nu_encoder), ("match", result.nu), ("constant", result.nu_constant)):
+        heard = rectangular_drum(to_theta(nu), 2048, dtype=torch.float32) + noise
+        distance = jtfs_distance(heard[None], x.float()[None], features)
+        assert result.distance[name] == pytest.approx(float(distance), rel=1e-3, abs=1e-3), name
+    assert torch.allclose(result.x_hat, rectangular_drum(result.theta, 2048).float(), atol=1e-5)
 
 
-def test_before_is_the_best_constant_that_the_encoder_knows(model):
+def test_match_is_better_than_the_encoder_alone(result):
+    assert result.distance["match"] <= min(result.distance["encoder"], result.distance["scan"]) * (1 + 1e-4)
+    assert result.distance["match"] < 0.1 * result.distance["encoder"]
+    assert (result.theta - THETA)[[0, 1]].abs().max() < 0.01
+
+
+def test_history_tells_the_story(result):
+    stages = [step.stage for step in result.history]
+    assert stages == sorted(stages, key=["predict", "scan", "refine"].index)
+    assert set(stages) == {"predict", "scan", "refine"}
+    counts = [step.n_drums for step in result.history]
+    assert counts == sorted(counts)
+    assert result.history[-1].nu == pytest.approx(result.nu.tolist())
+
+
+def test_the_same_seed_gives_the_same_match(model, result):
+    again = match(rectangular_drum(THETA, 2048), model)
+    assert torch.equal(again.nu, result.nu)
+    assert again.distance == result.distance
+
+
+def test_constant_is_the_best_that_the_encoder_knows(model):
     constant = [0.1, -0.2, 0.3, -0.4, 0.5]
     stamped = AudioEncoder(model.encoder, model.config, {"evaluation": {"nu_constant": constant}}).eval()
     x = rectangular_drum(to_theta(torch.tensor(constant, dtype=torch.float64)), 2048)
-    result = match(x, stamped)
-    assert result.nu_constant.tolist() == constant
-    assert result.distance_before == pytest.approx(0, abs=1e-3)
-    assert result.distance_after > 1
+    found = match(x, stamped)
+    assert found.nu_constant.tolist() == constant
+    assert found.distance["constant"] == pytest.approx(0, abs=1e-2)
+    assert found.distance["encoder"] > 1
 
 
-def test_written_files_say_the_same(model, tmp_path):
-    result = match(rectangular_drum(THETA, 2048), model)
+@pytest.mark.parametrize("level", [0.0, 0.02])
+def test_clipped_and_noisy_drums_are_matched(model, level):
+    x = rectangular_drum(THETA, 2048)
+    x = (1.5 * x).clamp(-1, 1) + level * torch.randn(2048, generator=torch.Generator().manual_seed(1))
+    found = match(x / x.abs().max(), model)
+    assert all(np.isfinite(value) for value in found.distance.values())
+    assert (found.theta - THETA)[0].abs() < 0.03, "the pitch survives"
+
+
+def test_written_files_say_the_same(result, tmp_path):
     save_match(result, tmp_path / "new/x.wav", tmp_path / "new/x.json")
     wav, rate = soundfile.read(tmp_path / "new/x.wav")
     assert rate == 22050
@@ -106,7 +272,59 @@ def test_written_files_say_the_same(model, tmp_path):
     document = json.loads((tmp_path / "new/x.json").read_text())
     assert [p["unit"] for p in document["theta"]] == [p.unit for p in PARAMETERS]
     assert [p["value"] for p in document["theta"]] == result.theta.tolist()
-    assert document["jtfs_distance"] == {"before": result.distance_before, "after": result.distance_after}
+    widths = [(p.high - p.low) / 2 for p in PARAMETERS]
+    expected = [u * width for u, width in zip(result.uncertainty.tolist(), widths, strict=True)]
+    assert [p["uncertainty"] for p in document["theta"]] == pytest.approx(expected)
+    assert document["jtfs_distance"] == result.distance
+
+
+def write_drums(folder, n):
+    folder.mkdir()
+    for i in range(n):
+        soundfile.write(folder / f"drum{i}.wav", drum()[: 4000 + i], 22050)
+    return sorted(folder.iterdir())
+
+
+def test_a_bad_file_does_not_stop_the_others(tiny_training, tmp_path):
+    paths = write_drums(tmp_path / "in", 2)
+    bad = tmp_path / "in/bad.wav"
+    bad.write_text("no sound")
+    encoder = f"{tiny_training.output_folder}/encoder.safetensors"
+    table = match_files([paths[0], bad, paths[1]], tmp_path / "out", encoder, progress=False)
+    assert table.file.tolist() == [str(paths[0]), str(bad), str(paths[1])]
+    assert [bool(error) for error in table.error] == [False, True, False]
+    assert "cannot be read as audio" in table.error[1]
+    good = table.drop(1)
+    assert good[list(NAMES)].notna().all(axis=None)
+    assert (good.match <= good.encoder).all()
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_matches_that_are_there_are_not_made_again(tiny_training, tmp_path, monkeypatch):
+    from pnp_tutorial import matching
+
+    paths = write_drums(tmp_path / "in", 2)
+    encoder = f"{tiny_training.output_folder}/encoder.safetensors"
+    first = match_files(paths[:1], tmp_path / "out", encoder, progress=False)
+    made = []
+    monkeypatch.setattr(matching, "match", lambda path, *rest: made.append(path) or match(path, *rest))
+    both = match_files(paths, tmp_path / "out", encoder, progress=False)
+    assert made == paths[1:]
+    assert both.iloc[0].to_dict() == first.iloc[0].to_dict()
+    soundfile.write(paths[0], drum()[:5000], 22050)  # another recording of that name
+    made.clear()
+    match_files(paths, tmp_path / "out", encoder, progress=False)
+    assert made == paths[:1]
+    made.clear()
+    match_files(paths[:1], tmp_path / "out", encoder, seed=1, progress=False)
+    assert made == paths[:1]
+
+
+def test_names_that_would_collide(tmp_path):
+    with pytest.raises(ValueError, match="several sounds are called kick"):
+        match_files([tmp_path / "kick.wav", tmp_path / "kick.flac"], tmp_path)
+    with pytest.raises(ValueError, match="at least one sound file"):
+        match_files([], tmp_path)
 
 
 def test_known_pitch_cannot_match(model):
@@ -117,3 +335,8 @@ def test_known_pitch_cannot_match(model):
 def test_wrong_length(model):
     with pytest.raises(ValueError, match=r"shape \(2048,\), got \(100,\)"):
         match(torch.ones(100), model)
+
+
+def test_audio_that_is_not_finite(model):
+    with pytest.raises(ValueError, match="finite"):
+        match(torch.full((2048,), torch.nan), model)

@@ -1,0 +1,141 @@
+"""How `match` fares on drums whose parameters are known: clean ones, and recordings with something wrong with them.
+
+    python tools/matching_study.py               # every condition that is missing
+    python tools/matching_study.py clean noise   # those whose names begin so
+
+Every match is kept in runs/matching as soon as it is made, and a condition is written to pnp_tutorial/results/matching
+once it is complete: interrupted, it goes on where it stopped. As many processes run side by side as torch has threads.
+"""
+
+import json
+import multiprocessing
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from repository import ROOT
+from torch import Tensor
+from tqdm import tqdm
+
+from pnp_tutorial import __version__
+from pnp_tutorial.dataset import ear, write_atomically
+from pnp_tutorial.drum import SAMPLE_RATE, rectangular_drum
+from pnp_tutorial.encoder import load_encoder
+from pnp_tutorial.matching import load_audio, match, refine, scan
+from pnp_tutorial.parameters import sample_uniform, to_theta
+
+RESULTS = ROOT / "pnp_tutorial/results/matching"
+RUNS = Path("runs/matching")
+SEED = 2026  # of the drums, which no training has seen
+N_DRUMS = 200
+N_SOME = 20  # of them, for the conditions that are not clean
+SLIP = round(0.02 * SAMPLE_RATE)  # 20 ms
+
+
+def noisy(x: Tensor, snr_db: float) -> Tensor:
+    """White noise of a power that is snr_db below that of the whole sound."""
+    noise = torch.randn(len(x), generator=torch.Generator().manual_seed(SEED), dtype=x.dtype)
+    return x + x.square().mean().sqrt() * 10 ** (-snr_db / 20) * noise
+
+
+def filed(x: Tensor, rate: int) -> Tensor:
+    """Played at half level after 0.1 s of silence into a 16-bit stereo file of another rate, and read again."""
+    late = np.concatenate([np.zeros(SAMPLE_RATE // 10), 0.5 * x.numpy()])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.wav")
+        soundfile.write(path, np.stack(2 * [soxr.resample(late, SAMPLE_RATE, rate)], 1), rate, subtype="PCM_16")
+        return load_audio(path)
+
+
+def faded_in(x: Tensor) -> Tensor:
+    """Without its attack: it swells over 20 ms."""
+    return torch.cat([x[:SLIP] * torch.linspace(0, 1, SLIP, dtype=x.dtype), x[SLIP:]])
+
+
+CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "clean": lambda x: x,
+    "noise-20dB": partial(noisy, snr_db=20),
+    "noise-10dB": partial(noisy, snr_db=10),
+    "noise-0dB": partial(noisy, snr_db=0),
+    "late-20ms": lambda x: torch.cat([torch.zeros(SLIP, dtype=x.dtype), x[:-SLIP]]),
+    "early-20ms": lambda x: torch.cat([x[SLIP:], torch.zeros(SLIP, dtype=x.dtype)]),
+    "no-attack": faded_in,
+    "44.1kHz": partial(filed, rate=44_100),
+    "48kHz": partial(filed, rate=48_000),
+}
+
+
+@cache
+def model_and_features() -> tuple:
+    torch.set_num_threads(1)
+    model = load_encoder()
+    return model, ear(model.config)
+
+
+def number(values: Tensor) -> list[float]:
+    return [float(f"{value:.5g}") for value in values.tolist()]
+
+
+def one(condition: str, i: int) -> None:
+    """Match one drum, and for the first clean ones also without the scan, and without the encoder."""
+    model, features = model_and_features()
+    nu = sample_uniform(N_DRUMS, SEED)[i]
+    x = CONDITIONS[condition](rectangular_drum(to_theta(nu)))
+    x = (x / x.abs().max()).float()
+    start = time.perf_counter()
+    found = match(x, model, features)
+    row: dict[str, Any] = {"nu": number(nu), "nu_hat": number(found.nu), "uncertainty": number(found.uncertainty)}
+    row |= {
+        "nu_encoder": number(found.nu_encoder),
+        "distance": {k: float(f"{d:.4g}") for k, d in found.distance.items()},
+    }
+    row |= {"noise_db": round(found.noise_db, 1), "seconds": round(time.perf_counter() - start, 1)}
+    row |= {"n_drums": found.history[-1].n_drums, "n_iterations": sum(step.stage == "refine" for step in found.history)}
+    if condition == "clean" and i < N_SOME:
+
+        def drum(nu: Tensor) -> Tensor:
+            return rectangular_drum(to_theta(nu), dtype=torch.float32)
+
+        with torch.no_grad():
+            S = features(x)
+        alone, distance, _ = refine(S, found.nu_encoder, features, drum)
+        row["refined_only"] = {"nu_hat": number(alone), "distance": float(f"{distance:.4g}")}
+        steps: list = []
+        scanned = scan(x, drum, tell=steps.append)
+        with torch.no_grad():
+            distance = float((features(drum(scanned)) - S).norm())
+        row["scanned_only"] = {
+            "nu_hat": number(scanned),
+            "distance": float(f"{distance:.4g}"),
+            "n_drums": steps[-1].n_drums,
+        }
+    write_atomically({RUNS / condition / f"{i}.json": json.dumps(row).encode()})
+
+
+def main(prefixes: list[str]) -> None:
+    names = [name for name in CONDITIONS if name.startswith(tuple(prefixes) or ("",))]
+    wanted = {name: range(N_DRUMS if name == "clean" else N_SOME) for name in names}
+    missing = [(name, i) for name, rows in wanted.items() for i in rows if not (RUNS / name / f"{i}.json").exists()]
+    missing = [(name, i) for name, i in missing if not (RESULTS / f"{name}.json").exists()]
+    with ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(one, *zip(*missing, strict=True)), total=len(missing)) if missing else ():
+            pass
+    for name, rows in wanted.items():
+        if not (RESULTS / f"{name}.json").exists():
+            done = [json.loads((RUNS / name / f"{i}.json").read_text()) for i in rows]
+            about = {"seed": SEED, "version": __version__, "torch": torch.__version__, "machine": platform.platform()}
+            write_atomically({RESULTS / f"{name}.json": json.dumps({**about, "rows": done}).encode()})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
