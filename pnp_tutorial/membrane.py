@@ -2,7 +2,7 @@
 
     ∂²u/∂t² + S⁴∇⁴u − c²∇²u + ∂/∂t (d₁u + d₃∇²u) = impulse,    u = ∇²u = 0 on the rim
 
-Nothing here knows of modes, and nothing is shared with `drum`: finite differences in NumPy, float64. With
+Nothing here knows of modes, and no equation is shared with `drum`: finite differences in NumPy, float64. With
 Δ the five-point Laplacian and k the time step, the explicit scheme is
 
     (u⁺ − 2u + u⁻)/k² = c² Δu − S⁴ ΔΔu − d₁ (u⁺ − u⁻)/2k − d₃ Δ(u − u⁻)/k,
@@ -11,9 +11,14 @@ of second order in the grid's spacing h, as k ∝ h² (S. Bilbao, Numerical Soun
 """
 
 import math
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
+import soxr
 from numpy.typing import ArrayLike
+
+from .drum import N_SAMPLES, POSITION, SAMPLE_RATE
 
 COARSEST = 10  # intervals along each side
 
@@ -36,6 +41,45 @@ def _time_step(theta: ArrayLike, n_intervals: int) -> float:
     # The fastest pattern of the grid stays bounded while k² stiffness + 2 k damping ≤ 4.
     limit = (math.sqrt(damping**2 + 4 * stiffness) - damping) / stiffness
     return 0.5 * limit * (COARSEST / n_intervals) ** 2
+
+
+def _motion(
+    theta: ArrayLike,
+    n_intervals: int,
+    n_steps: int,
+    strike: tuple[float, float] = POSITION,
+    inside: ArrayLike = True,
+    stretch: float = 0.0,
+) -> Iterator[np.ndarray]:
+    """Displacement of the inner nodes, step by step.
+
+    Nodes where `inside` is False are held still. The tension grows with the stretched area (Berger's equation): c² is
+    multiplied by 1 + stretch · ⟨|∇u|²⟩, the mean square slope.
+    """
+    if n_intervals < COARSEST or n_intervals % 5:
+        raise ValueError(f"expected n_intervals ≥ {COARSEST} and a multiple of 5, got {n_intervals}")
+    S4, c2, d1, d3 = constants(theta)
+    alpha = float(np.asarray(theta)[4])
+    h1, h2 = math.pi / n_intervals, math.pi * alpha / n_intervals
+    k = _time_step(theta, n_intervals)
+
+    def laplacian(u: np.ndarray) -> np.ndarray:
+        v = np.pad(u, 1)
+        return ((v[2:, 1:-1] - 2 * u + v[:-2, 1:-1]) / h1**2 + (v[1:-1, 2:] - 2 * u + v[1:-1, :-2]) / h2**2) * inside
+
+    shape = (n_intervals - 1, n_intervals - 1)
+    old, u = np.zeros(shape), np.zeros(shape)
+    node = tuple(round(fraction * n_intervals) - 1 for fraction in strike)
+    u[node] = k / (h1 * h2)  # the impulse: unit momentum at one node
+    before = np.zeros(shape)  # Δu of the step before
+    yield old
+    for _ in range(n_steps - 1):
+        yield u
+        now = laplacian(u)
+        slope = -(u * now).mean() if stretch else 0.0  # by parts, for u is 0 on the rim
+        force = c2 * (1 + stretch * slope) * now - S4 * laplacian(now) - d3 * (now - before) / k
+        old, u = u, (2 * u - (1 - d1 * k / 2) * old + k**2 * force) / (1 + d1 * k / 2)
+        before = now
 
 
 def simulate(theta: ArrayLike, n_intervals: int, duration_s: float) -> tuple[np.ndarray, float]:
@@ -61,27 +105,66 @@ def simulate(theta: ArrayLike, n_intervals: int, duration_s: float) -> tuple[np.
     ValueError
         If n_intervals does not fit.
     """
-    if n_intervals < COARSEST or n_intervals % 5:
-        raise ValueError(f"expected n_intervals ≥ {COARSEST} and a multiple of 5, got {n_intervals}")
-    S4, c2, d1, d3 = constants(theta)
-    alpha = float(np.asarray(theta)[4])
-    h1, h2 = math.pi / n_intervals, math.pi * alpha / n_intervals
     k = _time_step(theta, n_intervals)
+    return np.stack(list(_motion(theta, n_intervals, math.ceil(duration_s / k)))), 1 / k
 
-    def laplacian(u: np.ndarray) -> np.ndarray:
-        v = np.pad(u, 1)
-        return (v[2:, 1:-1] - 2 * u + v[:-2, 1:-1]) / h1**2 + (v[1:-1, 2:] - 2 * u + v[1:-1, :-2]) / h2**2
 
-    u = np.zeros((math.ceil(duration_s / k), n_intervals - 1, n_intervals - 1))
-    node = 2 * n_intervals // 5 - 1
-    u[1, node, node] = k / (h1 * h2)  # the impulse: unit momentum at one node
-    before = np.zeros_like(u[0])  # Δu of the step before
-    for n in range(1, len(u) - 1):
-        now = laplacian(u[n])
-        force = c2 * now - S4 * laplacian(now) - d3 * (now - before) / k
-        u[n + 1] = (2 * u[n] - (1 - d1 * k / 2) * u[n - 1] + k**2 * force) / (1 + d1 * k / 2)
-        before = now
-    return u, 1 / k
+def play(
+    theta: ArrayLike,
+    rim: Literal["rectangle", "ellipse"] = "rectangle",
+    strike: tuple[float, float] = POSITION,
+    bend: float = 0.0,
+    n_intervals: int = 20,
+    n_samples: int = N_SAMPLES,
+) -> np.ndarray:
+    """Sound, at 0.4 of the sides, of membranes that `drum` does not know.
+
+    Parameters
+    ----------
+    theta : array, shape (5,)
+        As in `drum.modes`. Those numbers make a rectangle; another rim has its own pitch.
+    rim : "rectangle" or "ellipse"
+        The ellipse, a circle for α = 1, touches the sides of the rectangle.
+    strike : pair of fractions of the sides
+        The nearest node is struck.
+    bend : float ≥ 0
+        How much more tension the membrane has at its widest motion than at rest: pitch then glides down as it fades.
+    n_intervals : int
+        Of the grid, along each side, as in `simulate`. Few detune the high modes.
+    n_samples : int
+
+    Returns
+    -------
+    x : array, shape (n_samples,), of peak 1, at 22 050 Hz
+
+    Raises
+    ------
+    ValueError
+        If n_intervals does not fit, or strike or ear lies outside the rim.
+    """
+    y = np.arange(1, n_intervals) / n_intervals
+    inside = np.ones((n_intervals - 1, n_intervals - 1), bool)
+    if rim == "ellipse":
+        inside = np.hypot(y[:, None] - 0.5, y - 0.5) < 0.5
+    k = _time_step(theta, n_intervals)
+    n_steps = math.ceil(n_samples / SAMPLE_RATE / k) + 1
+    node, ear = (tuple(round(f * n_intervals) - 1 for f in position) for position in (strike, POSITION))
+    if not (min(node) >= 0 and max(node) < len(y) and inside[node] and inside[ear]):
+        raise ValueError(f"expected a strike and an ear inside the rim, got {strike} and {POSITION}")
+
+    def motion(n_steps: int, stretch: float) -> Iterator[np.ndarray]:
+        return _motion(theta, n_intervals, n_steps, strike, inside, stretch)
+
+    stretch = 0.0
+    if bend:  # its widest motion comes at once: within a tenth of the time
+        h1, h2 = math.pi / n_intervals, math.pi * float(np.asarray(theta)[4]) / n_intervals
+        slopes = [
+            np.square(np.diff(u, axis=0) / h1).mean() + np.square(np.diff(u, axis=1) / h2).mean()
+            for u in motion(n_steps // 10, 0.0)
+        ]
+        stretch = bend / max(slopes)
+    x = soxr.resample(np.array([u[ear] for u in motion(n_steps, stretch)]), 1 / k, SAMPLE_RATE)[:n_samples]
+    return np.pad(x, (0, n_samples - len(x))) / np.abs(x).max()
 
 
 def measure_mode(u: np.ndarray, sample_rate: float, m1: int, m2: int) -> tuple[float, float]:
