@@ -2,16 +2,21 @@
 
     load      x: onset found, one channel, 22 050 Hz, peak 1; σ: the level of its noise
     predict   ν⁰ = f_W(x)
-    scan      ν¹ = argmin ‖C(h(ν)) − C(x)‖ over [−1, 1]⁵    C: coarse spectra; differential evolution from ν⁰ and others
-    refine    ν̃ = argmin ½ ‖Φ(h(ν)) − Φ(x)‖² from ν¹        Levenberg–Marquardt in the box, J of `metric.jacobian`
+    scan      v¹ = argmin ‖C(h(v)) − C(x)‖ over the box     C: coarse spectra; differential evolution from ν⁰ and others
+    refine    ṽ = argmin ½ ‖Φ(h(v)) − Φ(x)‖² from v¹        Levenberg–Marquardt in the box, J of `metric.jacobian`
 
-where h(ν) = g(ν) + σ n hears the drum through the recording's own noise: n is white, and one for all drums.
+where h hears a drum as it may be in the recording: v = (ν, l) has six numbers in [−1, 1], and
+
+    h(v) = 10^(12 l / 20) g(ν) + σ n
+
+for what has the peak may be no drum (a click, noise), or the drum's own peak be missing: l is its level, 12 dB up or
+down. The noise n is white, and one for all drums.
 
 Refinement alone seldom helps: Φ resolves partials so finely that its valleys are a few cents wide. C is so coarse that
 they are wide, and so cheap that thousands of drums can be tried.
 
-What a sound does not determine is told by the metric M = JᵀJ at ν̃. Let the features move by d, the distance that is
-left or 1 if that is more, and let [−1, 1] have its own variance, 1/3. Then ν_j is uncertain by
+What a sound does not determine is told by the metric M = JᵀJ at ṽ. Let the features move by d, the distance that is
+left or 1 if that is more, and let [−1, 1] have its own variance, 1/3. Then v_j is uncertain by
 
     u_j = √(((M / d² + 3 I)⁻¹)_jj),  at most 1/√3, where nothing is known of it.
 """
@@ -22,6 +27,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +51,7 @@ SILENCE = 1e-5  # peak, of full scale: −100 dB
 ONSET = 0.02  # of the peak: −34 dB
 ALIKE = 0.1  # JTFS distance at which a refinement has come close enough
 PRIOR = 1 / 3  # variance of a number drawn from [−1, 1]
+LEVEL_DB = 12  # of the drum in the recording, up or down
 
 
 class CoarseSpectra(nn.Module):
@@ -91,7 +98,7 @@ class Step(NamedTuple):
     stage: str  # "predict", "scan" or "refine"
     n_drums: int  # drums that were heard up to here
     distance: float  # of the best of them: of coarse spectra in "scan", else of Φ
-    nu: list[float]  # that drum
+    nu: list[float]  # that drum's parameters
 
 
 Listener = Callable[[Step], None]  # is told of every step as it is made
@@ -105,11 +112,12 @@ class Match:
     ----------
     x, x_hat : Tensors (n_samples,), the recording as it was heard and the matched drum, both of peak 1
     nu, theta : Tensors (5,), the drum's parameters
+    level_db : float, of the drum in the recording, above a peak of 1
     uncertainty : Tensor (5,), of ν, as at the head of this module
     nu_encoder, nu_constant : Tensors (5,), what the encoder predicted, and the best constant drum that it knows
     distance : dict of floats
         JTFS distance from the recording of the drums "constant", "encoder", "scan" and "match", all heard through its
-        noise. That of "match" is the least of the last three.
+        noise, the first two with a peak of 1. That of "match" is the least of the last three.
     noise_db : float, level of the recording's noise, in decibels below its peak
     history : tuple of Steps
     """
@@ -118,6 +126,7 @@ class Match:
     x_hat: Tensor
     nu: Tensor
     theta: Tensor
+    level_db: float
     uncertainty: Tensor
     nu_encoder: Tensor
     nu_constant: Tensor
@@ -140,6 +149,7 @@ class Match:
             "theta": parameters,
             "nu": self.nu.tolist(),
             "jtfs_distance": self.distance,
+            "level_db": self.level_db,
             "noise_db": self.noise_db,
             **effort,
             **others,
@@ -202,12 +212,12 @@ def noise_level(x: Tensor) -> float:
 def scan(
     x: Tensor,
     synthesizer: Map,
-    start: Tensor | None = None,
+    start: Tensor,
     seed: int = 0,
     n_runs: int = 3,
     tell: Listener = lambda step: None,
 ) -> Tensor:
-    """The ν whose sound is closest to x in coarse spectra, sought in the whole box [−1, 1]⁵ by differential evolution.
+    """The v whose sound is closest to x in coarse spectra, sought in the whole box [−1, 1]ⁿ by differential evolution.
 
     A population of 64 drums evolves for at most 60 generations. That now and then ends in a wrong valley; so it
     is run again, from other drums, until one comes within a thousandth of ‖C(x)‖ or `n_runs` are done.
@@ -216,44 +226,43 @@ def scan(
     ----------
     x : Tensor, shape (n_samples,), of peak 1
     synthesizer : callable
-        ν (B, 5), float64, to sounds (B, n_samples).
-    start : Tensor, shape (5,), optional
-        One of the drums at the beginning, such as the encoder's.
+        v (B, n), float64, to sounds (B, n_samples).
+    start : Tensor, shape (n,)
+        One of the drums at the beginning, such as the encoder's. The others are random.
     seed, n_runs : int
     tell : callable
         Told of every generation.
 
     Returns
     -------
-    nu : Tensor, shape (5,), float64, on the CPU
+    v : Tensor, shape (n,), float64, on the CPU
     """
     coarse = CoarseSpectra(len(x)).to(x.device)
     target = coarse(x)
     enough = 1e-3 * float(target.norm())
-    best, nu, n_drums = math.inf, torch.zeros(N_PARAMETERS, dtype=torch.float64), 0
+    best, v, n_drums = math.inf, start, 0
 
-    def distances(population: np.ndarray) -> np.ndarray:  # (5, B)
+    def distances(population: np.ndarray) -> np.ndarray:  # (n, B)
         nonlocal n_drums
         n_drums += population.shape[1]
-        drums = torch.from_numpy(population.T.copy())
         with torch.no_grad():
-            return (coarse(synthesizer(drums)) - target).norm(dim=-1).cpu().numpy()
+            sounds = synthesizer(torch.from_numpy(population.T.copy()))
+            return (coarse(sounds) - target).norm(dim=-1).cpu().numpy()
 
     def generation(intermediate_result: OptimizeResult) -> bool:
-        nonlocal best, nu
+        nonlocal best, v
         if intermediate_result.fun < best:
-            best, nu = float(intermediate_result.fun), torch.from_numpy(intermediate_result.x.copy())
-        tell(Step("scan", n_drums, best, nu.tolist()))
+            best, v = float(intermediate_result.fun), torch.from_numpy(intermediate_result.x.copy())
+        tell(Step("scan", n_drums, best, v[:N_PARAMETERS].tolist()))
         return best < enough
 
     for run in range(n_runs):
         random = np.random.default_rng([seed, run])
-        population = random.uniform(-1, 1, (64, N_PARAMETERS))
-        if start is not None:
-            population[0] = start.cpu()
+        population = random.uniform(-1, 1, (64, len(start)))
+        population[0] = start.cpu()
         differential_evolution(
             distances,
-            [(-1, 1)] * N_PARAMETERS,
+            [(-1, 1)] * len(start),
             init=population,
             maxiter=60,
             mutation=(0.4, 0.9),
@@ -266,13 +275,13 @@ def scan(
         )
         if best < enough:
             break
-    return nu
+    return v
 
 
 def refine(
-    S: Tensor, nu: Tensor, features: Map, synthesizer: Map, n_iterations: int = 20, tell: Listener = lambda step: None
+    S: Tensor, v: Tensor, features: Map, synthesizer: Map, n_iterations: int = 20, tell: Listener = lambda step: None
 ) -> tuple[Tensor, float, Tensor]:
-    """Damped Gauss–Newton steps on ½ ‖Φ(h(ν)) − S‖² from ν, kept in the box [−1, 1]⁵.
+    """Damped Gauss–Newton steps on ½ ‖Φ(h(v)) − S‖² from v, kept in the box [−1, 1]ⁿ.
 
     SciPy's trust-region reflective method: Levenberg and Marquardt's with the damping that the gain ratio allows,
     each step the solution of the stacked system [J; √λ D]. Ends where a step gains less than 10⁻⁴ of the loss, or at
@@ -281,9 +290,9 @@ def refine(
     Parameters
     ----------
     S : Tensor, shape (P,), features of the recording
-    nu : Tensor, shape (5,), float64
+    v : Tensor, shape (n,), float64
     features, synthesizer : callables
-        As in `metric.jacobian`, but that the synthesizer takes ν.
+        As in `metric.jacobian`, but that the synthesizer takes v.
     n_iterations : int
         At most so many drums are tried.
     tell : callable
@@ -291,30 +300,30 @@ def refine(
 
     Returns
     -------
-    nu : Tensor, shape (5,), float64, on the CPU: never farther from S than where it began
-    distance : float, ‖Φ(h(ν)) − S‖
-    M : Tensor, shape (5, 5), float64, the metric there
+    v : Tensor, shape (n,), float64, on the CPU: never farther from S than where it began
+    distance : float, ‖Φ(h(v)) − S‖
+    M : Tensor, shape (n, n), float64, the metric there
     """
     count = 0
 
-    def residual(nu: np.ndarray) -> np.ndarray:
+    def residual(v: np.ndarray) -> np.ndarray:
         nonlocal count
         count += 1
         with torch.no_grad():
-            return (features(synthesizer(torch.from_numpy(nu)[None]))[0] - S).double().cpu().numpy()
+            return (features(synthesizer(torch.from_numpy(v)[None]))[0] - S).double().cpu().numpy()
 
-    def J(nu: np.ndarray) -> np.ndarray:
-        return jacobian(torch.from_numpy(nu)[None], features, synthesizer, lambda nu: nu)[1][0].double().cpu().numpy()
+    def J(v: np.ndarray) -> np.ndarray:
+        return jacobian(torch.from_numpy(v)[None], features, synthesizer, lambda v: v)[1][0].double().cpu().numpy()
 
     def iteration(intermediate_result: OptimizeResult) -> None:
         distance = math.sqrt(2 * intermediate_result.cost)
-        tell(Step("refine", count, distance, intermediate_result.x.tolist()))
+        tell(Step("refine", count, distance, intermediate_result.x[:N_PARAMETERS].tolist()))
         if distance < ALIKE:
             raise StopIteration
 
     result = least_squares(
         residual,
-        nu.cpu().numpy(),
+        v.cpu().numpy(),
         J,
         bounds=(-1, 1),
         x_scale="jac",
@@ -326,7 +335,7 @@ def refine(
 
 
 def uncertainty(metric: Tensor, distance: float) -> Tensor:
-    """Of each ν_j (5,), from the metric (5, 5) at the match and its distance: as at the head of this module."""
+    """Of each v_j (n,), from the metric (n, n) at the match and its distance: as at the head of this module."""
     precision = metric / max(distance, 1.0) ** 2 + torch.eye(len(metric), dtype=metric.dtype) / PRIOR
     return torch.linalg.inv(precision).diagonal().sqrt()
 
@@ -374,52 +383,62 @@ def match(
     x = x.to(device, torch.float32)
     features = features or ear(model.config).to(device)
     where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64, which ν needs
-    level = noise_level(x)
-    noise = level * torch.randn(n_samples, generator=torch.Generator().manual_seed(seed)).to(device)
+    noise_std = noise_level(x)
+    noise = noise_std * torch.randn(n_samples, generator=torch.Generator().manual_seed(seed)).to(device)
 
     def drums(nu: Tensor) -> Tensor:
         return rectangular_drum(to_theta(nu.to(where)), n_samples, dtype=torch.float32).to(device)
 
-    def heard(nu: Tensor) -> Tensor:
-        return drums(nu) + noise
+    def heard(v: Tensor) -> Tensor:
+        nu, level = v.split(N_PARAMETERS, -1)
+        return 10 ** (LEVEL_DB / 20 * level.to(device)).to(x.dtype) * drums(nu) + noise
+
+    def at_peak(nu: Tensor) -> Tensor:
+        return torch.cat([nu, torch.zeros_like(nu[..., :1])], -1)
+
+    def distances(v: Tensor) -> list[float]:
+        with torch.no_grad():
+            return torch.linalg.vector_norm(features(heard(v)) - S, dim=-1).tolist()
 
     history: list[Step] = []
     with tqdm(
         desc="match", unit=" drums", leave=False, disable=None if progress else True
     ) as bar:  # None: if a terminal
 
-        def note(step: Step) -> None:
-            before = history[-1].n_drums if history else 0
-            if step.stage == "refine":
-                step = step._replace(n_drums=step.n_drums + n_scanned)
-            history.append(step)
-            bar.update(step.n_drums - before)
+        def note(step: Step, before: int) -> None:
+            step = step._replace(n_drums=before + step.n_drums)
+            bar.update(step.n_drums - (history[-1].n_drums if history else 0))
             bar.set_postfix_str(f"{step.stage}, distance {step.distance:.3g}")
+            history.append(step)
             tell(step)
 
         with torch.no_grad():
             S, nu_encoder = features(x), model(x).cpu()
         constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * N_PARAMETERS)
         nu_constant = torch.tensor(constant, dtype=torch.float64)
-
-        def distances(nu: Tensor) -> list[float]:
-            with torch.no_grad():
-                return torch.linalg.vector_norm(features(heard(nu)) - S, dim=-1).tolist()
-
-        far, predicted = distances(torch.stack([nu_constant, nu_encoder]))
-        n_scanned = 2
-        note(Step("predict", n_scanned, predicted, nu_encoder.tolist()))
-        nu_scan = scan(x, heard, nu_encoder, seed, tell=lambda step: note(step._replace(n_drums=step.n_drums + 2)))
-        n_scanned = history[-1].n_drums
-        (scanned,) = distances(nu_scan[None])
-        start = nu_scan if scanned < predicted else nu_encoder
-        nu, refined, M = refine(S, start, features, heard, tell=note)
+        far, predicted = distances(at_peak(torch.stack([nu_constant, nu_encoder])))
+        note(Step("predict", 1, predicted, nu_encoder.tolist()), 0)
+        v = scan(x, heard, at_peak(nu_encoder), seed, tell=partial(note, before=1))
+        (scanned,) = distances(v[None])
+        if predicted < scanned:
+            v = at_peak(nu_encoder)
+        v, refined, M = refine(S, v, features, heard, tell=partial(note, before=history[-1].n_drums))
+    nu, level = v.split(N_PARAMETERS)
     with torch.no_grad():
         x_hat = drums(nu)
-    distance = {"constant": far, "encoder": predicted, "scan": scanned, "match": refined}
-    noise_db = 20 * math.log10(max(level, 1e-9))
-    theta, spread = to_theta(nu), uncertainty(M, refined)
-    return Match(x.cpu(), x_hat.cpu(), nu, theta, spread, nu_encoder, nu_constant, distance, noise_db, tuple(history))
+    return Match(
+        x=x.cpu(),
+        x_hat=x_hat.cpu(),
+        nu=nu,
+        theta=to_theta(nu),
+        level_db=LEVEL_DB * float(level),
+        uncertainty=uncertainty(M, refined)[:N_PARAMETERS],
+        nu_encoder=nu_encoder,
+        nu_constant=nu_constant,
+        distance={"constant": far, "encoder": predicted, "scan": scanned, "match": refined},
+        noise_db=20 * math.log10(max(noise_std, 1e-9)),
+        history=tuple(history),
+    )
 
 
 def save_match(result: Match, wav: str | Path, document: str | Path, source: dict[str, Any] | None = None) -> None:
@@ -450,8 +469,8 @@ def match_files(
     -------
     table : DataFrame, one row a recording
         file; error (empty if there was none); the parameters, in their units, and their uncertainties, as
-        <parameter>_uncertainty; the JTFS distances of the drums "constant", "encoder", "scan" and "match"; noise_db;
-        n_drums and n_iterations.
+        <parameter>_uncertainty; the JTFS distances of the drums "constant", "encoder", "scan" and "match"; level_db,
+        noise_db, n_drums and n_iterations.
 
     Raises
     ------
@@ -500,5 +519,5 @@ def _row(document: dict[str, Any]) -> dict[str, float]:
     """The numbers of a JSON file of `save_match`, side by side."""
     values = {p["name"]: p["value"] for p in document["theta"]}
     spreads = {f"{p['name']}_uncertainty": p["uncertainty"] for p in document["theta"]}
-    effort = {name: document[name] for name in ("noise_db", "n_drums", "n_iterations")}
+    effort = {name: document[name] for name in ("level_db", "noise_db", "n_drums", "n_iterations")}
     return values | spreads | document["jtfs_distance"] | effort

@@ -158,7 +158,7 @@ def test_scan_finds_a_drum(nu):
     """From nothing but the box to within hundredths in pitch, sustain and shape."""
     nu = torch.tensor(nu, dtype=torch.float64)
     steps = []
-    found = scan(drums(nu[None])[0], drums, seed=1, tell=steps.append)
+    found = scan(drums(nu[None])[0], drums, 0 * nu, seed=1, tell=steps.append)
     assert (found - nu)[[0, 1, 4]].abs().max() < 0.02
     distances = [step.distance for step in steps]
     assert distances == sorted(distances, reverse=True)
@@ -166,8 +166,9 @@ def test_scan_finds_a_drum(nu):
 
 
 def test_scan_is_reproducible():
-    x = drums(torch.zeros(1, 5, dtype=torch.float64))[0]
-    assert torch.equal(scan(x, drums, n_runs=1), scan(x, drums, n_runs=1))
+    nu = torch.zeros(5, dtype=torch.float64)
+    x = drums(nu[None] + 0.3)[0]
+    assert torch.equal(scan(x, drums, nu, n_runs=1), scan(x, drums, nu, n_runs=1))
 
 
 def test_refinement_ends_at_the_drum_and_tells_what_is_unsure():
@@ -218,7 +219,8 @@ def test_match_is_consistent(model, result):
     assert torch.equal(result.theta, to_theta(result.nu))
     noise = 10 ** (result.noise_db / 20) * torch.randn(2048, generator=torch.Generator().manual_seed(0))
     for name, nu in (("encoder", result.nu_encoder), ("match", result.nu), ("constant", result.nu_constant)):
-        heard = rectangular_drum(to_theta(nu), 2048, dtype=torch.float32) + noise
+        level = 10 ** (result.level_db / 20) if name == "match" else 1
+        heard = level * rectangular_drum(to_theta(nu), 2048, dtype=torch.float32) + noise
         distance = jtfs_distance(heard[None], x.float()[None], features)
         assert result.distance[name] == pytest.approx(float(distance), rel=1e-3, abs=1e-3), name
     assert torch.allclose(result.x_hat, rectangular_drum(result.theta, 2048).float(), atol=1e-5)
@@ -253,6 +255,14 @@ def test_constant_is_the_best_that_the_encoder_knows(model):
     assert found.nu_constant.tolist() == constant
     assert found.distance["constant"] == pytest.approx(0, abs=1e-2)
     assert found.distance["encoder"] > 1
+
+
+def test_the_level_of_a_drum_is_found(model):
+    """A drum whose peak is a half, as if something louder than it had been in the recording."""
+    found = match(0.5 * rectangular_drum(THETA, 2048), model)
+    assert found.level_db == pytest.approx(-6.02, abs=0.5)
+    assert (found.theta - THETA)[[0, 1]].abs().max() < 0.01
+    assert found.x_hat.abs().max() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.02])

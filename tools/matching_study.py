@@ -1,4 +1,4 @@
-"""How `match` fares on drums whose parameters are known: clean ones, and recordings with something wrong with them.
+"""How `match` fares: on drums whose parameters are known, clean or recorded badly, and on membranes that are no such drum.
 
     python tools/matching_study.py               # every condition that is missing
     python tools/matching_study.py clean noise   # those whose names begin so
@@ -7,6 +7,7 @@ Every match is kept in runs/matching as soon as it is made, and a condition is w
 once it is complete: interrupted, it goes on where it stopped. As many processes run side by side as torch has threads.
 """
 
+import io
 import json
 import multiprocessing
 import platform
@@ -31,8 +32,9 @@ from pnp_tutorial import __version__
 from pnp_tutorial.dataset import ear, write_atomically
 from pnp_tutorial.drum import SAMPLE_RATE, rectangular_drum
 from pnp_tutorial.encoder import load_encoder
-from pnp_tutorial.matching import load_audio, match, refine, scan
-from pnp_tutorial.parameters import sample_uniform, to_theta
+from pnp_tutorial.matching import Step, load_audio, match, refine, scan
+from pnp_tutorial.membrane import play
+from pnp_tutorial.parameters import sample_uniform, to_nu, to_theta
 
 RESULTS = ROOT / "pnp_tutorial/results/matching"
 RUNS = Path("runs/matching")
@@ -75,6 +77,17 @@ CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# Drums that the finite differences of `membrane` play, and in what each differs from the closed form.
+MEMBRANES: dict[str, dict[str, Any]] = {
+    "membrane-rectangle": {},  # the same drum, but for the detuning of a grid of 20 intervals
+    "membrane-ellipse": {"rim": "ellipse"},
+    "membrane-bend": {"bend": 0.3},
+    "membrane-edge": {"strike": (0.15, 0.3)},
+    "membrane-middle": {"strike": (0.5, 0.5)},
+}
+PLAYED = [[2.9, 0.4, -2.5, -3.0, 1.0], [3.05, 0.3, -3.5, -2.5, 0.8], [2.75, 0.5, -2.0, -2.5, 0.6]]  # θ
+
+
 @cache
 def model_and_features() -> tuple:
     torch.set_num_threads(1)
@@ -82,49 +95,54 @@ def model_and_features() -> tuple:
     return model, ear(model.config)
 
 
-def number(values: Tensor) -> list[float]:
+def numbers(values: Tensor) -> list[float]:
     return [float(f"{value:.5g}") for value in values.tolist()]
 
 
-def one(condition: str, i: int) -> None:
-    """Match one drum, and for the first clean ones also without the scan, and without the encoder."""
+def drum(nu: Tensor) -> Tensor:
+    return rectangular_drum(to_theta(nu), dtype=torch.float32)
+
+
+def one(name: str, i: int) -> None:
+    """Match one sound, and the first clean ones also without the scan, and with the scan alone."""
     model, features = model_and_features()
-    nu = sample_uniform(N_DRUMS, SEED)[i]
-    x = CONDITIONS[condition](rectangular_drum(to_theta(nu)))
-    x = (x / x.abs().max()).float()
+    if name in MEMBRANES:
+        nu = to_nu(torch.tensor(PLAYED[i], dtype=torch.float64))
+        x = torch.from_numpy(play(PLAYED[i], **MEMBRANES[name])).float()
+        if i == 0:  # to listen to
+            sound = io.BytesIO()
+            soundfile.write(sound, 0.9 * x.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            write_atomically({RESULTS / f"{name}.flac": sound.getvalue()})
+    else:
+        nu = sample_uniform(N_DRUMS, SEED)[i]
+        x = CONDITIONS[name](rectangular_drum(to_theta(nu)))
+        x = (x / x.abs().max()).float()
     start = time.perf_counter()
     found = match(x, model, features)
-    row: dict[str, Any] = {"nu": number(nu), "nu_hat": number(found.nu), "uncertainty": number(found.uncertainty)}
-    row |= {
-        "nu_encoder": number(found.nu_encoder),
-        "distance": {k: float(f"{d:.4g}") for k, d in found.distance.items()},
-    }
-    row |= {"noise_db": round(found.noise_db, 1), "seconds": round(time.perf_counter() - start, 1)}
+    row: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
+    row |= {"nu": numbers(nu), "nu_hat": numbers(found.nu), "uncertainty": numbers(found.uncertainty)}
+    row |= {"nu_encoder": numbers(found.nu_encoder)}
+    row |= {"distance": {name: float(f"{distance:.4g}") for name, distance in found.distance.items()}}
+    row |= {"level_db": round(found.level_db, 2), "noise_db": round(found.noise_db, 1)}
     row |= {"n_drums": found.history[-1].n_drums, "n_iterations": sum(step.stage == "refine" for step in found.history)}
-    if condition == "clean" and i < N_SOME:
-
-        def drum(nu: Tensor) -> Tensor:
-            return rectangular_drum(to_theta(nu), dtype=torch.float32)
-
+    if name == "clean" and i < N_SOME:
         with torch.no_grad():
             S = features(x)
         alone, distance, _ = refine(S, found.nu_encoder, features, drum)
-        row["refined_only"] = {"nu_hat": number(alone), "distance": float(f"{distance:.4g}")}
-        steps: list = []
-        scanned = scan(x, drum, tell=steps.append)
+        row["refined_only"] = {"nu_hat": numbers(alone), "distance": float(f"{distance:.4g}")}
+        steps: list[Step] = []
+        scanned = scan(x, drum, torch.zeros_like(nu), tell=steps.append)
         with torch.no_grad():
             distance = float((features(drum(scanned)) - S).norm())
-        row["scanned_only"] = {
-            "nu_hat": number(scanned),
-            "distance": float(f"{distance:.4g}"),
-            "n_drums": steps[-1].n_drums,
-        }
-    write_atomically({RUNS / condition / f"{i}.json": json.dumps(row).encode()})
+        row["scanned_only"] = {"nu_hat": numbers(scanned), "distance": float(f"{distance:.4g}")}
+        row["scanned_only"]["n_drums"] = steps[-1].n_drums
+    write_atomically({RUNS / name / f"{i}.json": json.dumps(row).encode()})
 
 
 def main(prefixes: list[str]) -> None:
-    names = [name for name in CONDITIONS if name.startswith(tuple(prefixes) or ("",))]
-    wanted = {name: range(N_DRUMS if name == "clean" else N_SOME) for name in names}
+    sizes = {name: N_DRUMS if name == "clean" else N_SOME for name in CONDITIONS}
+    sizes |= dict.fromkeys(MEMBRANES, len(PLAYED))
+    wanted = {name: range(n) for name, n in sizes.items() if name.startswith(tuple(prefixes) or ("",))}
     missing = [(name, i) for name, rows in wanted.items() for i in rows if not (RUNS / name / f"{i}.json").exists()]
     missing = [(name, i) for name, i in missing if not (RESULTS / f"{name}.json").exists()]
     with ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:
