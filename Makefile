@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 test: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check notebooks serve clean lock encoder bank study benchmark
+.PHONY: help book test check notebooks serve clean lock encoder bank study matching benchmark
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,9 @@ bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (
 
 study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about eleven hours in all)
 	$(BIN)/python tools/study.py
+
+matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (two hours in all)
+	$(BIN)/python tools/matching_study.py
 
 benchmark: $(INSTALLED) ## Time JTFS and metric against kymatio's development version (7 minutes on a quiet machine)
 	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json

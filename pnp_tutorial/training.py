@@ -50,7 +50,7 @@ from .dataset import (
     write_atomically,
 )
 from .drum import rectangular_drum
-from .encoder import AudioEncoder, Encoder, save
+from .encoder import AudioEncoder, Encoder, load_encoder, save
 from .losses import mss_loss, parameter_loss, pnp_loss, spectral_loss
 from .parameters import N_PARAMETERS
 
@@ -78,6 +78,9 @@ class TrainingConfig:
         Give ω₁ to the encoder's loss and predict the other four parameters.
     backbone
         Any convolutional network of timm.
+    start_from
+        File of an encoder of that kind, whose weights the training begins with; random ones, if not given. So a loss
+        can take over where another ended.
     n_epochs
         Number of epochs.
     epoch_share
@@ -105,6 +108,7 @@ class TrainingConfig:
     lambda_0: float | None = None
     known_pitch: bool = False
     backbone: str = "efficientnet_b0"  # the paper's
+    start_from: str | None = None
     n_epochs: int = 70  # the paper's
     epoch_share: float = 1.0  # the paper's: 25 600 of 82 224 sounds
     batch_size: int = 256  # the paper's, but for its spectral loss: 64
@@ -267,6 +271,16 @@ def _first_damping(config: TrainingConfig, rows: Batch) -> tuple[ConstantDamping
     return {"constant": ConstantDamping, "adaptive": AdaptiveDamping}[config.damping](lambda_0), d, m
 
 
+def _first_weights(config: TrainingConfig, network: Encoder) -> dict[str, Tensor]:
+    first = load_encoder(config.start_from).encoder
+    if (first.name, first.n_outputs) != (network.name, network.n_outputs):
+        raise ValueError(
+            f"expected {config.start_from} to be a {network.name} of {network.n_outputs} outputs, "
+            f"got a {first.name} of {first.n_outputs}"
+        )
+    return first.state_dict()
+
+
 def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     """Train an encoder; write `encoder.safetensors` and `results.json` of the best epoch to the output folder.
 
@@ -286,7 +300,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     ------
     ValueError
         If the configuration is impossible, the data set is missing, unfinished or damaged, the output folder
-        holds a run of another configuration, or TensorBoard is asked for and not installed.
+        holds a run of another configuration, the encoder to start from is missing or of another kind, or TensorBoard
+        is asked for and not installed.
     """
     _check(config)
     device = select_device(config.device)
@@ -308,6 +323,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
 
     torch.manual_seed(config.seed)
     network = Encoder(config.backbone, N_PARAMETERS - config.known_pitch)
+    if config.start_from is not None:
+        network.load_state_dict(_first_weights(config, network))
     network.to(memory_format=torch.channels_last)  # what convolutions are fastest in
     if world > 1 and device.type == "cuda":
         network = timm.layers.convert_sync_batchnorm(network)

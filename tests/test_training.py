@@ -82,6 +82,31 @@ def test_schedule_ends_where_damping_has_no_say(tiny_data, tiny_training, tmp_pa
     assert (damping / damping.shift())[1:].tolist() == pytest.approx([damping[1] / damping[0]] * 3)
 
 
+def test_a_loss_takes_over_where_another_ended(tiny_training, tmp_path):
+    """With a learning rate of next to nothing, the weights that are trained are those of the first run."""
+    first = f"{tiny_training.output_folder}/encoder.safetensors"
+    config = replace(tiny_training, output_folder=str(tmp_path), loss="parameter", start_from=first, n_epochs=1)
+    fit(replace(config, learning_rate=1e-9), progress=False)
+    before, after = (load_encoder(path).encoder for path in (first, tmp_path / "encoder.safetensors"))
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(new, old, atol=1e-6, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"known_pitch": True}, "of 4 outputs, got a test_efficientnet of 5"),
+        ({"backbone": "mobilenetv3_small_050"}, "to be a mobilenetv3_small_050 of 5 outputs"),
+        ({"start_from": "nowhere"}, "there is no encoder at nowhere"),
+    ],
+)
+def test_an_encoder_of_another_kind_is_no_start(tiny_training, tmp_path, change, message):
+    first = f"{tiny_training.output_folder}/encoder.safetensors"
+    config = replace(tiny_training, **{"start_from": first, "output_folder": str(tmp_path / "run"), **change})
+    with pytest.raises(ValueError, match=message):
+        fit(config, progress=False)
+
+
 def test_network_in_bfloat16_learns_the_same(tiny_training, tmp_path):
     config = replace(tiny_training, output_folder=str(tmp_path), precision="bf16-mixed", loss="parameter", n_epochs=4)
     exact = replace(config, output_folder=str(tmp_path / "exact"), precision="32-true")

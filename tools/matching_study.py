@@ -1,4 +1,4 @@
-"""How `match` fares: on drums whose parameters are known, clean or recorded badly, and on membranes that are no such drum.
+"""How `match` fares on drums whose parameters are known, clean or recorded badly, and on other membranes.
 
     python tools/matching_study.py               # every condition that is missing
     python tools/matching_study.py clean noise   # those whose names begin so
