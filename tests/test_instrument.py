@@ -36,10 +36,10 @@ console.log(JSON.stringify(results, (key, value) => (ArrayBuffer.isView(value) ?
 """
 
 
-def in_node(calls):
+def in_node(calls, source=SOURCE):
     """Results of calls [function, arguments] of the module, or of [function, arguments, times] if it returns a function
     of time."""
-    module = base64.b64encode(SOURCE.encode()).decode()
+    module = base64.b64encode(source.encode()).decode()
     command = [NODE, "--input-type=module", "-e", CALL, module]
     run = subprocess.run(command, input=json.dumps(calls), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -123,11 +123,13 @@ def test_words_are_true():
     assert shape == "sides 1 : 0.50"
 
 
-def test_the_module_is_small_and_alone():
-    assert len(SOURCE.encode()) < 50_000
-    assert not re.search(r"\bimport\b|\brequire\(|https?://|console\.", SOURCE)
+@pytest.mark.parametrize("path", sorted(MODULE.parent.glob("*.js")), ids=lambda path: path.name)
+def test_a_module_is_small_and_alone(path):
+    source = path.read_text(encoding="utf-8")
+    assert len(source.encode()) < 50_000
+    assert not re.search(r"\bimport\b|\brequire\(|https?://|console\.", source)
     # It is inlined in HTML, which these would end or hide.
-    assert not re.search(r"</script|<!--", SOURCE, re.IGNORECASE)
+    assert not re.search(r"</script|<!--", source, re.IGNORECASE)
 
 
 def test_theta_starts_where_every_slider_is_heard_and_can_be_set():

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Error, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+FLAGS += ["--use-fake-device-for-media-stream"]  # a microphone that beeps once a second
 # Every sound that a page starts is noted in window.sounds.
 LISTEN = """
 window.sounds = [];

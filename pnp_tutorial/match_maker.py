@@ -1,0 +1,197 @@
+"""A sound of the reader's own, uploaded or recorded, becomes a drum: for Jupyter and Colab.
+
+It stands apart from `widgets`, so that chapters without an encoder need not wait for its imports.
+"""
+
+import html
+import io
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+import soundfile
+import torch
+import traitlets
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from . import plots
+from .dataset import ear
+from .drum import rectangular_drum
+from .encoder import AudioEncoder, load_encoder
+from .matching import Match, Step, load_audio, match
+from .metric import Map
+from .parameters import PARAMETERS, to_theta
+from .widgets import ABPlayer, png
+
+RECORDER_MODULE = Path(__file__).with_name("recorder.js")
+REDRAW_S = 1.0  # from one picture to the next, at least: each takes a third of a second itself
+MEASURES = {"predict": "JTFS distance", "scan": "distance of coarse spectra", "refine": "JTFS distance"}
+
+
+class Recorder(anywidget.AnyWidget):
+    """A button that records the microphone for at most four seconds, in the browser.
+
+    Attributes
+    ----------
+    pcm : bytes
+        The last recording, one channel of float32, little-endian; empty before the first.
+    sample_rate : int, Hz
+    """
+
+    _esm = RECORDER_MODULE
+    pcm = traitlets.CBytes(b"").tag(sync=True)  # cast, as the browser's bytes arrive as a memoryview
+    sample_rate = traitlets.Int(48_000).tag(sync=True)
+
+    def wav(self) -> bytes:
+        """The last recording as a WAV file of floats."""
+        buffer = io.BytesIO()
+        samples = np.frombuffer(self.pcm, "<f4")
+        soundfile.write(buffer, samples, self.sample_rate, format="WAV", subtype="FLOAT")
+        return buffer.getvalue()
+
+
+class MatchMaker(widgets.VBox):
+    """Upload a sound or record one, press "Match", and watch how its drum is found; then hear both.
+
+    While a match runs, which takes a minute or so, the kernel's main thread is busy with it: other cells wait. To give
+    it up, interrupt the kernel.
+
+    Parameters
+    ----------
+    model : AudioEncoder, optional
+        That of the package if not given.
+    features : callable, optional
+        Φ; that which the encoder was trained for if not given.
+
+    Attributes
+    ----------
+    result : Match or None
+        The last match; None before the first, and after a sound that could not be matched.
+    """
+
+    def __init__(self, model: AudioEncoder | None = None, features: Map | None = None) -> None:
+        self.result: Match | None = None
+        self._model = model or load_encoder()
+        self._features = features or ear(self._model.config).to(next(self._model.parameters()).device)
+        self._sound: tuple[str, bytes] | None = None  # name and content of the file to match
+        self._upload = widgets.FileUpload(accept="audio/*", multiple=False, description="Upload")
+        self._recorder = Recorder()
+        self._button = widgets.Button(description="Match", button_style="primary", disabled=True)
+        self._status = widgets.HTML()
+        self._image = widgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
+        self._upload.observe(lambda change: self._choose(uploaded(change["new"])), "value")
+        self._recorder.observe(lambda change: self._choose(("recording.wav", self._recorder.wav())), "pcm")
+        self._button.on_click(lambda button: self._match())
+        self._controls = widgets.HBox(
+            [self._upload, self._recorder, self._button], layout={"flex_flow": "row wrap", "align_items": "center"}
+        )
+        super().__init__([self._controls, self._status])
+        self._say("Upload a sound, or record one: a single stroke, in a quiet room.")
+
+    def run(self, path: str | Path) -> Match | None:
+        """Match a sound file and show how; what the button does.
+
+        Returns the match; None if the file is not usable, and then the widget says why.
+        """
+        path = Path(path)
+        self.result = None
+        self._button.disabled = True
+        self.children = [self._controls, self._status]
+        self._say(f"{path.name}: reading")
+        story: list[Step] = []
+        drawn = -np.inf  # when; s
+
+        def tell(step: Step) -> None:
+            nonlocal drawn
+            story.append(step)
+            theta = to_theta(torch.tensor(step.nu, dtype=torch.float64))
+            distance = f"{MEASURES[step.stage]} {step.distance:.3g}"
+            self._say(f"{path.name}: {step.stage}, drums heard: {step.n_drums}, {distance}", *in_units(theta))
+            if time.monotonic() - drawn > REDRAW_S:
+                self._draw(story, x, rectangular_drum(theta, len(x)), "best drum so far")
+                drawn = time.monotonic()
+
+        try:
+            x = load_audio(path, n_samples=self._model.config.n_samples)
+            result = match(path, self._model, self._features, tell=tell)
+        except ValueError as error:
+            self.children = [self._controls, self._status]
+            self._say(str(error).replace(str(path), path.name))
+            return None
+        finally:
+            self._button.disabled = self._sound is None
+        distances = f"JTFS distance {result.distance['match']:.3g}; the encoder's drum {result.distance['encoder']:.3g}"
+        self._draw(story, result.x, result.x_hat, "match")
+        self._say(
+            f"{path.name}: match, drums heard: {story[-1].n_drums}, {distances}",
+            *in_units(result.theta, result.uncertainty),
+        )
+        player = ABPlayer({"recording": result.x, "match": result.x_hat}, distances)
+        self.children = [self._controls, self._status, player, self._image]
+        self.result = result
+        return result
+
+    def _choose(self, sound: tuple[str, bytes] | None) -> None:
+        if sound:
+            self._sound = sound
+            self._button.disabled = False
+            self._say(f"{sound[0]}, {len(sound[1]) / 1000:.0f} kB: press Match")
+
+    def _match(self) -> None:
+        assert self._sound, "the button is disabled before there is a sound"
+        name, content = self._sound
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, Path(name).name or "sound")
+            path.write_bytes(content)
+            self.run(path)
+
+    def _say(self, *lines: str) -> None:
+        text = "<br>".join(html.escape(line) for line in lines)
+        self._status.value = f'<div style="line-height: 1.4">{text}</div>'  # lines of text, not of buttons
+
+    def _draw(self, story: Sequence[Step], x: Tensor, x_hat: Tensor, title: str) -> None:
+        self._image.value = png(picture(story, x, x_hat, title))
+        if self._image not in self.children:
+            self.children = [*self.children, self._image]
+
+
+def uploaded(value: Any) -> tuple[str, bytes] | None:
+    """Name and content of the file in a FileUpload's value, that of ipywidgets 7 or 8; None if there is none."""
+    files = value.values() if isinstance(value, dict) else value
+    for file in files:
+        return file.get("metadata", file)["name"], bytes(file["content"])
+    return None
+
+
+def in_units(theta: Tensor, uncertainty: Tensor | None = None) -> list[str]:
+    """A line for each parameter of θ (5,): meaning, symbol, value, unit; ± that of ν (5,), if given, as one of θ."""
+    lines = []
+    for j, (p, value) in enumerate(zip(PARAMETERS, theta.tolist(), strict=True)):
+        spread = "" if uncertainty is None else f" ± {float(uncertainty[j]) * (p.high - p.low) / 2:.2g}"
+        number = f"{value:#.4g}".replace("-", "−")
+        lines.append(f"{p.meaning}: {p.symbol} = {number}{spread}{'' if p.unit == '1' else f' {p.unit}'}")
+    return lines
+
+
+def picture(story: Sequence[Step], x: Tensor, x_hat: Tensor, title: str) -> Axes:
+    """Distance over the drums heard, above the spectrograms of the recording x and of the drum x_hat, (n_samples,)."""
+    with plots.style():
+        axes = plt.figure(figsize=(8, 5)).subplot_mosaic("dd;rm", height_ratios=(2, 3))
+    above = axes["d"]
+    measures = {"JTFS (encoder, refinement)": ("predict", "refine"), "coarse spectra (scan)": ("scan",)}
+    for (label, stages), line in zip(measures.items(), ("o", "-"), strict=True):
+        points = [(step.n_drums, step.distance) for step in story if step.stage in stages]
+        above.semilogy(*np.reshape(points, (-1, 2)).T, line, label=label)
+    above.set(xlabel="drums heard", ylabel="distance")
+    above.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+    for name, sound, label in (("r", x, "recording"), ("m", x_hat, title)):
+        plots.spectrogram(sound, ax=axes[name], max_hz=5000).set_title(label)
+    axes["m"].set_ylabel("")
+    return above
