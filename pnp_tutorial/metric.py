@@ -92,6 +92,50 @@ def riemannian_metric(
     return gram(jacobian(nu, features, synthesizer, to_theta)[1])
 
 
+def secant_metric(
+    nu: Tensor,
+    features: Map,
+    synthesizer: Map = rectangular_drum,
+    to_theta: Map = parameters.to_theta,
+    step: float = 0.1,
+) -> Tensor:
+    """The metric at the scale of a step: JᵀJ with J of finite differences as wide as that step.
+
+        J_j = (Φ(g(ν + h_j)) − Φ(g(ν − h_j))) / ‖2 h_j‖,    h_j = step along ν_j, cut where the box [−1, 1] ends
+
+    M(ν) is right for errors so small that features change in proportion. Where errors are larger the features saturate,
+    and M overstates what an error costs, the more the stiffer the direction. This one does not: no entry exceeds the
+    square of the largest distance over a step. For step → 0 it is M(ν).
+
+    Parameters
+    ----------
+    nu : Tensor, shape (B, n), float64, in [−1, 1]
+    features, synthesizer, to_theta : callables
+        As in `jacobian`, but need not be differentiable.
+    step : float > 0
+        About the size of the errors that are to be weighed; the whole range is 2.
+
+    Returns
+    -------
+    M : Tensor, shape (B, n, n), float64
+
+    Raises
+    ------
+    ValueError
+        If ν has another shape or lies outside the box, or step ≤ 0.
+    """
+    if nu.ndim != 2 or not (nu.abs() <= 1).all():
+        raise ValueError(f"expected ν of shape (B, n) in [−1, 1], got shape {tuple(nu.shape)}")
+    if not step > 0:
+        raise ValueError(f"expected step > 0, got {step}")
+    h = step * torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
+    ends = torch.stack([(nu[:, None] - h).clamp(-1, 1), (nu[:, None] + h).clamp(-1, 1)])  # (2, B, n, n)
+    width = (ends[1] - ends[0]).diagonal(dim1=-2, dim2=-1)  # (B, n)
+    with torch.no_grad():
+        below, above = features(synthesizer(to_theta(ends.flatten(0, 2)))).unflatten(0, ends.shape[:3])
+    return gram(((above - below) / width[..., None]).mT)
+
+
 def eigen(metric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues of metrics and the directions in ν that they belong to, from the sloppiest to the stiffest.
 

@@ -140,3 +140,40 @@ def test_rank_is_not_fooled_by_single_precision():
     kept = values > 1e-9 * values[:, -1:]
     torch.testing.assert_close(single_values[kept], values[kept], rtol=0.05, atol=0)
     assert torch.equal(metric.rank(M_single), metric.rank(M))
+
+
+def test_secant_metric_becomes_the_metric_as_its_step_falls():
+    """With an error of second order, that of central differences."""
+    nu = torch.tensor([[-0.2, 0.3, -0.4, -0.1, 0.5], [0.1, -0.5, 0.2, 0.0, 0.3]], dtype=torch.float64)
+    exact = metric.riemannian_metric(nu, features(), short_drum)
+
+    def error(step):
+        M = metric.secant_metric(nu, features(), short_drum, step=step)
+        return float(((M - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))).max())
+
+    assert error(1e-5) < 1e-3
+    assert error(2e-5) / error(1e-5) == pytest.approx(4, rel=0.2)
+
+
+def test_secant_metric_is_exact_for_a_linear_map_and_inside_the_box():
+    """Also at the faces of the box, where its steps are one-sided; and it never leaves the box."""
+    A = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    seen = []
+
+    def linear(nu):
+        seen.append(nu)
+        return nu @ A.T
+
+    nu = torch.tensor([[0.0, 0.5, -0.5], [1.0, -1.0, 0.95]], dtype=torch.float64)
+    M = metric.secant_metric(nu, lambda x: x, linear, lambda nu: nu, step=0.1)
+    torch.testing.assert_close(M, (A.T @ A).expand(2, 3, 3))
+    assert seen[0].abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("nu", "step", "message"),
+    [([[1.5, 0, 0, 0, 0]], 0.1, "in \\[−1, 1\\]"), ([0.0] * 5, 0.1, "shape \\(5,\\)"), ([[0.0] * 5], 0.0, "step > 0")],
+)
+def test_secant_metric_refuses(nu, step, message):
+    with pytest.raises(ValueError, match=message):
+        metric.secant_metric(torch.tensor(nu, dtype=torch.float64), lambda x: x, step=step)

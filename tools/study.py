@@ -26,6 +26,8 @@ from pnp_tutorial.dataset import DatasetConfig, Drums, build, ear, load, refuse_
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
+from pnp_tutorial.matching import CoarseSpectra
+from pnp_tutorial.metric import secant_metric
 from pnp_tutorial.mss import mss_distance
 from pnp_tutorial.parameters import to_theta
 from pnp_tutorial.training import TrainingConfig, fit
@@ -35,17 +37,27 @@ RESULTS = ROOT / "pnp_tutorial/results/study"
 RUNS = Path("runs/study")
 SEEDS = (0, 1, 2)
 SMALL = {"backbone": "mobilenetv3_small_100"}  # of the rows that compare settings
+SECANT = "data/study-secant.zarr"  # the same data set, with metrics at the scale of an encoder's errors
+STEP = 0.1  # that scale: a twentieth of the range
 
-# What is compared, and in what it differs from the settings.
-LOSSES: dict[str, dict[str, Any]] = {"parameter": {"loss": "parameter"}, "pnp": {"loss": "pnp"}, "mss": {"loss": "mss"}}
-DAMPINGS: dict[str, dict[str, Any]] = {
-    "small-parameter": {"loss": "parameter"},
-    "small-undamped": {"damping": "constant", "lambda_0": 0.0},
-    "small-constant": {"damping": "constant"},
-    "small-scheduled": {"damping": "scheduled"},
-    "small-adaptive": {"damping": "adaptive"},
-    "small-diagonal": {"damping": "adaptive", "damping_shape": "diagonal"},
-    "small-mean": {"damping": "adaptive", "damping_shape": "mean"},
+# What is compared, and in what it differs from the settings. Each has its own learning rate.
+LOSSES: dict[str, dict[str, Any]] = {
+    "parameter": {"loss": "parameter"},
+    "pnp": {"loss": "pnp"},
+    "secant": {"loss": "pnp", "data": SECANT},
+    "mss": {"loss": "mss"},
+}
+# The small rows: of which loss, and in what they differ from it.
+DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "small-parameter": ("parameter", {}),
+    "small-undamped": ("pnp", {"damping": "constant", "lambda_0": 0.0}),
+    "small-constant": ("pnp", {"damping": "constant"}),
+    "small-scheduled": ("pnp", {"damping": "scheduled"}),
+    "small-adaptive": ("pnp", {"damping": "adaptive"}),
+    "small-diagonal": ("pnp", {"damping": "adaptive", "damping_shape": "diagonal"}),
+    "small-mean": ("pnp", {"damping": "adaptive", "damping_shape": "mean"}),
+    "small-secant": ("secant", {}),
+    "small-secant-undamped": ("secant", {"damping": "constant", "lambda_0": 0.0}),
 }
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
@@ -69,23 +81,24 @@ def tuning() -> dict[str, TrainingConfig]:
     return {name: replace(row, output_folder=str(RUNS / name)) for name, row in named.items()}
 
 
-def tuned(loss: str) -> dict[str, float]:
+def tuned(loss: str) -> float:
     """The learning rate whose short run came closest to the validation sounds, in mean JTFS distance."""
     distance = {rate: np.mean(json.loads(result(f"tune-{loss}-{rate:g}").read_text())["jtfs"]) for rate in RATES}
-    return {"learning_rate": min(distance, key=distance.__getitem__)}
+    return min(distance, key=distance.__getitem__)
 
 
-def rows() -> dict[str, TrainingConfig]:
-    """The rows of the tables, in the order in which they are done; their learning rates come from the tuning."""
+def rows() -> dict[str, tuple[str, TrainingConfig]]:
+    """The rows of the tables, in the order in which they are done: loss, and configuration without a learning rate."""
     base = TrainingConfig(**of(TrainingConfig))
     named = {}
     for seed in SEEDS:
-        for name, change in DAMPINGS.items():
-            named[f"{name}-{seed}"] = replace(base, **SMALL, **change, seed=seed)
+        for name, (loss, change) in DAMPINGS.items():
+            named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **LOSSES[loss], **change, seed=seed)
         for known in (False, True):
-            for name, change in LOSSES.items():
-                named[f"{name}{'-known' * known}-{seed}"] = replace(base, **change, known_pitch=known, seed=seed)
-    return {name: replace(row, output_folder=str(RUNS / name)) for name, row in named.items()}
+            for loss, change in LOSSES.items():
+                config = replace(base, **change, known_pitch=known, seed=seed)
+                named[f"{loss}{'-known' * known}-{seed}"] = loss, config
+    return {name: (loss, replace(row, output_folder=str(RUNS / name))) for name, (loss, row) in named.items()}
 
 
 def result(name: str) -> Path:
@@ -97,8 +110,12 @@ def rounded(values: Tensor) -> list:
     return json.loads(json.dumps(values.tolist()), parse_float=lambda number: float(f"{float(number):.4g}"))
 
 
+def synthesizer(theta: Tensor) -> Tensor:
+    return rectangular_drum(theta, DATA.n_samples, dtype=torch.float32)
+
+
 def drum(nu: Tensor) -> Tensor:
-    return rectangular_drum(to_theta(nu), DATA.n_samples, dtype=torch.float32)
+    return synthesizer(to_theta(nu))
 
 
 class Judge:
@@ -143,16 +160,28 @@ def do(name: str, config: TrainingConfig, judge: Judge) -> None:
     write_atomically({result(name): json.dumps(row).encode()})
 
 
+def secant_metrics(nu: Tensor) -> Tensor:
+    """Metrics of the coarse spectra at the scale of STEP, computed once, and kept."""
+    path = RUNS / "secant.pt"
+    if not path.exists():
+        coarse = CoarseSpectra(DATA.n_samples)
+        parts = tqdm(nu.split(8), desc="secants", leave=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.cat([secant_metric(some, coarse, synthesizer, step=STEP) for some in parts]), path)
+    return torch.load(path, weights_only=True)
+
+
 def main(prefixes: list[str]) -> None:
     bank = load_bank()
     refuse_difference(asdict(bank.config), asdict(DATA), "the bank was built", ("data", "chunk_size", "device"))
     build(DATA, metric=bank.metric)
+    build(replace(DATA, data=SECANT), metric=secant_metrics(bank.nu))
     wanted = tuple(prefixes) or ("",)
     judge = Judge("validation", 128)
     for name, config in tuning().items():
         if name.startswith(wanted):
             do(name, config, judge)
-    named = {name: config for name, config in rows().items() if name.startswith(wanted)}
+    named = {name: row for name, row in rows().items() if name.startswith(wanted)}
     if not named:
         return
     judge = Judge("test", 512)
@@ -160,8 +189,8 @@ def main(prefixes: list[str]) -> None:
         train = load(SETTINGS["data"]).nu[:256]
         nu = best_constant(train, judge.features, partial(rectangular_drum, n_samples=DATA.n_samples), progress=True)
         write_atomically({result("constant"): json.dumps(judge(nu.expand_as(judge.drums.nu))).encode()})
-    for name, config in named.items():
-        do(name, replace(config, **tuned(config.loss)), judge)
+    for name, (loss, config) in named.items():
+        do(name, replace(config, learning_rate=tuned(loss)), judge)
 
 
 if __name__ == "__main__":
