@@ -12,8 +12,8 @@ where h hears a drum as it may be in the recording: v = (ν, l) has six numbers 
 for what has the peak may be no drum (a click, noise), or the drum's own peak be missing: l is its level, 12 dB up or
 down. The noise n is white, and one for all drums.
 
-Refinement alone seldom helps: Φ resolves partials so finely that its valleys are a few cents wide. C is so coarse that
-they are wide, and so cheap that thousands of drums can be tried.
+Refinement alone seldom helps: along pitch, the distance in Φ has a dent at every semitone, which is how far its filters
+are apart. The distance in C has none, and is so cheap that thousands of drums can be tried.
 
 What a sound does not determine is told by the metric M = JᵀJ at ṽ. Let the features move by d, the distance that is
 left or 1 if that is more, and let [−1, 1] have its own variance, 1/3. Then v_j is uncertain by
@@ -55,7 +55,7 @@ LEVEL_DB = 12  # of the drum in the recording, up or down
 
 
 class CoarseSpectra(nn.Module):
-    """C(x): how loud each semitone is, frame by frame. Too blunt to lose its way, and forty times cheaper than Φ.
+    """C(x): how loud each semitone is, frame by frame. A plain guide through the box, and far cheaper than Φ.
 
         C(k, t) = log(1 + √(Σ_f w_k(f) |X_t(f)|²) / ε)
 

@@ -40,7 +40,8 @@ RESULTS = ROOT / "pnp_tutorial/results/matching"
 RUNS = Path("runs/matching")
 SEED = 2026  # of the drums, which no training has seen
 N_DRUMS = 200
-N_SOME = 20  # of them, for the conditions that are not clean
+N_SOME = 20  # of them, matched without one of the stages too
+N_BAD = 12  # of them, in each condition that is not clean
 SLIP = round(0.02 * SAMPLE_RATE)  # 20 ms
 
 
@@ -140,7 +141,7 @@ def one(name: str, i: int) -> None:
 
 
 def main(prefixes: list[str]) -> None:
-    sizes = {name: N_DRUMS if name == "clean" else N_SOME for name in CONDITIONS}
+    sizes = {name: N_DRUMS if name == "clean" else N_BAD for name in CONDITIONS}
     sizes |= dict.fromkeys(MEMBRANES, len(PLAYED))
     wanted = {name: range(n) for name, n in sizes.items() if name.startswith(tuple(prefixes) or ("",))}
     missing = [(name, i) for name, rows in wanted.items() for i in rows if not (RUNS / name / f"{i}.json").exists()]
