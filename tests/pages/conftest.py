@@ -51,7 +51,8 @@ def open_page(browser):
         context.add_init_script(LISTEN)
         page = context.new_page()
         page.on("request", note_request)
-        page.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))
+        if options.get("java_script_enabled", True):  # without, scripts that a page preloads are refused: no fault
+            page.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))
         page.on("console", note_message)
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
         page.goto(url)
