@@ -120,7 +120,7 @@ class MatchMaker(widgets.VBox):
 
         try:
             x = load_audio(path, n_samples=self._model.config.n_samples)
-            result = match(path, self._model, self._features, tell=tell)
+            result = match(x, self._model, self._features, tell=tell)
         except ValueError as error:
             self.children = [self._controls, self._status]
             self._say(str(error).replace(str(path), path.name))
