@@ -108,7 +108,15 @@ def test_chunks_do_not_depend_on_each_other(tiny_data, tmp_path):
     assert contents(config.data) == contents(tiny_data.data)
 
 
-def test_same_bytes_whatever_happens_on_the_way(tiny_data, tmp_path, monkeypatch):
+@pytest.fixture
+def use_threads():
+    """Sets torch's number of threads, on which the rounding of everything depends, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_same_bytes_whatever_happens_on_the_way(tiny_data, tmp_path, monkeypatch, use_threads):
     """Interrupted between the data of a chunk and its mark, then resumed: as if built in one go."""
     config = replace(tiny_data, data=str(tmp_path / "b.zarr"))
     compute, calls = dataset._compute, []
@@ -120,7 +128,7 @@ def test_same_bytes_whatever_happens_on_the_way(tiny_data, tmp_path, monkeypatch
         return compute(*args)
 
     monkeypatch.setattr(dataset, "_compute", fail_at_third)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    use_threads(1)
     with pytest.raises(KeyboardInterrupt):
         build(config, progress=False)
     with pytest.raises(ValueError, match="2 of 5 chunks"):
@@ -132,10 +140,11 @@ def test_same_bytes_whatever_happens_on_the_way(tiny_data, tmp_path, monkeypatch
     assert contents(config.data) == contents(tiny_data.data)
 
 
-def test_same_bytes_whatever_the_number_of_threads(tiny_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+def test_same_bytes_whatever_the_number_of_threads(tiny_data, tmp_path, use_threads):
+    use_threads(3)
     config = replace(tiny_data, data=str(tmp_path / "threads.zarr"))
     build(config, progress=False)
+    assert torch.get_num_threads() == 3  # as it was
     assert contents(config.data) == contents(tiny_data.data)
 
 
