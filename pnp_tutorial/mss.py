@@ -8,6 +8,7 @@ loss are auraloss's (Steinmetz and Reiss, 2020) with its defaults, those of Yama
 """
 
 import math
+from typing import Any
 
 import torch
 from auraloss.freq import MultiResolutionSTFTLoss
@@ -45,9 +46,16 @@ class MSS(nn.Module):
             raise ValueError(f"expected floating-point audio, got {x.dtype}")
         return x.reshape(-1, x.shape[-1]).to(self.resolutions[0].window.dtype)
 
+    @staticmethod
+    def magnitude(rows: Tensor, resolution: nn.Module) -> Tensor:
+        """|STFT_r x| (B, frequencies, frames): auraloss's, without the phases that it takes too, a third of its time."""
+        r: Any = resolution
+        X = torch.stft(rows, r.fft_size, r.hop_size, r.win_length, r.window, return_complex=True)
+        return (X.real.square() + X.imag.square()).clamp_min(r.eps).sqrt()
+
     def forward(self, x: Tensor) -> Tensor:
         rows = self.rows(x)
-        logs = [resolution.stft(rows)[0].log().flatten(1) for resolution in self.resolutions]
+        logs = [self.magnitude(rows, resolution).log().flatten(1) for resolution in self.resolutions]
         S = torch.cat([log / math.sqrt(len(logs) * log.shape[-1]) for log in logs], -1)
         return S.reshape(*x.shape[:-1], -1)
 
@@ -68,7 +76,7 @@ def mss_distance(x_hat: Tensor, x: Tensor) -> Tensor:
     for some_hat, some in zip(rows_hat.split(few), rows.split(few), strict=True):
         losses = []
         for resolution in transform.resolutions:
-            X_hat, X = resolution.stft(some_hat)[0], resolution.stft(some)[0]
+            X_hat, X = (transform.magnitude(each, resolution) for each in (some_hat, some))
             losses.append(vmap(resolution.spectralconv)(X_hat, X) + vmap(resolution.logstft)(X_hat, X))
         distances.append(torch.stack(losses).mean(0))
     return torch.cat(distances).reshape(x.shape[:-1])
