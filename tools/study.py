@@ -9,6 +9,7 @@ with the same configuration is not done again, and one that was interrupted goes
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
 from pnp_tutorial.matching import CoarseSpectra
-from pnp_tutorial.metric import secant_metric
+from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.mss import mss_distance
 from pnp_tutorial.parameters import to_theta
 from pnp_tutorial.training import TrainingConfig, fit
@@ -36,30 +37,46 @@ SETTINGS = yaml.safe_load((ROOT / "book/parameters/study.yaml").read_text())
 RESULTS = ROOT / "pnp_tutorial/results/study"
 RUNS = Path("runs/study")
 SEEDS = (0, 1, 2)
-SMALL = {"backbone": "mobilenetv3_small_100"}  # of the rows that compare settings
-SECANT = "data/study-secant.zarr"  # the same data set, with metrics at the scale of an encoder's errors
-STEP = 0.1  # that scale: a twentieth of the range
+UNDAMPED = {"damping": "constant", "lambda_0": 0.0}
+SMALL = {"backbone": "mobilenetv3_small_100", "n_epochs": 20}  # of the rows that compare settings
+SECANT = "data/study-secant.zarr"  # the same data set, with metrics of coarse spectra at the scale of STEP
+COARSE = "data/study-coarse.zarr"  # and with metrics of coarse spectra for infinitesimal steps
+STEP = 0.1  # about the size of an encoder's errors: a twentieth of the range
 
 # What is compared, and in what it differs from the settings. Each has its own learning rate.
 LOSSES: dict[str, dict[str, Any]] = {
     "parameter": {"loss": "parameter"},
     "pnp": {"loss": "pnp"},
     "secant": {"loss": "pnp", "data": SECANT},
+    "coarse": {"loss": "pnp", "data": COARSE},
     "mss": {"loss": "mss"},
 }
+MAIN = ("parameter", "pnp", "secant", "mss")  # with the paper's encoder, with unknown and known pitch
 # The small rows: of which loss, and in what they differ from it.
 DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-parameter": ("parameter", {}),
-    "small-undamped": ("pnp", {"damping": "constant", "lambda_0": 0.0}),
+    "small-undamped": ("pnp", UNDAMPED),
     "small-constant": ("pnp", {"damping": "constant"}),
     "small-scheduled": ("pnp", {"damping": "scheduled"}),
     "small-adaptive": ("pnp", {"damping": "adaptive"}),
     "small-diagonal": ("pnp", {"damping": "adaptive", "damping_shape": "diagonal"}),
     "small-mean": ("pnp", {"damping": "adaptive", "damping_shape": "mean"}),
+    "small-coarse": ("coarse", {}),
     "small-secant": ("secant", {}),
-    "small-secant-undamped": ("secant", {"damping": "constant", "lambda_0": 0.0}),
+    "small-secant-undamped": ("secant", UNDAMPED),
 }
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+
+# One loss that takes over from another, for a few epochs at a low rate: the row whose encoder goes on, and with what.
+# The same loss at that rate is the control: what only the low rate brings.
+HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "hybrid-parameter-parameter": ("small-parameter-0", {**LOSSES["parameter"], "n_epochs": 5}),
+    "hybrid-parameter-pnp": ("small-parameter-0", {**LOSSES["pnp"], **UNDAMPED, "n_epochs": 5}),
+    "hybrid-parameter-secant": ("small-parameter-0", {**LOSSES["secant"], **UNDAMPED, "n_epochs": 5}),
+    "hybrid-secant-secant": ("small-secant-0", {**LOSSES["secant"], **UNDAMPED, "n_epochs": 5}),
+    "hybrid-secant-mss": ("small-secant-0", {**LOSSES["mss"], "n_epochs": 5}),
+}
+HYBRID_RATE = 3e-4
 
 
 def of(config: type) -> dict[str, Any]:
@@ -72,7 +89,7 @@ DATA = DatasetConfig(**of(DatasetConfig))
 
 def tuning() -> dict[str, TrainingConfig]:
     """Short runs of every loss at every learning rate."""
-    base = replace(TrainingConfig(**of(TrainingConfig)), **SMALL, n_epochs=5)
+    base = replace(TrainingConfig(**of(TrainingConfig)), **{**SMALL, "n_epochs": 5})
     named = {
         f"tune-{name}-{rate:g}": replace(base, **change, learning_rate=rate)
         for name, change in LOSSES.items()
@@ -95,8 +112,8 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
         for name, (loss, change) in DAMPINGS.items():
             named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **LOSSES[loss], **change, seed=seed)
         for known in (False, True):
-            for loss, change in LOSSES.items():
-                config = replace(base, **change, known_pitch=known, seed=seed)
+            for loss in MAIN:
+                config = replace(base, **LOSSES[loss], known_pitch=known, seed=seed)
                 named[f"{loss}{'-known' * known}-{seed}"] = loss, config
     return {name: (loss, replace(row, output_folder=str(RUNS / name))) for name, (loss, row) in named.items()}
 
@@ -160,29 +177,42 @@ def do(name: str, config: TrainingConfig, judge: Judge) -> None:
     write_atomically({result(name): json.dumps(row).encode()})
 
 
-def secant_metrics(nu: Tensor) -> Tensor:
-    """Metrics of the coarse spectra at the scale of STEP, computed once, and kept."""
-    path = RUNS / "secant.pt"
+def build_coarse(data: str, nu: Tensor, metric: Callable[..., Tensor]) -> None:
+    """The data set once more, with metrics of coarse spectra in place of the ear's, computed once, and kept."""
+    path = RUNS / f"{Path(data).stem}.pt"
     if not path.exists():
         coarse = CoarseSpectra(DATA.n_samples)
-        parts = tqdm(nu.split(8), desc="secants", leave=False)
+        parts = tqdm(nu.split(8), desc=path.stem, leave=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(torch.cat([secant_metric(some, coarse, synthesizer, step=STEP) for some in parts]), path)
-    return torch.load(path, weights_only=True)
+        torch.save(torch.cat([metric(some, coarse, synthesizer) for some in parts]), path)
+    build(replace(DATA, data=data), metric=torch.load(path, weights_only=True))
+
+
+def take_over(name: str, judge: Judge) -> None:
+    """Train the encoder of one row, which is trained again if it is gone, with another loss."""
+    first, change = HYBRIDS[name]
+    loss, config = rows()[first]
+    config = replace(config, learning_rate=tuned(loss))
+    fit(config)
+    start = f"{config.output_folder}/encoder.safetensors"
+    after = replace(config, damping="adaptive", start_from=start, output_folder=str(RUNS / name))
+    do(name, replace(after, **{"data": DATA.data, **change}, learning_rate=HYBRID_RATE), judge)
 
 
 def main(prefixes: list[str]) -> None:
     bank = load_bank()
     refuse_difference(asdict(bank.config), asdict(DATA), "the bank was built", ("data", "chunk_size", "device"))
     build(DATA, metric=bank.metric)
-    build(replace(DATA, data=SECANT), metric=secant_metrics(bank.nu))
+    build_coarse(SECANT, bank.nu, partial(secant_metric, step=STEP))
+    build_coarse(COARSE, bank.nu, riemannian_metric)
     wanted = tuple(prefixes) or ("",)
     judge = Judge("validation", 128)
     for name, config in tuning().items():
         if name.startswith(wanted):
             do(name, config, judge)
     named = {name: row for name, row in rows().items() if name.startswith(wanted)}
-    if not named:
+    hybrids = [name for name in HYBRIDS if name.startswith(wanted)]
+    if not named and not hybrids:
         return
     judge = Judge("test", 512)
     if not result("constant").exists():  # the floor: one drum, whatever the sound
@@ -191,6 +221,9 @@ def main(prefixes: list[str]) -> None:
         write_atomically({result("constant"): json.dumps(judge(nu.expand_as(judge.drums.nu))).encode()})
     for name, (loss, config) in named.items():
         do(name, replace(config, learning_rate=tuned(loss)), judge)
+    for name in hybrids:
+        if not result(name).exists():
+            take_over(name, judge)
 
 
 if __name__ == "__main__":
