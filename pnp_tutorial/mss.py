@@ -48,7 +48,7 @@ class MSS(nn.Module):
 
     @staticmethod
     def magnitude(rows: Tensor, resolution: nn.Module) -> Tensor:
-        """|STFT_r x| (B, frequencies, frames): auraloss's, without the phases that it takes too, a third of its time."""
+        """|STFT_r x| (B, frequencies, frames): auraloss's, without the phases, a third of its time."""
         r: Any = resolution
         X = torch.stft(rows, r.fft_size, r.hop_size, r.win_length, r.window, return_complex=True)
         return (X.real.square() + X.imag.square()).clamp_min(r.eps).sqrt()
@@ -65,18 +65,37 @@ def mss_distance(x_hat: Tensor, x: Tensor) -> Tensor:
 
     The mean over the resolutions of mean |log |X̃| − log |X|| plus the relative distance ‖|X̃| − |X|‖ / ‖|X|‖. The
     target is x; the loss is not symmetric. (auraloss itself, given a batch, takes that ratio over all its sounds;
-    here every pair has its own.) Raises ValueError if the shapes differ, and as `MSS` does.
+    here every pair has its own.) Only x̃ carries a gradient, which cannot be differentiated again.
+    Raises ValueError if the shapes differ, and as `MSS` does.
     """
     if x_hat.shape != x.shape:
         raise ValueError(f"x_hat and x must have one shape, got {tuple(x_hat.shape)} and {tuple(x.shape)}")
     transform = MSS(x.dtype if x.is_floating_point() else None).to(x.device)
-    rows_hat, rows = transform.rows(x_hat), transform.rows(x)
+    rows_hat, rows = transform.rows(x_hat), transform.rows(x.detach())
     few = 1 if x.device.type == "cpu" else max(1, len(rows))  # one by one, spectra stay in a CPU's cache
-    distances = []
-    for some_hat, some in zip(rows_hat.split(few), rows.split(few), strict=True):
-        losses = []
-        for resolution in transform.resolutions:
-            X_hat, X = (transform.magnitude(each, resolution) for each in (some_hat, some))
-            losses.append(vmap(resolution.spectralconv)(X_hat, X) + vmap(resolution.logstft)(X_hat, X))
-        distances.append(torch.stack(losses).mean(0))
-    return torch.cat(distances).reshape(x.shape[:-1])
+    pairs = zip(rows_hat.split(few), rows.split(few), strict=True)
+    return torch.cat([_Distance.apply(a, b, transform) for a, b in pairs]).reshape(x.shape[:-1])
+
+
+class _Distance(torch.autograd.Function):
+    """Distances (B,) whose gradients are taken at once, so that the spectra of one pair are gone before the next.
+
+    Those of a whole batch would be gigabytes, and on a CPU a step would spend most of its time on asking for them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_hat: Tensor, x: Tensor, transform: MSS) -> Tensor:
+        with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+            leaf = x_hat.detach().requires_grad_(ctx.needs_input_grad[0])
+            losses = []
+            for resolution in transform.resolutions:
+                X_hat, X = (transform.magnitude(each, resolution) for each in (leaf, x))
+                losses.append(vmap(resolution.spectralconv)(X_hat, X) + vmap(resolution.logstft)(X_hat, X))
+            distance = torch.stack(losses).mean(0)
+            if ctx.needs_input_grad[0]:
+                ctx.save_for_backward(*torch.autograd.grad(distance.sum(), leaf))
+        return distance.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad[:, None] * ctx.saved_tensors[0], None, None

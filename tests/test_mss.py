@@ -25,6 +25,18 @@ def test_distance_equals_auralosss_pair_by_pair():
     torch.testing.assert_close(mss_distance(SOUNDS, OTHERS).float(), distance.flatten(), rtol=1e-3, atol=1e-3)
 
 
+def test_gradient_equals_auralosss():
+    loss = MultiResolutionSTFTLoss()
+    x_hat, x = SOUNDS.float(), OTHERS.float()
+    leaves = [x_hat.clone().requires_grad_() for _ in range(2)]
+    weights = torch.arange(1.0, 7.0)
+    (mss_distance(leaves[0], x) * weights).sum().backward()
+    sum(w * loss(a[None, None], b[None, None]) for w, a, b in zip(weights, leaves[1], x, strict=True)).backward()
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-3, atol=1e-5 * leaves[1].grad.abs().max())
+    target = x.clone().requires_grad_()
+    assert not mss_distance(x_hat, target).requires_grad
+
+
 def test_distance_of_a_sound_to_itself_is_zero():
     assert (mss_distance(SOUNDS, SOUNDS) == 0).all()
     assert (mss_distance(SOUNDS, OTHERS) > 0.1).all()

@@ -28,7 +28,7 @@ from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
 from pnp_tutorial.matching import CoarseSpectra
-from pnp_tutorial.metric import riemannian_metric, secant_metric
+from pnp_tutorial.metric import secant_metric
 from pnp_tutorial.mss import mss_distance
 from pnp_tutorial.parameters import to_theta
 from pnp_tutorial.training import TrainingConfig, fit
@@ -39,8 +39,8 @@ RUNS = Path("runs/study")
 SEEDS = (0, 1, 2)
 UNDAMPED = {"damping": "constant", "lambda_0": 0.0}
 SMALL = {"backbone": "mobilenetv3_small_100", "n_epochs": 20}  # of the rows that compare settings
-SECANT = "data/study-secant.zarr"  # the same data set, with metrics of coarse spectra at the scale of STEP
-COARSE = "data/study-coarse.zarr"  # and with metrics of coarse spectra for infinitesimal steps
+SECANT = "data/study-secant.zarr"  # the same data set, with metrics of coarse spectra for steps of STEP
+COARSE = "data/study-coarse.zarr"  # and with metrics of coarse spectra for steps that are a hundred times as small
 STEP = 0.1  # about the size of an encoder's errors: a twentieth of the range
 
 # What is compared, and in what it differs from the settings. Each has its own learning rate.
@@ -204,7 +204,7 @@ def main(prefixes: list[str]) -> None:
     refuse_difference(asdict(bank.config), asdict(DATA), "the bank was built", ("data", "chunk_size", "device"))
     build(DATA, metric=bank.metric)
     build_coarse(SECANT, bank.nu, partial(secant_metric, step=STEP))
-    build_coarse(COARSE, bank.nu, riemannian_metric)
+    build_coarse(COARSE, bank.nu, partial(secant_metric, step=STEP / 100))
     wanted = tuple(prefixes) or ("",)
     judge = Judge("validation", 128)
     for name, config in tuning().items():
