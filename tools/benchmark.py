@@ -1,6 +1,6 @@
 """Time the JTFS and the metric against kymatio's development version, and training steps of every loss.
 
-    python tools/benchmark.py book/results/speed.json
+    python tools/benchmark.py pnp_tutorial/results/speed.json
 
 No release of kymatio has a JTFS; the wheel of scrapl-loss carries kymatio's development version, which cannot be
 installed beside kymatio. So it is unpacked into _build, and every contestant is a process of its own, idle while
@@ -8,6 +8,7 @@ another works. They take turns, so that a change of the machine's speed meets th
 """
 
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -34,7 +35,7 @@ FOLDER = ROOT / "_build/reference"
 N_SAMPLES, BATCH = 2**16, 4
 CONFIG: dict[str, Any] = {"J": 13, "Q": (12, 1), "J_fr": 5, "Q_fr": 1, "F": 2, "T": "global"}  # the paper's
 EPS = 1e-3
-TURNS = {"kymatio metric": 3, "kymatio JTFS": 7, "metric": 21, "JTFS": 21}
+TURNS = {"kymatio metric": 3, "kymatio JTFS": 7, "kymatio SCRAPL": 21, "metric": 21, "JTFS": 21}
 TURNS |= {"step jtfs": 3, "step mss": 7, "step pnp": 21, "step parameter": 21}
 STEP_BATCH = 16
 FLOOR = ("fft", "mm")  # part of the names of the operators that do FFTs and matrix products: aten::_fft_r2c, aten::bmm
@@ -90,7 +91,9 @@ def drums(n: int) -> tuple[Tensor, Tensor]:
 
 
 def theirs(what: str) -> Contestant:
-    """kymatio's "JTFS", or its "metric" by `torch.func.jacfwd`."""
+    """kymatio's "JTFS", its "metric" by `torch.func.jacfwd`, or "SCRAPL"."""
+    if what == "SCRAPL":
+        return scrapl()
     nu, x = drums(BATCH)
     import_kymatio()
     from kymatio.numpy import TimeFrequencyScattering as NumpyTransform
@@ -114,6 +117,33 @@ def theirs(what: str) -> Contestant:
         return {path[0]["n"]: np.concatenate([p["coef"] for p in path]) for path in zip(*paths, strict=True)}
 
     return Contestant(metric, 1) if what == "metric" else Contestant(lambda: jtfs(x.float()), BATCH, exact)
+
+
+def scrapl() -> Contestant:
+    """SCRAPL: the gradient over ν̃ of a loss on one random path of kymatio's JTFS, which takes the place of them all.
+
+    Without a network, for the library's encoder cannot be imported beside this kymatio.
+    """
+    nu, x = drums(STEP_BATCH)
+    import_kymatio()
+    sys.path.insert(0, str(FOLDER))
+    logging.disable()  # it tells its settings
+    from scrapl import SCRAPLLoss
+
+    from pnp_tutorial.drum import rectangular_drum
+    from pnp_tutorial.parameters import to_theta
+
+    torch.manual_seed(0)
+    octaves = {"J": CONFIG["J"], "J_fr": CONFIG["J_fr"], "Q_fr": CONFIG["Q_fr"]}
+    loss = SCRAPLLoss(N_SAMPLES, Q1=CONFIG["Q"][0], Q2=CONFIG["Q"][1], **octaves, use_p_adam=False, use_p_saga=False)
+    target = x.float()[:, None]
+    nu_hat = (0.9 * nu).requires_grad_()
+
+    def step() -> None:
+        x_hat = rectangular_drum(to_theta(nu_hat), N_SAMPLES, dtype=torch.float32)
+        loss(x_hat[:, None], target).backward()
+
+    return Contestant(step, STEP_BATCH)
 
 
 def ours(what: str) -> Contestant:
