@@ -92,8 +92,8 @@ class TrainingConfig:
     seed
         Of weights and batches.
     precision
-        Of the network: "32-true", "bf16-mixed" (bfloat16 where that is safe), or "auto": bf16-mixed on a GPU that has
-        it. Losses are taken in float64 in any case.
+        Of the network: "32-true", "bf16-mixed" (bfloat16 where that is safe), or "auto": bf16-mixed on a GPU or
+        processor that has units for it. Losses are taken in float64 in any case.
     tensorboard
         Write the metrics for TensorBoard too, which must be installed.
     device
@@ -255,7 +255,11 @@ def _check(config: TrainingConfig) -> None:
 def _precision(config: TrainingConfig, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
     if config.precision != "auto":
         return config.precision
-    return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+    if device.type == "cuda":
+        units = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # AMX; AVX-512's instructions alone make no step faster. Older releases of torch cannot be asked
+        units = device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return "bf16-mixed" if units else "32-true"
 
 
 def _first_damping(config: TrainingConfig, rows: Batch) -> tuple[ConstantDamping, float, float]:

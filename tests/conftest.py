@@ -23,7 +23,13 @@ def tiny_training(tiny_data, tmp_path_factory):
 
     folder = str(tmp_path_factory.mktemp("run"))
     config = TrainingConfig(
-        data=tiny_data.data, output_folder=folder, backbone="test_efficientnet", n_epochs=2, batch_size=8, device="cpu"
+        data=tiny_data.data,
+        output_folder=folder,
+        backbone="test_efficientnet",
+        n_epochs=2,
+        batch_size=8,
+        precision="32-true",  # on every machine, so that tolerances are those of float32
+        device="cpu",
     )
     fit(config, progress=False)
     return config

@@ -116,6 +116,15 @@ def test_network_in_bfloat16_learns_the_same(tiny_training, tmp_path):
     assert losses[0][3] == pytest.approx(losses[1][3], rel=0.2)
 
 
+@pytest.mark.parametrize(("units", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bfloat16_where_the_processor_has_units_for_it(monkeypatch, units, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units, raising=False)
+    cpu = torch.device("cpu")
+    assert training._precision(TrainingConfig(), cpu) == expected
+    assert training._precision(TrainingConfig(precision="32-true"), cpu) == "32-true"
+    assert training._precision(TrainingConfig(), torch.device("mps")) == "32-true"
+
+
 def test_metrics_for_tensorboard(tiny_training, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
