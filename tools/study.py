@@ -8,6 +8,8 @@ with the same configuration is not done again, and one that was interrupted goes
 """
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+import zarr
 from repository import ROOT
 from torch import Tensor
 from tqdm import tqdm
@@ -28,9 +31,9 @@ from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
 from pnp_tutorial.matching import CoarseSpectra
-from pnp_tutorial.metric import secant_metric
+from pnp_tutorial.metric import Map, secant_metric
 from pnp_tutorial.mss import mss_distance
-from pnp_tutorial.parameters import to_theta
+from pnp_tutorial.parameters import NAMES, ranges, to_nu, to_theta
 from pnp_tutorial.training import TrainingConfig, fit
 
 SETTINGS = yaml.safe_load((ROOT / "book/parameters/study.yaml").read_text())
@@ -42,6 +45,15 @@ SMALL = {"backbone": "mobilenetv3_small_100", "n_epochs": 20}  # of the rows tha
 SECANT = "data/study-secant.zarr"  # the same data set, with metrics of coarse spectra for steps of STEP
 COARSE = "data/study-coarse.zarr"  # and with metrics of coarse spectra for steps that are a hundred times as small
 STEP = 0.1  # about the size of an encoder's errors: a twentieth of the range
+
+# The same data set with another coordinate of the shape: a function of α and its inverse. It is scaled linearly, so
+# that α from FLATTEST to 1 becomes [−1, 1]; one drum in a hundred is flatter, and counts as FLATTEST.
+SHAPES: dict[str, tuple[Map, Map]] = {
+    "data/study-log.zarr": (torch.log, torch.exp),
+    "data/study-inverse.zarr": (lambda a: 1 / a + 1 / a**2, lambda u: ((1 + 4 * u).sqrt() - 1).reciprocal() * 2),
+}
+FLATTEST = 0.01
+ALPHA = NAMES.index("alpha")
 
 # What is compared, and in what it differs from the settings. Each has its own learning rate.
 LOSSES: dict[str, dict[str, Any]] = {
@@ -64,6 +76,8 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-coarse": ("coarse", {}),
     "small-secant": ("secant", {}),
     "small-secant-undamped": ("secant", UNDAMPED),
+    "small-log-undamped": ("pnp", {**UNDAMPED, "data": "data/study-log.zarr"}),
+    "small-inverse-undamped": ("pnp", {**UNDAMPED, "data": "data/study-inverse.zarr"}),
 }
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
@@ -173,7 +187,10 @@ def do(name: str, config: TrainingConfig, judge: Judge) -> None:
     fit(config)
     model = load_encoder(f"{config.output_folder}/encoder.safetensors")
     history = [json.loads(line) for line in Path(config.output_folder, "metrics.jsonl").read_text().splitlines()]
-    row = {"training": model.metadata["training"], "history": history, **judge(predict(model, judge.drums))}
+    nu_hat = predict(model, judge.drums)
+    if config.data in SHAPES:
+        nu_hat = from_shape(nu_hat, *SHAPES[config.data])
+    row = {"training": model.metadata["training"], "history": history, **judge(nu_hat)}
     write_atomically({result(name): json.dumps(row).encode()})
 
 
@@ -186,6 +203,37 @@ def build_coarse(data: str, nu: Tensor, metric: Callable[..., Tensor]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(torch.cat([metric(some, coarse, synthesizer) for some in parts]), path)
     build(replace(DATA, data=data), metric=torch.load(path, weights_only=True))
+
+
+def ends(u: Map) -> Tensor:
+    """u at the flattest drum and at the square one."""
+    return u(torch.tensor([FLATTEST, 1.0], dtype=torch.float64))
+
+
+def build_shape(data: str, nu: Tensor, metric: Tensor, u: Map) -> None:
+    """The data set once more, with u(α) in place of α: ν' and M' = (∂ν/∂ν')ᵀ M (∂ν/∂ν')."""
+    if Path(data).exists():
+        return
+    alpha = to_theta(nu)[:, ALPHA]
+    first, last = ends(u)
+    low, high = (end[ALPHA] for end in ranges())
+    factor = torch.ones_like(nu)  # ∂ν/∂ν' = (dν/dα) / (du/dα · 2 / (last − first))
+    factor[:, ALPHA] = (last - first) / (high - low) / torch.func.vmap(torch.func.grad(u))(alpha)
+    new = nu.clone()
+    new[:, ALPHA] = (2 * (u(alpha) - first) / (last - first) - 1).clamp(-1, 1)
+    unfinished = shutil.copytree(DATA.data, f"{data}.new", dirs_exist_ok=True)
+    store = zarr.open_group(unfinished, mode="r+")
+    store["nu"][:] = new.numpy()
+    store["metric"][:] = (factor[:, :, None] * metric * factor[:, None, :]).numpy()
+    os.replace(unfinished, data)
+
+
+def from_shape(nu: Tensor, u: Map, inverse: Map) -> Tensor:
+    """ν of coordinates in which u(α) takes the place of α."""
+    first, last = ends(u)
+    theta = to_theta(nu)
+    theta[:, ALPHA] = inverse(first + (nu[:, ALPHA] + 1) / 2 * (last - first))
+    return to_nu(theta)
 
 
 def take_over(name: str, judge: Judge) -> None:
@@ -205,6 +253,8 @@ def main(prefixes: list[str]) -> None:
     build(DATA, metric=bank.metric)
     build_coarse(SECANT, bank.nu, partial(secant_metric, step=STEP))
     build_coarse(COARSE, bank.nu, partial(secant_metric, step=STEP / 100))
+    for data, (u, _) in SHAPES.items():
+        build_shape(data, bank.nu, bank.metric, u)
     wanted = tuple(prefixes) or ("",)
     judge = Judge("validation", 128)
     for name, config in tuning().items():
