@@ -210,21 +210,26 @@ def ends(u: Map) -> Tensor:
     return u(torch.tensor([FLATTEST, 1.0], dtype=torch.float64))
 
 
-def build_shape(data: str, nu: Tensor, metric: Tensor, u: Map) -> None:
-    """The data set once more, with u(α) in place of α: ν' and M' = (∂ν/∂ν')ᵀ M (∂ν/∂ν')."""
-    if Path(data).exists():
-        return
+def to_shape(nu: Tensor, u: Map) -> tuple[Tensor, Tensor]:
+    """ν' (n, 5), with u(α) in place of α, of ν (n, 5); and the diagonal (n, 5) of ∂ν/∂ν'."""
     alpha = to_theta(nu)[:, ALPHA]
     first, last = ends(u)
     low, high = (end[ALPHA] for end in ranges())
-    factor = torch.ones_like(nu)  # ∂ν/∂ν' = (dν/dα) / (du/dα · 2 / (last − first))
-    factor[:, ALPHA] = (last - first) / (high - low) / torch.func.vmap(torch.func.grad(u))(alpha)
-    new = nu.clone()
-    new[:, ALPHA] = (2 * (u(alpha) - first) / (last - first) - 1).clamp(-1, 1)
+    new, slope = nu.clone(), torch.ones_like(nu)
+    new[:, ALPHA] = 2 * (u(alpha) - first) / (last - first) - 1
+    slope[:, ALPHA] = (last - first) / (high - low) / torch.func.vmap(torch.func.grad(u))(alpha)
+    return new, slope
+
+
+def build_shape(data: str, nu: Tensor, metric: Tensor, u: Map) -> None:
+    """The data set once more, in coordinates ν' with the metric M' = (∂ν/∂ν')ᵀ M (∂ν/∂ν'), unless it is there."""
+    if Path(data).exists():
+        return
+    new, slope = to_shape(nu, u)
     unfinished = shutil.copytree(DATA.data, f"{data}.new", dirs_exist_ok=True)
     store = zarr.open_group(unfinished, mode="r+")
-    store["nu"][:] = new.numpy()
-    store["metric"][:] = (factor[:, :, None] * metric * factor[:, None, :]).numpy()
+    store["nu"][:] = new.clamp(-1, 1).numpy()
+    store["metric"][:] = (slope[:, :, None] * metric * slope[:, None, :]).numpy()
     os.replace(unfinished, data)
 
 

@@ -1,0 +1,46 @@
+"""The study of chapter 8: its rows are what the code says, and another coordinate of the shape is the same drum."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import study
+import torch
+
+from pnp_tutorial.dataset import refuse_difference
+from pnp_tutorial.parameters import sample_uniform, to_theta
+
+ROWS = study.rows()
+DONE = [name for name in ROWS if study.result(name).exists()]
+
+
+def test_rows_differ_and_have_folders_of_their_own():
+    configs = [replace(config, output_folder="") for _, config in ROWS.values()]
+    assert len(set(configs)) == len(ROWS)
+    assert len({config.output_folder for _, config in ROWS.values()}) == len(ROWS)
+    assert all(first in ROWS for first, _ in study.HYBRIDS.values())
+
+
+@pytest.mark.parametrize("name", DONE)
+def test_results_were_made_with_the_configuration_of_today(name):
+    """And with the learning rate that was best."""
+    loss, config = ROWS[name]
+    row = json.loads(study.result(name).read_text())
+    config = replace(config, learning_rate=study.tuned(loss))
+    refuse_difference(row["training"]["config"], asdict(config), name, ("data", "output_folder", "device"))
+    assert Path(row["training"]["config"]["data"]).name == Path(config.data).name
+    assert len(row["history"]) == config.n_epochs
+    assert len(row["jtfs"]) == len(row["mss"]) == len(row["nu_hat"]) == 512
+
+
+@pytest.mark.parametrize("data", study.SHAPES)
+def test_another_coordinate_of_the_shape_is_the_same_drum(data):
+    u, inverse = study.SHAPES[data]
+    nu = sample_uniform(50, seed=2)
+    nu = nu[to_theta(nu)[:, study.ALPHA] > study.FLATTEST]
+    new, slope = study.to_shape(nu, u)
+    assert new.abs().max() <= 1
+    torch.testing.assert_close(study.from_shape(new, u, inverse), nu)
+    step = 1e-6 * torch.ones_like(nu)
+    torch.testing.assert_close((study.to_shape(nu + step, u)[0] - new) * slope, step, rtol=1e-3, atol=0)
