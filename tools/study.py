@@ -76,6 +76,8 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-coarse": ("coarse", {}),
     "small-secant": ("secant", {}),
     "small-secant-undamped": ("secant", UNDAMPED),
+    # one quadratic form for all sounds: the mean secant metric, next to which that of the sound itself has no say
+    "small-average": ("secant", {"damping": "constant", "damping_shape": "mean", "lambda_0": 1e6}),
     "small-log-undamped": ("pnp", {**UNDAMPED, "data": "data/study-log.zarr"}),
     "small-inverse-undamped": ("pnp", {**UNDAMPED, "data": "data/study-inverse.zarr"}),
 }
