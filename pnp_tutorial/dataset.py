@@ -27,16 +27,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 import zarr
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 from tqdm.auto import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -124,6 +126,13 @@ def select_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_choices(config: Any) -> None:
+    """Raise ValueError if a field of a configuration is none of the words that it may be."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            raise ValueError(f"expected {name} to be one of {get_args(hint)}, got {getattr(config, name)!r}")
+
+
 def connect(device: torch.device, precision: Literal["32-true", "bf16-mixed"] = "32-true") -> Fabric:
     """The processes that torchrun or SLURM's srun started, one a device; this one alone otherwise."""
     devices, nodes = 1, 1
@@ -133,7 +142,8 @@ def connect(device: torch.device, precision: Literal["32-true", "bf16-mixed"] = 
     elif shutil.which("srun") and SLURMEnvironment.detect():
         nodes = int(os.environ["SLURM_NNODES"])
         devices = int(os.environ["SLURM_NTASKS"]) // nodes
-    strategy = "ddp" if devices * nodes > 1 else "auto"
+    # A process that has done its share waits for the slowest, however long.
+    strategy = DDPStrategy(timeout=timedelta(days=7)) if devices * nodes > 1 else "auto"
     fabric = Fabric(accelerator=device.type, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
     fabric.launch()
     return fabric
@@ -274,6 +284,7 @@ def build(config: DatasetConfig, progress: bool = True, metric: Tensor | None = 
         If the configuration is impossible, the store was begun with another one, the disk is too small, or there are
         not as many metrics as drums.
     """
+    check_choices(config)
     limit = N_CELLS**N_PARAMETERS if config.sampling == "grid" else math.inf
     if not 10 <= config.n_sounds <= limit:
         raise ValueError(f"expected n_sounds from 10 to {limit} with {config.sampling} sampling, got {config.n_sounds}")
@@ -330,8 +341,8 @@ def _in_parallel(
             pool.submit(_compute, nu.to(where), config, scalogram, features, metric): i
             for i, (nu, metric) in parts.items()
         }
-        for task in as_completed(tasks):
-            yield tasks[task], task.result()
+        for task in as_completed(list(tasks)):
+            yield tasks.pop(task), task.result()  # and no longer kept
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(n_threads)

@@ -1,8 +1,8 @@
 """The encoder f_W: from a sound to the drum that may have made it.
 
-    ν̃ = tanh(BatchNorm(W · network(BatchNorm(log(1 + S₁(x)/ε)))))        S₁: constant-Q scalogram
+    ν̃ = tanh(BatchNorm(A · network(BatchNorm(log(1 + S₁(x)/ε)))))        S₁: constant-Q scalogram
 
-after Han et al. (2023, section 4): the network is timm's EfficientNet-B0, W has no bias, and tanh keeps ν̃ inside the
+after Han et al. (2023, section 4): the network is timm's EfficientNet-B0, A has no bias, and tanh keeps ν̃ inside the
 ranges of the parameters. `Encoder` takes log-compressed scalograms, which a data set holds ready; `AudioEncoder` puts
 the scalogram in front of it and takes sounds.
 """
@@ -53,12 +53,16 @@ class Encoder(nn.Module):
     def forward(self, S: Tensor) -> Tensor:
         image = S.reshape(-1, 1, *S.shape[-2:]).to(self.head.weight.dtype)  # (B, 1, filters, frames)
         image = image.contiguous(memory_format=torch.channels_last)
-        nu_hat = torch.tanh(self.output_norm(self.head(self.backbone(self.input_norm(image)))))
+        found = self.backbone(self.input_norm(image))
+        with torch.autocast(found.device.type, enabled=False):  # in bfloat16, ν̃ near 1 would have steps of 5 cents
+            nu_hat = torch.tanh(self.output_norm(self.head(found.to(self.head.weight.dtype))))
         return nu_hat.reshape(*S.shape[:-2], self.n_outputs)
 
 
 class AudioEncoder(nn.Module):
     """f_W on sounds: audio (..., n_samples) at 22 050 Hz → ν̃ (..., n_outputs), in float64, as θ needs it.
+
+    From mps, which has no float64, ν̃ comes to the CPU.
 
     Parameters
     ----------
@@ -77,7 +81,8 @@ class AudioEncoder(nn.Module):
         self.scalogram = encoder_input(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.encoder(self.scalogram(x)).to(torch.float64)
+        nu_hat = self.encoder(self.scalogram(x))
+        return nu_hat.to("cpu" if nu_hat.device.type == "mps" else nu_hat.device).to(torch.float64)
 
 
 def save(model: AudioEncoder, path: str | Path) -> None:

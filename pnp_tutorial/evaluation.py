@@ -151,9 +151,10 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     if len(test.nu) < 2 or config.n_constant < 1:
         raise ValueError(f"expected two test sounds and n_constant ≥ 1, got {len(test.nu)} and {config.n_constant}")
 
-    features, synthesizer = ear(data).to(device), partial(rectangular_drum, n_samples=data.n_samples)
-    nu_constant = best_constant(train.nu[: config.n_constant].to(device), features, synthesizer, progress)
-    table = evaluate(predict(model, test).to(device), test.nu.to(device), nu_constant, features, synthesizer)
+    where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64, which ν needs
+    features, synthesizer = ear(data).to(where), partial(rectangular_drum, n_samples=data.n_samples)
+    nu_constant = best_constant(train.nu[: config.n_constant].to(where), features, synthesizer, progress)
+    table = evaluate(predict(model, test).to(where), test.nu.to(where), nu_constant, features, synthesizer)
     summary = summarize(table)
     results: dict[str, Any] = {"n_sounds": len(test.nu), "summary": summary.to_dict("index")}
     results |= {"nu_constant": nu_constant.tolist(), "config": asdict(config), "dataset": asdict(data)}

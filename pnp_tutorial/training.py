@@ -14,7 +14,9 @@ normalization depend on the number of processes, and so, up to rounding, nor do 
 """
 
 import json
+import math
 import os
+import pickle
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +43,7 @@ from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping, Shape, 
 from .dataset import (
     DatasetConfig,
     Drums,
+    check_choices,
     connect,
     ear,
     load,
@@ -93,7 +96,7 @@ class TrainingConfig:
         Of weights and batches.
     precision
         Of the network: "32-true", "bf16-mixed" (bfloat16 where that is safe), or "auto": bf16-mixed on a GPU or
-        processor that has units for it. Losses are taken in float64 in any case.
+        processor that has units for it. PNP and P-loss are taken in float64 in any case.
     tensorboard
         Write the metrics for TensorBoard too, which must be installed.
     device
@@ -181,7 +184,8 @@ class SharedBatchNorm(TorchFunctionMode):
     ) -> Tensor:
         if not training:
             return batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-        axes = [0, *range(2, x.ndim)]  # all but the channels
+        axes, dtype = [0, *range(2, x.ndim)], x.dtype  # all but the channels
+        x = x.float()  # statistics of bfloat16 too
         world = torch.distributed.get_world_size()
 
         def mean_of_all(values: Tensor) -> Tensor:
@@ -194,7 +198,7 @@ class SharedBatchNorm(TorchFunctionMode):
             running_mean.lerp_(mean.flatten(), momentum)
             running_var.lerp_(variance.flatten() * n / (n - 1), momentum)
         scale, shift = (values.reshape(mean.shape) for values in (weight, bias))
-        return (x - mean) * (variance + eps).rsqrt() * scale + shift
+        return ((x - mean) * (variance + eps).rsqrt() * scale + shift).to(dtype)
 
 
 def as_batch(drums: Drums, config: TrainingConfig, device: torch.device) -> Batch:
@@ -241,9 +245,12 @@ def _all_reduce(total: Tensor, how: str, fabric: Fabric) -> Tensor:
 
 
 def _check(config: TrainingConfig) -> None:
-    for name in ("n_epochs", "batch_size", "learning_rate"):
+    check_choices(config)
+    for name in ("n_epochs", "learning_rate"):
         if getattr(config, name) <= 0:
             raise ValueError(f"expected {name} > 0, got {getattr(config, name)}")
+    if config.batch_size < 2:
+        raise ValueError(f"expected batch_size ≥ 2, which batch normalization needs, got {config.batch_size}")
     if not 0 < config.epoch_share <= 1:
         raise ValueError(f"expected epoch_share in (0, 1], got {config.epoch_share}")
     if config.lambda_0 is not None and config.lambda_0 < 0:
@@ -275,13 +282,16 @@ def _first_damping(config: TrainingConfig, rows: Batch) -> tuple[ConstantDamping
     return {"constant": ConstantDamping, "adaptive": AdaptiveDamping}[config.damping](lambda_0), d, m
 
 
-def _first_weights(config: TrainingConfig, network: Encoder) -> dict[str, Tensor]:
-    first = load_encoder(config.start_from).encoder
+def _first_weights(config: TrainingConfig, network: Encoder, data: DatasetConfig) -> dict[str, Tensor]:
+    model = load_encoder(config.start_from)
+    first = model.encoder
     if (first.name, first.n_outputs) != (network.name, network.n_outputs):
         raise ValueError(
             f"expected {config.start_from} to be a {network.name} of {network.n_outputs} outputs, "
             f"got a {first.name} of {first.n_outputs}"
         )
+    if any(getattr(model.config, name) != getattr(data, name) for name in ("n_samples", "J", "Q", "T")):
+        raise ValueError(f"{config.start_from} was trained on other scalograms than those of {config.data}")
     return first.state_dict()
 
 
@@ -298,22 +308,25 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     -------
     history : DataFrame, one row an epoch
         epoch, damping (the λ of that epoch), training_loss (as minimized), validation_loss (without damping, in
-        squared features for "pnp" and "jtfs"), record, seconds.
+        squared features for "pnp" and "jtfs"), record, seconds (of its steps, without validation).
 
     Raises
     ------
     ValueError
-        If the configuration is impossible, the data set is missing, unfinished or damaged, the output folder
-        holds a run of another configuration, the encoder to start from is missing or of another kind, or TensorBoard
-        is asked for and not installed.
+        If the configuration is impossible, the data set is missing, unfinished or damaged, the losses are not finite,
+        the output folder holds a damaged run or one of another configuration, the encoder to start from is missing or
+        of another kind, or TensorBoard is asked for and not installed.
     """
     _check(config)
     device = select_device(config.device)
-    fabric = connect(device, _precision(config, device))
+    precision = _precision(config, device)
+    fabric = connect(device, precision)
     device, world = fabric.device, fabric.world_size
     data = read_config(config.data)
     drums = load(config.data, "train")
     train, validation = (as_batch(split, config, device) for split in (drums, load(config.data, "validation")))
+    if not len(validation.nu):
+        raise ValueError(f"{config.data} has no sounds for validation: build a larger one")
     batch_size = min(config.batch_size, len(train.nu))
     if batch_size % world:
         raise ValueError(f"expected a batch size that {world} processes can share equally, got {batch_size}")
@@ -327,8 +340,9 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
 
     torch.manual_seed(config.seed)
     network = Encoder(config.backbone, N_PARAMETERS - config.known_pitch)
-    if config.start_from is not None:
-        network.load_state_dict(_first_weights(config, network))
+    checkpoint = folder / "checkpoint.pt"
+    if config.start_from is not None and not checkpoint.exists():
+        network.load_state_dict(_first_weights(config, network, data))
     network.to(memory_format=torch.channels_last)  # what convolutions are fastest in
     if world > 1 and device.type == "cuda":
         network = timm.layers.convert_sync_batchnorm(network)
@@ -337,9 +351,11 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     best: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
 
-    checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        try:
+            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{checkpoint} is damaged: delete {folder} to start again") from error
         ignored = ("data", "output_folder", "n_epochs", "tensorboard", "device")
         refuse_difference(saved["config"], asdict(config), f"{folder} holds a run", ignored)
         refuse_difference(saved["dataset"], asdict(data), f"{folder} holds a run on data", ("data", "device"))
@@ -369,6 +385,11 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
             training_loss = float(_all_reduce(total, "mean", fabric)) / n_steps
             seconds = time.perf_counter() - start
             validation_loss = validate(network, loss, validation, batch_size, fabric) * m
+            if not math.isfinite(training_loss + validation_loss):
+                raise ValueError(
+                    f"epoch {epoch} ends with losses that are not finite (training {training_loss}, validation "
+                    f"{validation_loss}): try a learning rate below {config.learning_rate:g}"
+                )
             used, record = damping.value, damping.update(validation_loss)
             if record or not best:
                 best = deepcopy({"weights": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch})
@@ -382,8 +403,7 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
             state |= {"best": best, "history": history, "config": asdict(config), "dataset": asdict(data)}
             if fabric.is_global_zero:
                 _write_checkpoint(checkpoint, state)
-                lines = "".join(json.dumps(row) + "\n" for row in history)
-                write_atomically({folder / "metrics.jsonl": lines.encode()})
+                _write_metrics(folder, history)
             if logger:
                 logger.log_metrics({"damping": used, **losses}, step=epoch)
                 logger.save()
@@ -397,16 +417,23 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
         "best_epoch": best["epoch"],
         "validation_loss": float(table.validation_loss[best["epoch"]]),
         "seconds_per_epoch": float(table.seconds.median()),
+        "precision": precision,
         "version": __version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device.type}, {threads}",
     }
     network.load_state_dict(best["weights"])
     if fabric.is_global_zero:
+        _write_metrics(folder, history)  # again: the process may have been killed between checkpoint and metrics
         save(AudioEncoder(network, data, {"training": results}), folder / "encoder.safetensors")
         write_atomically({folder / "results.json": json.dumps(results, indent=2).encode()})
     fabric.barrier()
     return table
+
+
+def _write_metrics(folder: Path, history: list[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in history)
+    write_atomically({folder / "metrics.jsonl": lines.encode()})
 
 
 def _write_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -203,6 +203,7 @@ def test_another_configuration_is_refused(tiny_data, change):
     ("change", "message"),
     [
         ({"n_sounds": 9}, "n_sounds from 10"),
+        ({"sampling": "unifrom"}, "sampling to be one of .* got 'unifrom'"),
         ({"n_sounds": 100_001, "sampling": "grid"}, "n_sounds from 10 to 100000"),
         ({"chunk_size": 0}, "chunk_size ≥ 1"),
         ({"device": "abacus"}, "device 'abacus' is not available here"),

@@ -17,7 +17,7 @@ import torch
 from pnp_tutorial import training
 from pnp_tutorial.damping import damping_matrix, largest_damping
 from pnp_tutorial.dataset import build, load
-from pnp_tutorial.encoder import load_encoder
+from pnp_tutorial.encoder import Encoder, load_encoder
 from pnp_tutorial.losses import parameter_loss, pnp_loss
 from pnp_tutorial.training import Batch, TrainingConfig, fit, make_loss
 
@@ -165,6 +165,23 @@ def test_two_processes_have_the_losses_of_one(tiny_training, odd_data, tmp_path)
     assert len(fit(replace(two, n_epochs=4), progress=False)) == 4
 
 
+def test_two_processes_in_bfloat16(tiny_training, tmp_path):
+    config = replace(tiny_training, output_folder=str(tmp_path), n_epochs=1, loss="parameter", precision="bf16-mixed")
+    launch(config, 2)
+    alone = fit(replace(config, output_folder=str(tmp_path / "one")), progress=False)
+    together = pd.read_json(tmp_path / "metrics.jsonl", lines=True)
+    assert together.training_loss[0] == pytest.approx(alone.training_loss[0], rel=0.05)
+
+
+def test_predictions_are_not_rounded_to_bfloat16(tiny_data):
+    torch.manual_seed(0)
+    encoder = Encoder("test_efficientnet").eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        nu_hat = encoder(load(tiny_data.data).scalogram)
+    assert nu_hat.dtype == torch.float32
+    assert not torch.equal(nu_hat, nu_hat.bfloat16().float())
+
+
 def test_processes_share_a_batch_equally(tiny_training, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "connect", lambda *args: SimpleNamespace(device=torch.device("cpu"), world_size=3))
     with pytest.raises(ValueError, match="that 3 processes can share equally, got 8"):
@@ -302,11 +319,28 @@ def test_results_say_how_they_came_about(tiny_data, tiny_training):
         ({"lambda_0": -1.0}, "lambda_0 ≥ 0"),
         ({"data": "nowhere.zarr"}, "there is no data set at nowhere.zarr"),
         ({"device": "abacus"}, "not available"),
+        ({"loss": "PNP"}, r"loss to be one of \('parameter', .*got 'PNP'"),
+        ({"batch_size": 1}, "batch_size ≥ 2"),
     ],
 )
 def test_impossible_runs(tiny_training, change, message):
     with pytest.raises(ValueError, match=message):
         fit(replace(tiny_training, **change), progress=False)
+
+
+def test_losses_that_are_not_finite_end_the_run(tiny_training, tmp_path):
+    config = replace(tiny_training, output_folder=str(tmp_path), learning_rate=1e30)
+    with pytest.raises(ValueError, match="not finite .* try a learning rate below 1e[+]30"):
+        fit(config, progress=False)
+    assert not (tmp_path / "encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_damaged_checkpoint_is_named(tiny_training, tmp_path, length):
+    whole = Path(tiny_training.output_folder, "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[:length])
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged"):
+        fit(replace(tiny_training, output_folder=str(tmp_path)), progress=False)
 
 
 def test_pnp_needs_the_metric(tiny_data, tmp_path):

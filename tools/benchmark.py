@@ -134,8 +134,8 @@ def scrapl() -> Contestant:
     from pnp_tutorial.parameters import to_theta
 
     torch.manual_seed(0)
-    octaves = {"J": CONFIG["J"], "J_fr": CONFIG["J_fr"], "Q_fr": CONFIG["Q_fr"]}
-    loss = SCRAPLLoss(N_SAMPLES, Q1=CONFIG["Q"][0], Q2=CONFIG["Q"][1], **octaves, use_p_adam=False, use_p_saga=False)
+    settings = {name: value for name, value in CONFIG.items() if name != "Q"}
+    loss = SCRAPLLoss(N_SAMPLES, Q1=CONFIG["Q"][0], Q2=CONFIG["Q"][1], **settings, use_p_adam=False, use_p_saga=False)
     target = x.float()[:, None]
     nu_hat = (0.9 * nu).requires_grad_()
 
