@@ -76,6 +76,7 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-coarse": ("coarse", {}),
     "small-secant": ("secant", {}),
     "small-secant-undamped": ("secant", UNDAMPED),
+    "small-constant-1e7": ("pnp", {"damping": "constant", "lambda_0": 1e7}),
     # one quadratic form for all sounds: the mean secant metric, next to which that of the sound itself has no say
     "small-average": ("secant", {"damping": "constant", "damping_shape": "mean", "lambda_0": 1e6}),
     "small-log-undamped": ("pnp", {**UNDAMPED, "data": "data/study-log.zarr"}),
@@ -134,6 +135,18 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
     return {name: (loss, replace(row, output_folder=str(RUNS / name))) for name, (loss, row) in named.items()}
 
 
+def hybrids() -> dict[str, tuple[TrainingConfig, TrainingConfig]]:
+    """The rows in which one loss takes over from another: both configurations."""
+    named = {}
+    for name, (first, change) in HYBRIDS.items():
+        loss, config = rows()[first]
+        config = replace(config, learning_rate=tuned(loss))
+        start = {"start_from": f"{config.output_folder}/encoder.safetensors", "output_folder": str(RUNS / name)}
+        own = {"data": DATA.data, "damping": "adaptive", "learning_rate": HYBRID_RATE}
+        named[name] = config, replace(config, **(start | own | change))
+    return named
+
+
 def result(name: str) -> Path:
     return RESULTS / f"{name}.json"
 
@@ -189,10 +202,18 @@ def do(name: str, config: TrainingConfig, judge: Judge) -> None:
     fit(config)
     model = load_encoder(f"{config.output_folder}/encoder.safetensors")
     history = [json.loads(line) for line in Path(config.output_folder, "metrics.jsonl").read_text().splitlines()]
-    nu_hat = predict(model, judge.drums)
-    if config.data in SHAPES:
-        nu_hat = from_shape(nu_hat, *SHAPES[config.data])
-    row = {"training": model.metadata["training"], "history": history, **judge(nu_hat)}
+
+    def test() -> dict[str, list]:
+        nu_hat = predict(model, judge.drums)
+        return judge(from_shape(nu_hat, *SHAPES[config.data]) if config.data in SHAPES else nu_hat)
+
+    row = {"training": model.metadata["training"], "history": history, **test()}
+    end = torch.load(f"{config.output_folder}/checkpoint.pt", map_location="cpu", weights_only=True)
+    best = end["best"]["weights"]
+    if any(not torch.equal(values, best[key]) for key, values in end["weights"].items()):
+        model.encoder.load_state_dict(end["weights"])  # the last epoch's: validation may have chosen badly
+        last = test()
+        row["last"] = {key: last[key] for key in ("jtfs", "mss")}
     write_atomically({result(name): json.dumps(row).encode()})
 
 
@@ -243,17 +264,6 @@ def from_shape(nu: Tensor, u: Map, inverse: Map) -> Tensor:
     return to_nu(theta)
 
 
-def take_over(name: str, judge: Judge) -> None:
-    """Train the encoder of one row, which is trained again if it is gone, with another loss."""
-    first, change = HYBRIDS[name]
-    loss, config = rows()[first]
-    config = replace(config, learning_rate=tuned(loss))
-    fit(config)
-    start = f"{config.output_folder}/encoder.safetensors"
-    after = replace(config, damping="adaptive", start_from=start, output_folder=str(RUNS / name))
-    do(name, replace(after, **{"data": DATA.data, **change}, learning_rate=HYBRID_RATE), judge)
-
-
 def main(prefixes: list[str]) -> None:
     bank = load_bank()
     refuse_difference(asdict(bank.config), asdict(DATA), "the bank was built", ("data", "chunk_size", "device"))
@@ -263,13 +273,14 @@ def main(prefixes: list[str]) -> None:
     for data, (u, _) in SHAPES.items():
         build_shape(data, bank.nu, bank.metric, u)
     wanted = tuple(prefixes) or ("",)
+    named = {name: row for name, row in rows().items() if name.startswith(wanted)}
+    needed = {loss for loss, _ in named.values()} | {rows()[HYBRIDS[n][0]][0] for n in HYBRIDS if n.startswith(wanted)}
     judge = Judge("validation", 128)
     for name, config in tuning().items():
-        if name.startswith(wanted):
+        if name.startswith((*wanted, *(f"tune-{loss}-" for loss in needed))):
             do(name, config, judge)
-    named = {name: row for name, row in rows().items() if name.startswith(wanted)}
-    hybrids = [name for name in HYBRIDS if name.startswith(wanted)]
-    if not named and not hybrids:
+    taking_over = [name for name in HYBRIDS if name.startswith(wanted)]
+    if not named and not taking_over:
         return
     judge = Judge("test", 512)
     if not result("constant").exists():  # the floor: one drum, whatever the sound
@@ -278,9 +289,11 @@ def main(prefixes: list[str]) -> None:
         write_atomically({result("constant"): json.dumps(judge(nu.expand_as(judge.drums.nu))).encode()})
     for name, (loss, config) in named.items():
         do(name, replace(config, learning_rate=tuned(loss)), judge)
-    for name in hybrids:
+    for name in taking_over:
+        first, config = hybrids()[name]
         if not result(name).exists():
-            take_over(name, judge)
+            fit(first)  # it is trained again if its encoder is gone
+        do(name, config, judge)
 
 
 if __name__ == "__main__":
