@@ -41,7 +41,7 @@ RESULTS = ROOT / "pnp_tutorial/results/study"
 RUNS = Path("runs/study")
 SEEDS = (0, 1, 2)
 UNDAMPED = {"damping": "constant", "lambda_0": 0.0}
-SMALL = {"backbone": "mobilenetv3_small_100", "n_epochs": 20}  # of the rows that compare settings
+SMALL = {"backbone": "mobilenetv3_small_100"}  # of the rows that compare settings
 SECANT = "data/study-secant.zarr"  # the same data set, with metrics of coarse spectra for steps of STEP
 COARSE = "data/study-coarse.zarr"  # and with metrics of coarse spectra for steps that are a hundred times as small
 STEP = 0.1  # about the size of an encoder's errors: a twentieth of the range
@@ -91,7 +91,7 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "hybrid-parameter-pnp": ("small-parameter-0", {**LOSSES["pnp"], **UNDAMPED, "n_epochs": 5}),
     "hybrid-parameter-secant": ("small-parameter-0", {**LOSSES["secant"], **UNDAMPED, "n_epochs": 5}),
     "hybrid-secant-secant": ("small-secant-0", {**LOSSES["secant"], **UNDAMPED, "n_epochs": 5}),
-    "hybrid-secant-mss": ("small-secant-0", {**LOSSES["mss"], "n_epochs": 5}),
+    "hybrid-secant-mss": ("small-secant-0", {**LOSSES["mss"], "n_epochs": 2}),
 }
 HYBRID_RATE = 3e-4
 
@@ -106,7 +106,7 @@ DATA = DatasetConfig(**of(DatasetConfig))
 
 def tuning() -> dict[str, TrainingConfig]:
     """Short runs of every loss at every learning rate."""
-    base = replace(TrainingConfig(**of(TrainingConfig)), **{**SMALL, "n_epochs": 5})
+    base = replace(TrainingConfig(**of(TrainingConfig)), **SMALL, n_epochs=5)
     named = {
         f"tune-{name}-{rate:g}": replace(base, **change, learning_rate=rate)
         for name, change in LOSSES.items()
