@@ -83,7 +83,7 @@ def run_evaluate(config: EvaluationConfig) -> None:
 def run_match(config: MatchConfig) -> None:
     """Find the drums that sound like recordings; write their sounds and their parameters."""
     path = Path(config.audio)
-    kinds = {kind.lower() for kind in soundfile.available_formats()} | {"aif", "oga"}
+    kinds = {kind.lower() for kind in soundfile.available_formats()} - {"raw"} | {"aif", "oga"}  # RAW tells no rate
     files, folder = [path], path.is_dir()
     if folder:
         files = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in kinds)

@@ -50,7 +50,9 @@ export function mount(element, { sounds, caption = "" }) {
   line.textContent = caption;
   line.hidden = !caption;
   const digits = sounds.slice(0, 9).map((_, i) => i + 1);
-  hint.textContent = `Equally loud, in a loop. Keys: space to play or stop, ${digits.join(", ")} to switch.`;
+  const usage = `Equally loud, in a loop. Keys: space to play or stop, ${digits.join(", ")} to switch.`;
+  hint.textContent = usage;
+  hint.setAttribute("role", "status"); // it also says why there is no sound
 
   const addButton = (label, keys, onClick) => {
     const button = document.createElement("button");
@@ -98,12 +100,21 @@ export function mount(element, { sounds, caption = "" }) {
 
   async function play() {
     playing = true;
+    hint.textContent = usage;
     show();
     document.dispatchEvent(new CustomEvent(STARTED, { detail: root }));
-    context ??= new AudioContext();
-    context.resume();
-    buffers ??= Promise.all(sounds.map(({ url }) => context.decodeAudioData(bytes(url).buffer)));
-    const ready = await buffers;
+    let ready;
+    try {
+      context ??= new AudioContext();
+      context.resume();
+      buffers ??= Promise.all(sounds.map(({ url }) => context.decodeAudioData(bytes(url).buffer)));
+      ready = await buffers;
+    } catch (error) {
+      buffers = undefined; // so that the next press tries again
+      stop();
+      hint.textContent = `The sounds cannot be played (${error.name}).`;
+      return;
+    }
     if (!playing || voices.length) return; // stopped meanwhile, or even started again
     const when = context.currentTime + LEAD_S;
     voices = ready.map((buffer, i) => {

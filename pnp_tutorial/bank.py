@@ -34,11 +34,11 @@ class Bank(NamedTuple):
 @cache
 def shipped(name: str) -> Path:
     """Path of a file that ships with the package; raises ValueError if it is missing or damaged."""
-    path = WEIGHTS / name
-    lines = (WEIGHTS / "SHA256SUMS").read_text().splitlines()
-    sums = {file: digest for digest, file in map(str.split, lines)}
-    if not path.is_file():
-        raise ValueError(f"this copy of the package has no {path}: install it again")
+    path, sums_path = WEIGHTS / name, WEIGHTS / "SHA256SUMS"
+    for file in (path, sums_path):
+        if not file.is_file():
+            raise ValueError(f"this copy of the package has no {file}: install it again")
+    sums = {file: digest for digest, file in map(str.split, sums_path.read_text().splitlines())}
     if hashlib.sha256(path.read_bytes()).hexdigest() != sums.get(name):
         raise ValueError(f"{path} is damaged (its sum is not that of SHA256SUMS): install the package again")
     return path

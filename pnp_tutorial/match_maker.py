@@ -120,11 +120,14 @@ class MatchMaker(widgets.VBox):
 
         try:
             x = load_audio(path, n_samples=self._model.config.n_samples)
-            result = match(x, self._model, self._features, tell=tell)
+            result = match(path, self._model, self._features, tell=tell)  # the path, which tells the file's own rate
         except ValueError as error:
             self.children = [self._controls, self._status]
             self._say(str(error).replace(str(path), path.name))
             return None
+        except KeyboardInterrupt:
+            self._say(f"{path.name}: interrupted")
+            raise
         finally:
             self._button.disabled = self._sound is None
         distances = f"JTFS distance {result.distance['match']:.3g}; the encoder's drum {result.distance['encoder']:.3g}"

@@ -10,7 +10,8 @@ where h hears a drum as it may be in the recording: v = (ν, l) has six numbers 
     h(v) = 10^(12 l / 20) g(ν) + σ n
 
 for what has the peak may be no drum (a click, noise), or the drum's own peak be missing: l is its level, 12 dB up or
-down. The noise n is white, and one for all drums.
+down. The noise n is white, and one for all drums; it ends where the recording ends, in time and, for files of less
+than 22 050 Hz, in frequency.
 
 Refinement alone seldom helps: along pitch, the distance in Φ has a dent at every semitone, which is how far its filters
 are apart. The distance in C has none, and is so cheap that thousands of drums can be tried.
@@ -47,8 +48,10 @@ from .metric import Map, gram, jacobian
 from .parameters import N_PARAMETERS, NAMES, PARAMETERS, ranges, to_theta
 from .scattering import log_compress
 
-SILENCE = 1e-5  # peak, of full scale: −100 dB
+SILENCE = 1e-4  # peak, of full scale: −80 dB, above the dither of 16 bits
 ONSET = 0.02  # of the peak: −34 dB
+CANCELLED = 0.01  # peak of the channels' mean, of the loudest channel's: −40 dB
+PASSED = 0.9  # of a file's band, when its rate is converted: SoXR fades out above
 ALIKE = 0.1  # JTFS distance at which a refinement has come close enough
 PRIOR = 1 / 3  # variance of a number drawn from [−1, 1]
 LEVEL_DB = 12  # of the drum in the recording, up or down
@@ -159,9 +162,9 @@ class Match:
 def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: int = N_SAMPLES) -> Tensor:
     """Read any sound file as one channel from its onset on.
 
-    Channels are averaged and their mean over time is taken out. What comes before the onset is left out: the first
-    sample above a fiftieth of the peak and six times the noise. The rest is cut or filled with zeros to n_samples, its
-    rate is converted, and it is scaled to a peak of 1.
+    Channels are averaged (if they cancel, the loudest is taken) and their mean over time is taken out. What comes
+    before the onset is left out: the first sample above a fiftieth of the peak and six times the noise. The rest is cut
+    or filled with zeros to n_samples, its rate is converted, and it is scaled to a peak of 1.
 
     Returns
     -------
@@ -170,14 +173,14 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: int 
     Raises
     ------
     ValueError
-        If the file is missing, no audio, empty, silent, or holds NaN or infinite samples.
+        If the file is missing, no audio, empty, silent, holds NaN or infinite samples, or ends at its onset.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
         channels, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (samples, channels)
-    except (soundfile.SoundFileError, OSError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: RAW, which does not tell its rate
         raise ValueError(f"{path} cannot be read as audio ({' '.join(str(error).split())})") from error
     if len(channels) == 0:
         raise ValueError(f"{path} is empty: it holds no samples")
@@ -185,20 +188,27 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: int 
         raise ValueError(f"{path} holds NaN or infinite samples")
     x = channels.mean(1, dtype=np.float64)
     x -= x.mean()
+    loudest = channels[:, np.ptp(channels, axis=0).argmax()].astype(np.float64)
+    loudest -= loudest.mean()
+    if np.abs(x).max() < CANCELLED * np.abs(loudest).max():
+        x = loudest
     peak = np.abs(x).max()
     if peak < SILENCE:
         raise ValueError(f"{path} is silent: its peak is {peak:.1g} of full scale, expected at least {SILENCE:g}")
     threshold = min(max(ONSET * peak, 6 * noise_level(torch.from_numpy(x))), 0.5 * peak)
     x = x[np.argmax(np.abs(x) > threshold) :][: math.ceil((n_samples + 1) * rate / sample_rate)]
-    x = soxr.resample(x, rate, sample_rate)[:n_samples]
-    return torch.from_numpy(np.pad(x, (0, n_samples - len(x))) / np.abs(x).max())
+    y = soxr.resample(x, rate, sample_rate)[:n_samples]
+    if not y.any():
+        raise ValueError(f"{path} ends {len(x)} samples after its onset at {rate} Hz: too few to be a sound")
+    return torch.from_numpy(np.pad(y, (0, n_samples - len(y))) / np.abs(y).max())
 
 
-def noise_level(x: Tensor) -> float:
-    """Standard deviation of the white noise in a sound x (n_samples,). A drum alone has next to none.
+def noise_level(x: Tensor, band: float = 1.0) -> float:
+    """Standard deviation of white noise like that in the lowest part, `band`, of the spectrum of a sound (n_samples,).
 
     A tenth of the values in a spectrogram of white noise lie below log(10/9) of their mean. Those are found between the
-    partials of a drum and after it, where there is nothing else. Sounds of less than 64 samples are held to have none.
+    partials of a drum and after it, where there is nothing else: so a drum alone has next to no noise, and x must not
+    be filled with zeros. Sounds of less than 64 samples are held to have none.
     """
     if len(x) < 64:
         return 0.0
@@ -206,6 +216,7 @@ def noise_level(x: Tensor) -> float:
     window = torch.hann_window(n_fft, dtype=x.dtype, device=x.device)
     X = torch.stft(x, n_fft, n_fft // 2, window=window, center=False, return_complex=True)
     power = (X.real**2 + X.imag**2)[1:-1] / window.square().sum()
+    power = power[: math.ceil(band * len(power))]
     return math.sqrt(np.quantile(power.cpu(), 0.1) / math.log(10 / 9))
 
 
@@ -310,10 +321,10 @@ def refine(
         nonlocal count
         count += 1
         with torch.no_grad():
-            return (features(synthesizer(torch.from_numpy(v)[None]))[0] - S).double().cpu().numpy()
+            return (features(synthesizer(torch.from_numpy(v)[None]))[0] - S).cpu().double().numpy()
 
     def J(v: np.ndarray) -> np.ndarray:
-        return jacobian(torch.from_numpy(v)[None], features, synthesizer, lambda v: v)[1][0].double().cpu().numpy()
+        return jacobian(torch.from_numpy(v)[None], features, synthesizer, lambda v: v)[1][0].cpu().double().numpy()
 
     def iteration(intermediate_result: OptimizeResult) -> None:
         distance = math.sqrt(2 * intermediate_result.cost)
@@ -321,9 +332,10 @@ def refine(
         if distance < ALIKE:
             raise StopIteration
 
+    start = v.cpu().double().numpy()
     result = least_squares(
         residual,
-        v.cpu().numpy(),
+        start,
         J,
         bounds=(-1, 1),
         x_scale="jac",
@@ -331,6 +343,10 @@ def refine(
         max_nfev=n_iterations,
         callback=iteration,
     )
+    before = float(np.linalg.norm(residual(start)))
+    if before**2 < 2 * result.cost:  # SciPy moves a start on the box's edge inwards, and may not get back
+        tell(Step("refine", count, before, start[:N_PARAMETERS].tolist()))
+        return torch.from_numpy(start), before, gram(torch.from_numpy(J(start)))
     return torch.from_numpy(result.x), math.sqrt(2 * result.cost), gram(torch.from_numpy(result.jac))
 
 
@@ -353,11 +369,13 @@ def match(
     Parameters
     ----------
     audio : Tensor, shape (n_samples,), from its onset on and of peak 1, or path of a sound file
+        Zeros at its end are taken for what comes after the recording, where there is no noise. The noise of a tensor is
+        held to be white up to its Nyquist frequency, that of a file up to nine tenths of its own if that is lower.
     model : AudioEncoder
         Such as `load_encoder()`. If `evaluation.report` has written its best constant into it, "constant" is the
         distance of that drum, else of the drum at the centre of the ranges, ν = 0.
     features : callable, optional
-        Φ; the paper's if not given.
+        Φ; that which the encoder was trained for, `ear(model.config)`, if not given.
     seed : int
         Of the scan and of the noise through which drums are heard: the same seed, the same drum.
     progress : bool
@@ -368,8 +386,8 @@ def match(
     Raises
     ------
     ValueError
-        If the file is not usable (see `load_audio`), the sound has another length or is not finite, or the encoder
-        needs the pitch.
+        If the file is not usable (see `load_audio`), the sound has another length, is not finite or nothing but zeros,
+        or the encoder needs the pitch.
     """
     n_samples = model.config.n_samples
     if model.encoder.n_outputs < N_PARAMETERS:
@@ -379,19 +397,24 @@ def match(
         raise ValueError(f"expected audio of shape ({n_samples},), got {tuple(x.shape)}")
     if not x.isfinite().all():
         raise ValueError("expected finite audio, got NaN or infinite samples")
+    rate = SAMPLE_RATE if isinstance(audio, Tensor) else soundfile.info(audio).samplerate
+    band = PASSED * rate / SAMPLE_RATE if rate < SAMPLE_RATE else 1.0
     device = next(model.parameters()).device
-    x = x.to(device, torch.float32)
+    x = x.to(torch.float32).to(device)
+    if not x.any():
+        raise ValueError("expected audio of peak 1, got nothing but zeros")
     features = features or ear(model.config).to(device)
     where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64, which ν needs
-    noise_std = noise_level(x)
-    noise = noise_std * torch.randn(n_samples, generator=torch.Generator().manual_seed(seed)).to(device)
+    end = int(x.nonzero()[-1]) + 1
+    noise_std = noise_level(x[:end], band)
+    noise = noise_std * _noise(n_samples, end, band, seed).to(device)
 
     def drums(nu: Tensor) -> Tensor:
         return rectangular_drum(to_theta(nu.to(where)), n_samples, dtype=torch.float32).to(device)
 
     def heard(v: Tensor) -> Tensor:
         nu, level = v.split(N_PARAMETERS, -1)
-        return 10 ** (LEVEL_DB / 20 * level.to(device)).to(x.dtype) * drums(nu) + noise
+        return 10 ** (LEVEL_DB / 20 * level).to(x.dtype).to(device) * drums(nu) + noise
 
     def at_peak(nu: Tensor) -> Tensor:
         return torch.cat([nu, torch.zeros_like(nu[..., :1])], -1)
@@ -441,6 +464,16 @@ def match(
     )
 
 
+def _noise(n_samples: int, end: int, band: float, seed: int) -> Tensor:
+    """White noise (n_samples,) of standard deviation 1; of it, the lowest part `band` of the spectrum, up to `end`."""
+    noise = torch.randn(n_samples, generator=torch.Generator().manual_seed(seed))[:end]
+    if band < 1:
+        spectrum = torch.fft.rfft(noise)
+        spectrum[math.ceil(band * len(spectrum)) :] = 0
+        noise = torch.fft.irfft(spectrum, end)
+    return nn.functional.pad(noise, (0, n_samples - end))
+
+
 def save_match(result: Match, wav: str | Path, document: str | Path, source: dict[str, Any] | None = None) -> None:
     """Write the matched drum as a 16-bit WAV and `Match.to_dict` as JSON: both whole, or an OSError and neither.
 
@@ -463,7 +496,8 @@ def match_files(
     """Match recordings one after the other; a bad one is reported, and the others go on.
 
     Of each, NAME_matched.wav and NAME_matched.json are written to the output folder. A recording whose JSON is there,
-    made from the same file, encoder and seed, is not matched again: what was interrupted goes on from there.
+    made from the same file, encoder and seed, is not matched again: what was interrupted goes on from there. Of several
+    recordings of one NAME, all but the first are bad.
 
     Returns
     -------
@@ -475,23 +509,23 @@ def match_files(
     Raises
     ------
     ValueError
-        If there is no recording, two have one name, or the encoder is of no use.
+        If there is no recording, or the encoder is of no use.
     OSError
         If the output folder cannot be written to.
     """
     stems = [Path(path).stem for path in paths]
     if not stems:
         raise ValueError("expected at least one sound file, got none")
-    if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
-        raise ValueError(f"several sounds are called {twice}: their matches would have one name")
     model = load_encoder(encoder, device)
     features = ear(model.config).to(device)
     rows: list[dict[str, Any]] = []
     bar = tqdm(paths, unit="file", disable=None if progress and len(paths) > 1 else True)  # None: if this is a terminal
-    for path, stem in zip(bar, stems, strict=True):
+    for i, (path, stem) in enumerate(zip(bar, stems, strict=True)):
         wav, document = (Path(output_folder, f"{stem}_matched.{kind}") for kind in ("wav", "json"))
         row: dict[str, Any] = {"file": str(path), "error": ""}
         try:
+            if (first := stems.index(stem)) < i:
+                raise ValueError(f"{path} would have its match under the same name as {paths[first]}: rename it")
             source = {"sha256": _sum(path), "encoder": encoder, "seed": seed}
             if not (wav.is_file() and _source(document) == source):
                 result = match(path, model, features, seed, progress)
@@ -504,7 +538,11 @@ def match_files(
 
 
 def _sum(path: str | Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
+    """SHA-256 of a file, empty if there is none; raises ValueError if it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def _source(document: Path) -> Any:

@@ -127,7 +127,7 @@ def play(
         The ellipse, a circle for α = 1, touches the sides of the rectangle.
     strike : pair of fractions of the sides
         The nearest node is struck.
-    bend : float ≥ 0
+    bend : float, at least 0 and less than 3
         How much more tension the membrane has at its widest motion than at rest: pitch then glides down as it fades.
     n_intervals : int
         Of the grid, along each side, as in `simulate`. Few detune the high modes.
@@ -140,8 +140,12 @@ def play(
     Raises
     ------
     ValueError
-        If n_intervals does not fit, or strike or ear lies outside the rim.
+        If n_intervals does not fit, rim or bend is none of the above, or strike or ear lies outside the rim.
     """
+    if rim not in ("rectangle", "ellipse"):
+        raise ValueError(f"expected rim 'rectangle' or 'ellipse', got {rim!r}")
+    if not 0 <= bend < 3:  # half the stable step is stable under less than four times the tension
+        raise ValueError(f"expected a bend of at least 0 and less than 3, got {bend}")
     y = np.arange(1, n_intervals) / n_intervals
     inside = np.ones((n_intervals - 1, n_intervals - 1), bool)
     if rim == "ellipse":

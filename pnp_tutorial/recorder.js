@@ -35,17 +35,24 @@ async function record() {
   if (!navigator.mediaDevices || !globalThis.MediaRecorder) throw new DOMException("", "NotSupportedError");
   const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
   const stream = await navigator.mediaDevices.getUserMedia({ audio });
-  const recorder = new MediaRecorder(stream, { audioBitsPerSecond: 256000 });
+  const microphoneOff = () => stream.getTracks().forEach((track) => track.stop()); // its sign in the browser goes out
   const chunks = [];
-  recorder.addEventListener("dataavailable", ({ data }) => chunks.push(data));
-  const stopped = new Promise((resolve) => recorder.addEventListener("stop", resolve));
-  recorder.start();
+  let recorder, stopped;
+  try {
+    recorder = new MediaRecorder(stream, { audioBitsPerSecond: 256000 });
+    recorder.addEventListener("dataavailable", ({ data }) => chunks.push(data));
+    stopped = new Promise((resolve) => recorder.addEventListener("stop", resolve));
+    recorder.start();
+  } catch (error) {
+    microphoneOff();
+    throw error;
+  }
   const stop = () => recorder.state === "recording" && recorder.stop();
   const timer = setTimeout(stop, 1000 * LONGEST_S);
 
   const sound = stopped.then(async () => {
     clearTimeout(timer);
-    stream.getTracks().forEach((track) => track.stop()); // the browser's sign of a recording goes out
+    microphoneOff();
     const encoded = await new Blob(chunks, { type: recorder.mimeType }).arrayBuffer();
     const decoded = await new OfflineAudioContext(1, 1, SAMPLE_RATE).decodeAudioData(encoded);
     return mono(Array.from({ length: decoded.numberOfChannels }, (_, i) => decoded.getChannelData(i)));

@@ -57,6 +57,12 @@ def test_damaged_shipment_is_noticed(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has no .*drum"):
         shipped("drum")
     (tmp_path / "drum").write_bytes(b"noise")
+    with monkeypatch.context() as missing:
+        missing.setattr(bank, "WEIGHTS", tmp_path / "drums")
+        (tmp_path / "drums").mkdir()
+        (tmp_path / "drums/drum").write_bytes(b"sound")
+        with pytest.raises(ValueError, match="has no .*SHA256SUMS"):
+            shipped("drum")
     with pytest.raises(ValueError, match="damaged"):
         shipped("drum")
     (tmp_path / "drum").write_bytes(b"sound")

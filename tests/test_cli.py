@@ -55,6 +55,7 @@ def test_match(encoder, sound, tmp_path):
 def test_match_a_folder(encoder, sound, tmp_path):
     """Sounds are matched into files and a table, the bad one is reported, and what is no sound is left alone."""
     (sound.parent / "bad.flac").write_text("no sound")
+    (sound.parent / "bytes.raw").write_bytes(bytes(1000))
     (sound.parent / "notes.txt").write_text("no sound either")
     argv = ("match", sound.parent, "--encoder", encoder, "--output_folder", tmp_path / "out")
     run = pnp(*argv)

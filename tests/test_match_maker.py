@@ -20,7 +20,7 @@ from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.match_maker import RECORDER_MODULE, MatchMaker, Recorder, in_units, uploaded
 from pnp_tutorial.matching import Match
-from pnp_tutorial.widgets import ABPlayer
+from pnp_tutorial.widgets import AB_MODULE, ABPlayer
 
 THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)
 PNG = b"\x89PNG\r\n"
@@ -150,6 +150,7 @@ def test_an_interrupted_match_leaves_the_widget_usable(maker, wav, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         maker._match()
     assert not maker._button.disabled
+    assert status(maker) == ["kick.wav: interrupted"]
 
 
 def test_both_forms_of_an_upload():
@@ -177,6 +178,68 @@ def test_recorder_module():
     assert mean == [0.5, 0.25, -1]
     assert "allow it" in refused
     assert other == "Recording failed (Odd)."
+
+
+REFUSED = """
+const tracks = [{ stopped: false, stop() { this.stopped = true; } }];
+const mediaDevices = { getUserMedia: async () => ({ getTracks: () => tracks }) };
+Object.defineProperty(globalThis, "navigator", { value: { mediaDevices }, configurable: true });
+globalThis.MediaRecorder = class {
+  constructor() { if (WHEN === "new") throw new DOMException("", "NotSupportedError"); }
+  addEventListener() {}
+  start() { throw new DOMException("", "NotSupportedError"); }
+};
+const thrown = await record().catch((error) => error.name);
+export const outcome = () => [thrown, tracks[0].stopped];
+"""
+
+
+@pytest.mark.parametrize("when", ["new", "start"])
+def test_a_recorder_that_does_not_start_leaves_the_microphone_off(when):
+    source = RECORDER_MODULE.read_text(encoding="utf-8") + REFUSED.replace("WHEN", f'"{when}"')
+    assert in_node([["outcome", []]], source) == [["NotSupportedError", True]]
+
+
+# As much of a page as the player needs, and a browser that decodes nothing.
+UNDECODED = """
+const made = [];
+function fake() {
+  const element = {
+    listeners: {}, firstChild: {}, lastChild: {}, paragraphs: [{ setAttribute() {} }, { setAttribute() {} }],
+    setAttribute() {}, append() {}, replaceChildren() {},
+    addEventListener(type, listener) { this.listeners[type] = listener; },
+    querySelector: () => ({ append() {} }),
+    querySelectorAll() { return this.paragraphs; },
+  };
+  made.push(element);
+  return element;
+}
+globalThis.document = { createElement: fake, addEventListener() {}, dispatchEvent() {} };
+globalThis.CustomEvent = class {};
+let decoded = 0;
+globalThis.AudioContext = class {
+  resume() {}
+  async decodeAudioData() { decoded++; throw new DOMException("", "EncodingError"); }
+};
+mount(fake(), { sounds: [{ label: "one", url: "data:audio/flac;base64,AAAA" }] });
+const [, root, play] = made;
+const seen = [];
+for (const press of [1, 2]) {
+  play.listeners.click();
+  seen.push(play.lastChild.textContent);
+  await new Promise((resolve) => setTimeout(resolve, 10));
+  seen.push(play.lastChild.textContent, root.paragraphs[1].textContent);
+}
+export const outcome = () => [seen, decoded];
+"""
+
+
+def test_a_player_whose_sounds_cannot_be_decoded_says_so():
+    """And a second press tries again."""
+    source = AB_MODULE.read_text(encoding="utf-8") + UNDECODED
+    ((seen, decoded),) = in_node([["outcome", []]], source)
+    assert seen == 2 * ["Stop", "Play", "The sounds cannot be played (EncodingError)."]
+    assert decoded == 2
 
 
 def test_recorder_state_is_small_before_the_first_recording():

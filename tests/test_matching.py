@@ -1,6 +1,8 @@
 """Any recording becomes the sound that the encoder expects, or one clear error."""
 
+import errno
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
 from pnp_tutorial.evaluation import jtfs_distance
 from pnp_tutorial.matching import (
     CoarseSpectra,
+    _noise,
     load_audio,
     match,
     match_files,
@@ -68,6 +71,35 @@ def test_any_format_becomes_the_same_sound(tmp_path, name, subtype, rate, channe
     similarity = torch.nn.functional.cosine_similarity(spectrum, expected, dim=0)
     assert similarity > 0.99
     assert y[:100].abs().max() > 0.02  # the onset is at the start
+
+
+def test_channels_that_cancel(tmp_path):
+    x = 0.5 * drum()
+    soundfile.write(tmp_path / "s.wav", np.stack([x, -0.999 * x], 1), 22050, subtype="FLOAT")
+    soundfile.write(tmp_path / "m.wav", x, 22050, subtype="FLOAT")
+    assert torch.equal(load_audio(tmp_path / "s.wav"), load_audio(tmp_path / "m.wav"))
+
+
+def test_dither_is_silence(tmp_path):
+    x = np.random.default_rng(0).integers(-1, 2, 30000).astype(np.int16)
+    soundfile.write(tmp_path / "x.wav", x, 22050)
+    with pytest.raises(ValueError, match="is silent: its peak is 3e-05 of full scale, expected at least 0.0001"):
+        load_audio(tmp_path / "x.wav")
+
+
+@pytest.mark.parametrize("n_left", [1, 3])
+def test_a_sound_in_the_last_samples(tmp_path, n_left):
+    x = np.zeros(192_000)
+    x[-n_left:] = 0.5
+    soundfile.write(tmp_path / "x.wav", x, 192_000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=rf"x.wav ends {n_left} samples after its onset at 192000 Hz"):
+        load_audio(tmp_path / "x.wav")
+
+
+def test_raw_is_no_audio(tmp_path):
+    (tmp_path / "x.raw").write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match="x.raw cannot be read as audio"):
+        load_audio(tmp_path / "x.raw")
 
 
 def test_channels_are_averaged(tmp_path):
@@ -139,6 +171,15 @@ def test_noise_level():
     assert noise_level(x) < 1e-6
 
 
+@pytest.mark.parametrize("rate", [8000, 16000])
+def test_noise_level_in_the_band_of_a_file(tmp_path, rate):
+    """Of 8 kHz, converted, most of the spectrum is empty; noise is what is in the rest."""
+    x = drum(rate) + 1e-2 * np.random.default_rng(0).normal(size=3 * rate)
+    soundfile.write(tmp_path / "x.wav", 0.5 * x, rate, subtype="FLOAT")
+    level = 1e-2 / np.abs(x).max() * (22050 / rate) ** 0.5  # of noise as dense, in the whole band
+    assert noise_level(load_audio(tmp_path / "x.wav"), 0.9 * rate / 22050) == pytest.approx(level, rel=0.1)
+
+
 def test_coarse_spectra_know_loudness_and_pitch():
     """A sinusoid of amplitude 1 has log(1 + 1/ε) in its own semitone, and the picture moves with it."""
     t = torch.arange(65536) / 22050
@@ -197,6 +238,41 @@ def test_refinement_never_ends_farther_and_never_leaves_the_box():
         found, after, _ = refine(S, start, features, drums, n_iterations=5)
         assert after <= before * (1 + 1e-4)
         assert found.abs().max() <= 1
+
+
+def identity(v):
+    return v
+
+
+def test_refinement_keeps_a_perfect_start_on_the_edge():
+    """SciPy would move it inwards."""
+    corner = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0], dtype=torch.float64)
+    steps = []
+    found, distance, M = refine(corner, corner, identity, identity, tell=steps.append)
+    assert torch.equal(found, corner)
+    assert distance == 0
+    assert torch.equal(M, torch.eye(5, dtype=torch.float64))
+    assert steps[-1].nu == corner.tolist()
+
+
+class OnMPS(torch.Tensor):
+    """Of a device without float64, where it has no computing to do."""
+
+    def double(self):
+        raise TypeError("MPS has no float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_refinement_needs_no_float64_on_the_device(monkeypatch):
+    from pnp_tutorial import matching
+
+    J = torch.eye(5)[None].as_subclass(OnMPS)
+    monkeypatch.setattr(matching, "jacobian", lambda *args: (None, J))
+    nu = torch.full((5,), 0.3, dtype=torch.float64)
+    found, _, _ = refine(nu.float(), 0 * nu, lambda x: x.float().as_subclass(OnMPS), identity)
+    assert torch.allclose(found, nu, atol=0.05)
 
 
 def test_uncertainty():
@@ -278,6 +354,33 @@ def test_clipped_and_noisy_drums_are_matched(model, level):
     assert (found.theta - THETA)[0].abs() < 0.03, "the pitch survives"
 
 
+def test_noise_ends_where_the_recording_ends(model):
+    """A drum of full length is heard through the same noise as ever; a short one has its noise to itself."""
+    noise = 0.02 * torch.randn(2048, generator=torch.Generator().manual_seed(1))
+    x = torch.nn.functional.pad((rectangular_drum(THETA, 2048) + noise)[:1200], (0, 848))
+    found = match(x / x.abs().max(), model)
+    assert found.noise_db == pytest.approx(20 * np.log10(0.02 / float(x.abs().max())), abs=2)
+    noise = _noise(2048, 1200, 1.0, 0)
+    assert torch.equal(noise[:1200], torch.randn(2048, generator=torch.Generator().manual_seed(0))[:1200])
+    assert (noise[1200:] == 0).all()
+    heard = rectangular_drum(to_theta(found.nu_encoder), 2048, dtype=torch.float32)
+    heard = heard + 10 ** (found.noise_db / 20) * noise
+    distance = float(jtfs_distance(heard[None], found.x[None], ear(model.config)))
+    assert found.distance["encoder"] == pytest.approx(distance, rel=1e-4)
+
+
+def test_noise_of_a_file_of_a_low_rate(model, tmp_path):
+    """It is heard where the file has any, and nowhere above."""
+    x = drum(8000)[:743] + 0.02 * np.random.default_rng(0).normal(size=743)  # 2048 samples at 22 050 Hz
+    soundfile.write(tmp_path / "x.wav", 0.5 * x, 8000, subtype="FLOAT")
+    found = match(tmp_path / "x.wav", model)
+    level = 0.02 / np.abs(x).max() * (22050 / 8000) ** 0.5
+    assert found.noise_db == pytest.approx(20 * np.log10(level), abs=3)
+    power = torch.fft.rfft(_noise(2048, 2048, 0.9 * 8000 / 22050, 0)).abs() ** 2 / 2048
+    assert power[:334].mean() == pytest.approx(1, abs=0.2)
+    assert power[336:].max() < 1e-9
+
+
 def test_written_files_say_the_same(result, tmp_path):
     save_match(result, tmp_path / "new/x.wav", tmp_path / "new/x.json")
     wav, rate = soundfile.read(tmp_path / "new/x.wav")
@@ -314,6 +417,21 @@ def test_a_bad_file_does_not_stop_the_others(tiny_training, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
+def test_a_file_that_may_not_be_read(tiny_training, tmp_path, monkeypatch):
+    paths = write_drums(tmp_path / "in", 2)
+    read = Path.read_bytes
+
+    def read_bytes(path):
+        if path == paths[0]:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    encoder = f"{tiny_training.output_folder}/encoder.safetensors"
+    table = match_files(paths, tmp_path / "out", encoder, progress=False)
+    assert table.error.tolist() == [f"{paths[0]} cannot be read (Permission denied)", ""]
+
+
 def test_matches_that_are_there_are_not_made_again(tiny_training, tmp_path, monkeypatch):
     from pnp_tutorial import matching
 
@@ -334,9 +452,15 @@ def test_matches_that_are_there_are_not_made_again(tiny_training, tmp_path, monk
     assert made == paths[:1]
 
 
-def test_names_that_would_collide(tmp_path):
-    with pytest.raises(ValueError, match="several sounds are called kick"):
-        match_files([tmp_path / "kick.wav", tmp_path / "kick.flac"], tmp_path)
+def test_names_that_would_collide(tiny_training, tmp_path):
+    """The first is matched, the others are bad."""
+    paths = [tmp_path / name for name in ("kick.flac", "kick.wav", "tom.wav")]
+    for path in paths:
+        soundfile.write(path, drum()[:4000], 22050)
+    encoder = f"{tiny_training.output_folder}/encoder.safetensors"
+    table = match_files(paths, tmp_path / "out", encoder, progress=False)
+    assert table.error.astype(bool).tolist() == [False, True, False]
+    assert table.error[1].startswith(f"{paths[1]} would have its match under the same name as {paths[0]}")
     with pytest.raises(ValueError, match="at least one sound file"):
         match_files([], tmp_path)
 
@@ -349,6 +473,11 @@ def test_known_pitch_cannot_match(model):
 def test_wrong_length(model):
     with pytest.raises(ValueError, match=r"shape \(2048,\), got \(100,\)"):
         match(torch.ones(100), model)
+
+
+def test_audio_of_zeros(model):
+    with pytest.raises(ValueError, match="nothing but zeros"):
+        match(torch.zeros(2048), model)
 
 
 def test_audio_that_is_not_finite(model):

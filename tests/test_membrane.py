@@ -102,3 +102,16 @@ def test_where_it_is_struck_changes_the_colour_and_not_the_pitch():
 def test_strikes_outside_the_rim_are_refused(strike):
     with pytest.raises(ValueError, match="inside the rim"):
         membrane.play(SLOW, rim="ellipse", strike=strike, n_samples=100)
+
+
+@pytest.mark.parametrize("options", [{"rim": "circle"}, {"bend": -0.1}, {"bend": 3.0}, {"bend": math.nan}])
+def test_other_rims_and_bends_are_refused(options):
+    (name, value) = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"expected .*{name} .*, got {value!r}"):
+        membrane.play(SLOW, n_samples=100, **options)
+
+
+def test_the_largest_bend_is_stable():
+    x = membrane.play(SLOW, bend=2.99, n_intervals=10, n_samples=20000)
+    assert np.isfinite(x).all()
+    assert np.abs(x[-2000:]).max() < 0.1, "it fades"
