@@ -92,6 +92,8 @@ class TrainingConfig:
         Sounds a step, of all processes together.
     learning_rate
         Of Adam.
+    final_learning_rate
+        What the learning rate falls to in the last epoch, along half a period of a cosine; if not given, it stays.
     seed
         Of weights and batches.
     precision
@@ -115,7 +117,8 @@ class TrainingConfig:
     n_epochs: int = 70  # the paper's
     epoch_share: float = 1.0  # the paper's: 25 600 of 82 224 sounds
     batch_size: int = 256  # the paper's, but for its spectral loss: 64
-    learning_rate: float = 1e-3  # the paper's, constant
+    learning_rate: float = 1e-3  # the paper's
+    final_learning_rate: float | None = None  # the paper's rate is constant
     seed: int = 0
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     tensorboard: bool = False
@@ -253,10 +256,18 @@ def _check(config: TrainingConfig) -> None:
         raise ValueError(f"expected batch_size ≥ 2, which batch normalization needs, got {config.batch_size}")
     if not 0 < config.epoch_share <= 1:
         raise ValueError(f"expected epoch_share in (0, 1], got {config.epoch_share}")
-    if config.lambda_0 is not None and config.lambda_0 < 0:
-        raise ValueError(f"expected lambda_0 ≥ 0, got {config.lambda_0}")
+    for name in ("lambda_0", "final_learning_rate"):
+        if getattr(config, name) is not None and getattr(config, name) < 0:
+            raise ValueError(f"expected {name} ≥ 0, got {getattr(config, name)}")
     if config.loss == "pnp" and not read_config(config.data).metric:
         raise ValueError(f"{config.data} was built without the metric M, which the PNP loss needs")
+
+
+def _learning_rate(config: TrainingConfig, epoch: int) -> float:
+    first, last = config.learning_rate, config.final_learning_rate
+    if last is None or config.n_epochs == 1:
+        return first
+    return last + (first - last) * (1 + math.cos(math.pi * epoch / (config.n_epochs - 1))) / 2
 
 
 def _precision(config: TrainingConfig, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
@@ -300,7 +311,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
 
     After every epoch `checkpoint.pt` (weights, optimizer, λ, history, configuration; batches and all that is random
     follow from seed and epoch) and `metrics.jsonl` are written atomically: a killed run, called again, ends with the
-    numbers of one that was never killed. More epochs may be asked for later, for which a schedule goes on as it began.
+    numbers of one that was never killed. More epochs may be asked for later, for which a scheduled damping goes on as
+    it began; but not where the learning rate falls, for it has come to its end.
 
     Under torchrun or srun all processes train one encoder; the first of them writes.
 
@@ -356,8 +368,9 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
             saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
             raise ValueError(f"{checkpoint} is damaged: delete {folder} to start again") from error
-        ignored = ("data", "output_folder", "n_epochs", "tensorboard", "device")
-        refuse_difference(saved["config"], asdict(config), f"{folder} holds a run", ignored)
+        ignored = ["data", "output_folder", "tensorboard", "device"]
+        ignored += ["n_epochs"] if config.final_learning_rate is None else []
+        refuse_difference(saved["config"], asdict(config), f"{folder} holds a run", tuple(ignored))
         refuse_difference(saved["dataset"], asdict(data), f"{folder} holds a run on data", ("data", "device"))
         network.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -372,6 +385,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
             torch.manual_seed(config.seed * 1_000_003 + epoch + 1)  # batches
             order = torch.randperm(len(train.nu))[: n_steps * batch_size]
             torch.manual_seed((config.seed * 1_000_003 + epoch + 1) * world + fabric.global_rank)  # dropout, if any
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(config, epoch)
             total = torch.zeros((), dtype=torch.float64)
             for batch in _batches(train, order, batch_size, fabric):
                 optimizer.zero_grad()

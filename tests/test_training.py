@@ -226,6 +226,18 @@ def test_more_epochs_continue(tiny_training, tmp_path):
     assert len(fit(long, progress=False)) == 4
 
 
+def test_learning_rate_falls_along_a_cosine(tiny_training, tmp_path):
+    config = replace(tiny_training, output_folder=str(tmp_path), loss="parameter", n_epochs=3)
+    config = replace(config, final_learning_rate=0.0)
+    rates = [training._learning_rate(config, epoch) for epoch in range(3)]
+    assert rates == pytest.approx([config.learning_rate, config.learning_rate / 2, 0])
+    fit(config, progress=False)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["lr"] == 0
+    with pytest.raises(ValueError, match="holds a run with n_epochs = 3, not 4"):
+        fit(replace(config, n_epochs=4), progress=False)
+
+
 def test_finished_run_is_not_repeated(tiny_training, monkeypatch):
     monkeypatch.setattr(training, "validate", lambda *args: pytest.fail("trained again"))
     assert len(fit(tiny_training, progress=False)) == tiny_training.n_epochs
@@ -317,6 +329,7 @@ def test_results_say_how_they_came_about(tiny_data, tiny_training):
         ({"learning_rate": 0.0}, "learning_rate > 0"),
         ({"epoch_share": 1.5}, r"epoch_share in \(0, 1\]"),
         ({"lambda_0": -1.0}, "lambda_0 ≥ 0"),
+        ({"final_learning_rate": -1.0}, "final_learning_rate ≥ 0"),
         ({"data": "nowhere.zarr"}, "there is no data set at nowhere.zarr"),
         ({"device": "abacus"}, "not available"),
         ({"loss": "PNP"}, r"loss to be one of \('parameter', .*got 'PNP'"),

@@ -64,6 +64,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "mss": {"loss": "mss"},
 }
 MAIN = ("parameter", "pnp", "secant", "mss")  # with the paper's encoder, with unknown and known pitch
+FINAL_RATE = 1e-4  # of these; the learning rate of the others is constant, as the paper's
 # The small rows: of which loss, and in what they differ from it.
 DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-parameter": ("parameter", {}),
@@ -130,7 +131,7 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
             named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **LOSSES[loss], **change, seed=seed)
         for known in (False, True):
             for loss in MAIN:
-                config = replace(base, **LOSSES[loss], known_pitch=known, seed=seed)
+                config = replace(base, **LOSSES[loss], known_pitch=known, final_learning_rate=FINAL_RATE, seed=seed)
                 named[f"{loss}{'-known' * known}-{seed}"] = loss, config
     return {name: (loss, replace(row, output_folder=str(RUNS / name))) for name, (loss, row) in named.items()}
 
