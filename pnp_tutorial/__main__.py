@@ -100,6 +100,8 @@ def run_match(config: MatchConfig) -> None:
         print(row["file"])
         for p in PARAMETERS:
             print(f"{p.name:>10} {row[p.name]:10.4g} ± {row[f'{p.name}_uncertainty']:.2g} {p.unit}")
+        words = row["undetermined"]
+        print(f"not determined by the sound: {words}" if words else "the sound determines all five parameters")
         print(f"JTFS distance {row['encoder']:.4g} by the encoder, {row['match']:.4g} refined")
     for error in bad.error:
         print(f"pnp match: {error}", file=sys.stderr)

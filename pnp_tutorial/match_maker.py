@@ -25,7 +25,7 @@ from . import plots
 from .dataset import ear
 from .drum import rectangular_drum
 from .encoder import AudioEncoder, load_encoder
-from .matching import Match, Step, load_audio, match
+from .matching import Match, Step, load_audio, match, undetermined
 from .metric import Map
 from .parameters import PARAMETERS, to_theta
 from .widgets import ABPlayer, png
@@ -135,6 +135,7 @@ class MatchMaker(widgets.VBox):
         self._say(
             f"{path.name}: match, drums heard: {story[-1].n_drums}, {distances}",
             *in_units(result.theta, result.uncertainty),
+            unsure(result),
         )
         player = ABPlayer({"recording": result.x, "match": result.x_hat}, distances)
         self.children = [self._controls, self._status, player, self._image]
@@ -181,6 +182,12 @@ def in_units(theta: Tensor, uncertainty: Tensor | None = None) -> list[str]:
         number = f"{value:#.4g}".replace("-", "−")
         lines.append(f"{p.meaning}: {p.symbol} = {number}{spread}{'' if p.unit == '1' else f' {p.unit}'}")
     return lines
+
+
+def unsure(result: Match) -> str:
+    """A line that tells which parameters, or combinations of them, the sound does not determine."""
+    words = undetermined(*result.directions, [p.symbol for p in PARAMETERS])
+    return f"not determined by the sound: {'; '.join(words)}" if words else "the sound determines all five parameters"
 
 
 def picture(story: Sequence[Step], x: Tensor, x_hat: Tensor, title: str) -> Axes:

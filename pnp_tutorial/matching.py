@@ -17,9 +17,13 @@ Refinement alone seldom helps: along pitch, the distance in Φ has a dent at eve
 are apart. The distance in C has none, and is so cheap that thousands of drums can be tried.
 
 What a sound does not determine is told by the metric M = JᵀJ at ṽ. Let the features move by d, the distance that is
-left or 1 if that is more, and let [−1, 1] have its own variance, 1/3. Then v_j is uncertain by
+left or 1 if that is more, and let [−1, 1] have its own variance, 1/3. Then v has the covariance Σ, and v_j is uncertain
+by u_j,
 
-    u_j = √(((M / d² + 3 I)⁻¹)_jj),  at most 1/√3, where nothing is known of it.
+    Σ = (M / d² + 3 I)⁻¹,    u_j = √Σ_jj,  at most 1/√3, where nothing is known of v_j.
+
+Where one parameter can make up for another, both are unsure, but not what they do together. That is told by the
+eigenvectors of Σ, or rather of its 5 × 5 block for ν: directions, each with a spread of its own.
 """
 
 import hashlib
@@ -44,7 +48,7 @@ from tqdm.auto import tqdm
 from .dataset import ear, write_atomically
 from .drum import N_SAMPLES, SAMPLE_RATE, rectangular_drum
 from .encoder import AudioEncoder, load_encoder
-from .metric import Map, gram, jacobian
+from .metric import Map, eigen, gram, jacobian
 from .parameters import N_PARAMETERS, NAMES, PARAMETERS, ranges, to_theta
 from .scattering import log_compress
 
@@ -54,6 +58,8 @@ CANCELLED = 0.01  # peak of the channels' mean, of the loudest channel's: −40 
 PASSED = 0.9  # of a file's band, when its rate is converted: SoXR fades out above
 ALIKE = 0.1  # JTFS distance at which a refinement has come close enough
 PRIOR = 1 / 3  # variance of a number drawn from [−1, 1]
+UNSURE = (PRIOR / 2) ** 0.5  # spread of a direction above which the box says more of it than the sound
+MINOR = 0.3  # component of a direction that is not worth a word: less than a tenth of its square
 LEVEL_DB = 12  # of the drum in the recording, up or down
 
 
@@ -116,7 +122,7 @@ class Match:
     x, x_hat : Tensors (n_samples,), the recording as it was heard and the matched drum, both of peak 1
     nu, theta : Tensors (5,), the drum's parameters
     level_db : float, of the drum in the recording, above a peak of 1
-    uncertainty : Tensor (5,), of ν, as at the head of this module
+    covariance : Tensor (5, 5), of ν, as at the head of this module
     nu_encoder, nu_constant : Tensors (5,), what the encoder predicted, and the best constant drum that it knows
     distance : dict of floats
         JTFS distance from the recording of the drums "constant", "encoder", "scan" and "match", all heard through its
@@ -130,20 +136,36 @@ class Match:
     nu: Tensor
     theta: Tensor
     level_db: float
-    uncertainty: Tensor
+    covariance: Tensor
     nu_encoder: Tensor
     nu_constant: Tensor
     distance: dict[str, float]
     noise_db: float
     history: tuple[Step, ...]
 
+    @property
+    def uncertainty(self) -> Tensor:
+        """Of each ν_j (5,), whatever the others are."""
+        return self.covariance.diagonal().sqrt()
+
+    @property
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Spreads (5,) of ν, the largest first, and the unit vectors (5, 5) along which it has them, as columns."""
+        variances, directions = eigen(self.covariance)
+        return variances.clamp_min(0).sqrt().flip(0), directions.flip(1)
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: parameters with name, symbol, unit, value and uncertainty; distances, noise and effort."""
+        """For JSON: parameters with name, symbol, unit, value, uncertainty; directions; distances, noise and effort."""
         low, high = ranges()
         spread = self.uncertainty * (high - low) / 2
         parameters = [
             {"name": p.name, "symbol": p.symbol, "unit": p.unit, "meaning": p.meaning, "value": value, "uncertainty": u}
             for p, value, u in zip(PARAMETERS, self.theta.tolist(), spread.tolist(), strict=True)
+        ]
+        spreads, vectors = self.directions
+        directions = [
+            {"spread": spread, **dict(zip(NAMES, vector, strict=True))}
+            for spread, vector in zip(spreads.tolist(), vectors.T.tolist(), strict=True)
         ]
         named = {"encoder": self.nu_encoder, "constant": self.nu_constant}
         others = {name: dict(zip(NAMES, to_theta(nu).tolist(), strict=True)) for name, nu in named.items()}
@@ -151,6 +173,8 @@ class Match:
         return {
             "theta": parameters,
             "nu": self.nu.tolist(),
+            "directions": directions,
+            "undetermined": undetermined(spreads, vectors),
             "jtfs_distance": self.distance,
             "level_db": self.level_db,
             "noise_db": self.noise_db,
@@ -350,10 +374,30 @@ def refine(
     return torch.from_numpy(result.x), math.sqrt(2 * result.cost), gram(torch.from_numpy(result.jac))
 
 
-def uncertainty(metric: Tensor, distance: float) -> Tensor:
-    """Of each v_j (n,), from the metric (n, n) at the match and its distance: as at the head of this module."""
-    precision = metric / max(distance, 1.0) ** 2 + torch.eye(len(metric), dtype=metric.dtype) / PRIOR
-    return torch.linalg.inv(precision).diagonal().sqrt()
+def covariance(metric: Tensor, distance: float) -> Tensor:
+    """Of v (n, n), from the metric (n, n) at the match and its distance: as at the head of this module."""
+    values, directions = eigen(metric)  # M spans ten decades: so rounding lets no variance be above that of the box
+    variances = 1 / (values.clamp_min(0) / max(distance, 1.0) ** 2 + 1 / PRIOR)
+    return directions * variances @ directions.mT
+
+
+def undetermined(spreads: Tensor, directions: Tensor, names: Sequence[str] = NAMES) -> list[str]:
+    """In words, those of `Match.directions` of which the sound says less than the box: "log_D", "0.8 log_p + 0.6 tau".
+
+    Components below 0.3 are left out. Where K directions have K parameters in all, they leave each of these alone
+    undetermined as well, and it is these that are named.
+    """
+    unsure = directions[:, spreads > UNSURE]  # (5, K)
+    major = unsure.abs() > MINOR
+    if major.any(1).sum() == unsure.shape[1]:
+        return [name for name, rows in zip(names, major, strict=True) if rows.any()]
+    words = []
+    for vector in unsure.T.tolist():
+        terms = sorted(zip(vector, names, strict=True), key=lambda term: -abs(term[0]))
+        terms = [(component, name) for component, name in terms if abs(component) > MINOR]
+        signed = " ".join(f"{'−' if component < 0 else '+'} {abs(component):.1f} {name}" for component, name in terms)
+        words.append(signed.removeprefix("+ ") if len(terms) > 1 else terms[0][1])
+    return words
 
 
 def match(
@@ -455,7 +499,7 @@ def match(
         nu=nu,
         theta=to_theta(nu),
         level_db=LEVEL_DB * float(level),
-        uncertainty=uncertainty(M, refined)[:N_PARAMETERS],
+        covariance=covariance(M, refined)[:N_PARAMETERS, :N_PARAMETERS],
         nu_encoder=nu_encoder,
         nu_constant=nu_constant,
         distance={"constant": far, "encoder": predicted, "scan": scanned, "match": refined},
@@ -503,8 +547,8 @@ def match_files(
     -------
     table : DataFrame, one row a recording
         file; error (empty if there was none); the parameters, in their units, and their uncertainties, as
-        <parameter>_uncertainty; the JTFS distances of the drums "constant", "encoder", "scan" and "match"; level_db,
-        noise_db, n_drums and n_iterations.
+        <parameter>_uncertainty; what is undetermined, in words; the JTFS distances of the drums "constant", "encoder",
+        "scan" and "match"; level_db, noise_db, n_drums and n_iterations.
 
     Raises
     ------
@@ -527,10 +571,9 @@ def match_files(
             if (first := stems.index(stem)) < i:
                 raise ValueError(f"{path} would have its match under the same name as {paths[first]}: rename it")
             source = {"sha256": _sum(path), "encoder": encoder, "seed": seed}
-            if not (wav.is_file() and _source(document) == source):
-                result = match(path, model, features, seed, progress)
-                save_match(result, wav, document, source)
-            row |= _row(json.loads(document.read_text()))
+            if not (wav.is_file() and _row(document, source)):
+                save_match(match(path, model, features, seed, progress), wav, document, source)
+            row |= _row(document, source)
         except ValueError as error:
             row["error"] = str(error)
         rows.append(row)
@@ -545,17 +588,15 @@ def _sum(path: str | Path) -> str:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _source(document: Path) -> Any:
-    """What a JSON file of `save_match` was made from; None if it is no such file."""
+def _row(document: Path, source: dict[str, Any]) -> dict[str, Any]:
+    """The numbers in a JSON file that `save_match` made from `source`, side by side; empty if it is no such file."""
     try:
-        return json.loads(document.read_text()).get("source")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _row(document: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a JSON file of `save_match`, side by side."""
-    values = {p["name"]: p["value"] for p in document["theta"]}
-    spreads = {f"{p['name']}_uncertainty": p["uncertainty"] for p in document["theta"]}
-    effort = {name: document[name] for name in ("level_db", "noise_db", "n_drums", "n_iterations")}
-    return values | spreads | document["jtfs_distance"] | effort
+        content = json.loads(document.read_text())
+        if content.get("source") != source:
+            return {}
+        values = {p["name"]: p["value"] for p in content["theta"]}
+        spreads = {f"{p['name']}_uncertainty": p["uncertainty"] for p in content["theta"]}
+        effort = {name: content[name] for name in ("level_db", "noise_db", "n_drums", "n_iterations")}
+        return values | spreads | {"undetermined": "; ".join(content["undetermined"])} | content["jtfs_distance"] | effort
+    except (OSError, ValueError, AttributeError, KeyError):  # KeyError: an older version of this package wrote it
+        return {}

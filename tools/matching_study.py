@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial import __version__
+from pnp_tutorial.bank import load_bank
 from pnp_tutorial.dataset import ear, write_atomically
 from pnp_tutorial.drum import SAMPLE_RATE, rectangular_drum
 from pnp_tutorial.encoder import load_encoder
-from pnp_tutorial.matching import Step, load_audio, match, refine, scan
+from pnp_tutorial.matching import CoarseSpectra, Step, load_audio, match, refine, scan
 from pnp_tutorial.membrane import play
 from pnp_tutorial.parameters import sample_uniform, to_nu, to_theta
 
@@ -41,6 +43,7 @@ RUNS = Path("runs/matching")
 SEED = 2026  # of the drums, which no training has seen
 N_DRUMS = 200
 N_SOME = 20  # of them, matched without one of the stages too
+N_NEAREST = 5  # drums of the bank from which those are refined
 N_BAD = 12  # of them, in each condition that is not clean
 SLIP = round(0.02 * SAMPLE_RATE)  # 20 ms
 
@@ -51,13 +54,31 @@ def noisy(x: Tensor, snr_db: float) -> Tensor:
     return x + x.square().mean().sqrt() * 10 ** (-snr_db / 20) * noise
 
 
+def from_file(channels: np.ndarray, rate: int) -> Tensor:
+    """What a 16-bit file of channels (n_samples, n_channels) gives when it is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.wav")
+        soundfile.write(path, channels, rate, subtype="PCM_16")
+        return load_audio(path)
+
+
 def filed(x: Tensor, rate: int) -> Tensor:
     """Played at half level after 0.1 s of silence into a 16-bit stereo file of another rate, and read again."""
     late = np.concatenate([np.zeros(SAMPLE_RATE // 10), 0.5 * x.numpy()])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "x.wav")
-        soundfile.write(path, np.stack(2 * [soxr.resample(late, SAMPLE_RATE, rate)], 1), rate, subtype="PCM_16")
-        return load_audio(path)
+    return from_file(np.stack(2 * [soxr.resample(late, SAMPLE_RATE, rate)], 1), rate)
+
+
+def by_phone(x: Tensor, rate: int = 44_100) -> Tensor:
+    """As a phone records it: in stereo, one channel at half the level of the other, half a second late, in 16 bits.
+
+    Each channel has white noise of its own, from the first sample to half a second after the drum, as dense as noise in
+    the band of x that is 20 dB below the louder channel's drum.
+    """
+    silence = np.zeros(SAMPLE_RATE // 2)
+    late = soxr.resample(np.concatenate([silence, x.numpy(), silence]), SAMPLE_RATE, rate)
+    noise_std = 0.1 * float(x.square().mean().sqrt()) * (rate / SAMPLE_RATE) ** 0.5
+    noise = noise_std * np.random.default_rng(SEED).normal(size=(len(late), 2))
+    return from_file(0.5 * (late[:, None] * [1.0, 0.5] + noise), rate)
 
 
 def faded_in(x: Tensor) -> Tensor:
@@ -75,6 +96,7 @@ CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "no-attack": faded_in,
     "44.1kHz": partial(filed, rate=44_100),
     "48kHz": partial(filed, rate=48_000),
+    "phone": by_phone,
 }
 
 
@@ -96,6 +118,14 @@ def model_and_features() -> tuple:
     return model, ear(model.config)
 
 
+@cache
+def bank_and_spectra() -> tuple[Tensor, Tensor]:
+    """ν (n, 5) of all drums of the bank, and their coarse spectra (n, P)."""
+    nu, coarse = load_bank().nu, CoarseSpectra()
+    with torch.no_grad():
+        return nu, torch.cat([coarse(drum(some)) for some in nu.split(16)])
+
+
 def numbers(values: Tensor) -> list[float]:
     return [float(f"{value:.5g}") for value in values.tolist()]
 
@@ -105,7 +135,7 @@ def drum(nu: Tensor) -> Tensor:
 
 
 def one(name: str, i: int) -> None:
-    """Match one sound, and the first clean ones also without the scan, and with the scan alone."""
+    """Match one sound, and the first clean ones also without the scan, with the scan alone, and from the bank."""
     model, features = model_and_features()
     if name in MEMBRANES:
         nu = to_nu(torch.tensor(PLAYED[i], dtype=torch.float64))
@@ -137,6 +167,17 @@ def one(name: str, i: int) -> None:
             distance = float((features(drum(scanned)) - S).norm())
         row["scanned_only"] = {"nu_hat": numbers(scanned), "distance": float(f"{distance:.4g}")}
         row["scanned_only"]["n_drums"] = steps[-1].n_drums
+        bank, spectra = bank_and_spectra()
+        with torch.no_grad():
+            nearest = (spectra - CoarseSpectra()(x)).norm(dim=-1).topk(N_NEAREST, largest=False).indices
+        ends = []
+        for nu_bank in bank[nearest]:
+            steps = []
+            alone, distance, _ = refine(S, nu_bank, features, drum, tell=steps.append)
+            ends.append((distance, alone, steps[-1].n_drums))
+        distance, alone, _ = min(ends, key=itemgetter(0))
+        row["bank_only"] = {"nu_hat": numbers(alone), "distance": float(f"{distance:.4g}")}
+        row["bank_only"]["n_drums"] = sum(n_drums for *_, n_drums in ends)  # those of the bank are heard once for all
     write_atomically({RUNS / name / f"{i}.json": json.dumps(row).encode()})
 
 

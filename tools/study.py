@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -200,6 +199,7 @@ def do(name: str, config: TrainingConfig, judge: Judge) -> None:
         refuse_difference(done, asdict(config), f"{result(name)} was made", ("data", "output_folder", "device"))
         return
     print(name, flush=True)
+    prepare(config.data)
     fit(config)
     model = load_encoder(f"{config.output_folder}/encoder.safetensors")
     history = [json.loads(line) for line in Path(config.output_folder, "metrics.jsonl").read_text().splitlines()]
@@ -218,15 +218,19 @@ def do(name: str, config: TrainingConfig, judge: Judge) -> None:
     write_atomically({result(name): json.dumps(row).encode()})
 
 
-def build_coarse(data: str, nu: Tensor, metric: Callable[..., Tensor]) -> None:
-    """The data set once more, with metrics of coarse spectra in place of the ear's, computed once, and kept."""
-    path = RUNS / f"{Path(data).stem}.pt"
-    if not path.exists():
-        coarse = CoarseSpectra(DATA.n_samples)
-        parts = tqdm(nu.split(8), desc=path.stem, leave=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(torch.cat([metric(some, coarse, synthesizer) for some in parts]), path)
-    build(replace(DATA, data=data), metric=torch.load(path, weights_only=True))
+def build_copy(data: str, nu: Tensor, metric: Tensor) -> None:
+    """The data set once more, with other coordinates or metrics, unless it is there."""
+    unfinished = shutil.copytree(DATA.data, f"{data}.new", dirs_exist_ok=True)
+    store = zarr.open_group(unfinished, mode="r+")
+    store["nu"][:] = nu.numpy()
+    store["metric"][:] = metric.numpy()
+    os.replace(unfinished, data)
+
+
+def coarse_metric(nu: Tensor, step: float) -> Tensor:
+    """Secant metrics (n, 5, 5) of coarse spectra."""
+    coarse = CoarseSpectra(DATA.n_samples)
+    return torch.cat([secant_metric(some, coarse, synthesizer, step=step) for some in tqdm(nu.split(8), desc="metric")])
 
 
 def ends(u: Map) -> Tensor:
@@ -245,16 +249,23 @@ def to_shape(nu: Tensor, u: Map) -> tuple[Tensor, Tensor]:
     return new, slope
 
 
-def build_shape(data: str, nu: Tensor, metric: Tensor, u: Map) -> None:
-    """The data set once more, in coordinates ν' with the metric M' = (∂ν/∂ν')ᵀ M (∂ν/∂ν'), unless it is there."""
+def shape_metric(nu: Tensor, metric: Tensor, u: Map) -> tuple[Tensor, Tensor]:
+    """Coordinates ν' of ν in which u(α) takes the place of α, and the metric M' = (∂ν/∂ν')ᵀ M (∂ν/∂ν') there."""
+    new, slope = to_shape(nu, u)
+    return new.clamp(-1, 1), slope[:, :, None] * metric * slope[:, None, :]
+
+
+def prepare(data: str) -> None:
+    """Build the data set, and the one that is wanted of those that differ from it, unless they are there."""
+    bank = load_bank()
+    refuse_difference(asdict(bank.config), asdict(DATA), "the bank was built", ("data", "chunk_size", "device"))
+    build(DATA, metric=bank.metric)
     if Path(data).exists():
         return
-    new, slope = to_shape(nu, u)
-    unfinished = shutil.copytree(DATA.data, f"{data}.new", dirs_exist_ok=True)
-    store = zarr.open_group(unfinished, mode="r+")
-    store["nu"][:] = new.clamp(-1, 1).numpy()
-    store["metric"][:] = (slope[:, :, None] * metric * slope[:, None, :]).numpy()
-    os.replace(unfinished, data)
+    if data in SHAPES:
+        build_copy(data, *shape_metric(bank.nu, bank.metric, SHAPES[data][0]))
+    else:
+        build_copy(data, bank.nu, coarse_metric(bank.nu, {SECANT: STEP, COARSE: STEP / 100}[data]))
 
 
 def from_shape(nu: Tensor, u: Map, inverse: Map) -> Tensor:
@@ -266,16 +277,10 @@ def from_shape(nu: Tensor, u: Map, inverse: Map) -> Tensor:
 
 
 def main(prefixes: list[str]) -> None:
-    bank = load_bank()
-    refuse_difference(asdict(bank.config), asdict(DATA), "the bank was built", ("data", "chunk_size", "device"))
-    build(DATA, metric=bank.metric)
-    build_coarse(SECANT, bank.nu, partial(secant_metric, step=STEP))
-    build_coarse(COARSE, bank.nu, partial(secant_metric, step=STEP / 100))
-    for data, (u, _) in SHAPES.items():
-        build_shape(data, bank.nu, bank.metric, u)
     wanted = tuple(prefixes) or ("",)
     named = {name: row for name, row in rows().items() if name.startswith(wanted)}
     needed = {loss for loss, _ in named.values()} | {rows()[HYBRIDS[n][0]][0] for n in HYBRIDS if n.startswith(wanted)}
+    prepare(DATA.data)
     judge = Judge("validation", 128)
     for name, config in tuning().items():
         if name.startswith((*wanted, *(f"tune-{loss}-" for loss in needed))):
@@ -293,6 +298,7 @@ def main(prefixes: list[str]) -> None:
     for name in taking_over:
         first, config = hybrids()[name]
         if not result(name).exists():
+            prepare(first.data)
             fit(first)  # it is trained again if its encoder is gone
         do(name, config, judge)
 
