@@ -10,6 +10,9 @@ JOBS ?= 2
 export OMP_WAIT_POLICY = PASSIVE
 # One thread a process where processes run side by side.
 test: export OMP_NUM_THREADS = 1
+# Memory that a training step frees is kept for the next (glibc): a third faster than to ask for it anew.
+study: export MALLOC_MMAP_MAX_ = 0
+study: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 
 .DEFAULT_GOAL := help
 .PHONY: help book test check notebooks serve clean lock encoder bank study matching benchmark

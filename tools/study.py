@@ -4,15 +4,20 @@
     python tools/study.py pnp mss-1    # those whose names begin so
 
 A row is one training run and its test. It is written to pnp_tutorial/results/study once it is done; a row that is there
-with the same configuration is not done again, and one that was interrupted goes on where it stopped.
+with the same configuration is not done again, and one that was interrupted goes on where it stopped. As many rows are
+trained side by side, in one thread each, as torch has threads: on two cores that is nearly twice as fast as one row
+after another.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -192,21 +197,20 @@ class Judge:
         return {"jtfs": rounded((S - self.S).norm(dim=-1)), "mss": rounded(mss), "nu_hat": rounded(nu_hat)}
 
 
-def do(name: str, config: TrainingConfig, judge: Judge) -> None:
-    """Train, test and write one row, unless it is there."""
-    if result(name).exists():
-        done = json.loads(result(name).read_text())["training"]["config"]
-        refuse_difference(done, asdict(config), f"{result(name)} was made", ("data", "output_folder", "device"))
-        return
+judge = cache(Judge)
+
+
+def do(name: str, config: TrainingConfig) -> None:
+    """Train, test and write one row."""
     print(name, flush=True)
-    prepare(config.data)
-    fit(config)
+    fit(config, progress=multiprocessing.parent_process() is None)
     model = load_encoder(f"{config.output_folder}/encoder.safetensors")
     history = [json.loads(line) for line in Path(config.output_folder, "metrics.jsonl").read_text().splitlines()]
+    heard = judge("validation", 128) if name in tuning() else judge("test", 512)
 
     def test() -> dict[str, list]:
-        nu_hat = predict(model, judge.drums)
-        return judge(from_shape(nu_hat, *SHAPES[config.data]) if config.data in SHAPES else nu_hat)
+        nu_hat = predict(model, heard.drums)
+        return heard(from_shape(nu_hat, *SHAPES[config.data]) if config.data in SHAPES else nu_hat)
 
     row = {"training": model.metadata["training"], "history": history, **test()}
     end = torch.load(f"{config.output_folder}/checkpoint.pt", map_location="cpu", weights_only=True)
@@ -218,12 +222,36 @@ def do(name: str, config: TrainingConfig, judge: Judge) -> None:
     write_atomically({result(name): json.dumps(row).encode()})
 
 
+def single_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def do_all(named: dict[str, TrainingConfig]) -> None:
+    """Do the rows that are missing, side by side."""
+    for name, config in named.items():
+        if result(name).exists():
+            done = json.loads(result(name).read_text())["training"]["config"]
+            refuse_difference(done, asdict(config), f"{result(name)} was made", ("data", "output_folder", "device"))
+    missing = {name: config for name, config in named.items() if not result(name).exists()}
+    for data in {config.data for config in missing.values()}:
+        prepare(data)
+    n = min(torch.get_num_threads(), len(missing))
+    if n <= 1:
+        for name, config in missing.items():
+            do(name, config)
+        return
+    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), single_thread) as pool:
+        for _ in tqdm(pool.map(do, missing, missing.values()), total=len(missing), unit="row"):
+            pass
+
+
 def build_copy(data: str, nu: Tensor, metric: Tensor) -> None:
     """The data set once more, with other coordinates or metrics, unless it is there."""
     unfinished = shutil.copytree(DATA.data, f"{data}.new", dirs_exist_ok=True)
     store = zarr.open_group(unfinished, mode="r+")
     store["nu"][:] = nu.numpy()
     store["metric"][:] = metric.numpy()
+    store.attrs["changed_by"] = f"tools/study.py: {data}"
     os.replace(unfinished, data)
 
 
@@ -278,29 +306,30 @@ def from_shape(nu: Tensor, u: Map, inverse: Map) -> Tensor:
 
 def main(prefixes: list[str]) -> None:
     wanted = tuple(prefixes) or ("",)
-    named = {name: row for name, row in rows().items() if name.startswith(wanted)}
-    needed = {loss for loss, _ in named.values()} | {rows()[HYBRIDS[n][0]][0] for n in HYBRIDS if n.startswith(wanted)}
+
+    def those(names: Iterable[str]) -> list[str]:
+        return [name for name in names if name.startswith(wanted)]
+
+    named, taking_over = rows(), those(HYBRIDS)
+    firsts = {HYBRIDS[name][0] for name in taking_over if not result(name).exists()}
+    needed = {named[name][0] for name in (*those(named), *firsts)}
     prepare(DATA.data)
-    judge = Judge("validation", 128)
-    for name, config in tuning().items():
-        if name.startswith((*wanted, *(f"tune-{loss}-" for loss in needed))):
-            do(name, config, judge)
-    taking_over = [name for name in HYBRIDS if name.startswith(wanted)]
-    if not named and not taking_over:
+    judge("validation", 128)  # what it keeps is for all processes
+    short = tuning()
+    do_all({name: short[name] for name in short if name.startswith((*wanted, *(f"tune-{loss}-" for loss in needed)))})
+    if not (those(named) or taking_over):
         return
-    judge = Judge("test", 512)
+    heard = judge("test", 512)
     if not result("constant").exists():  # the floor: one drum, whatever the sound
         train = load(SETTINGS["data"]).nu[:256]
-        nu = best_constant(train, judge.features, partial(rectangular_drum, n_samples=DATA.n_samples), progress=True)
-        write_atomically({result("constant"): json.dumps(judge(nu.expand_as(judge.drums.nu))).encode()})
-    for name, (loss, config) in named.items():
-        do(name, replace(config, learning_rate=tuned(loss)), judge)
-    for name in taking_over:
-        first, config = hybrids()[name]
-        if not result(name).exists():
-            prepare(first.data)
-            fit(first)  # it is trained again if its encoder is gone
-        do(name, config, judge)
+        nu = best_constant(train, heard.features, partial(rectangular_drum, n_samples=DATA.n_samples), progress=True)
+        write_atomically({result("constant"): json.dumps(heard(nu.expand_as(heard.drums.nu))).encode()})
+    tuned_rows = {name: replace(config, learning_rate=tuned(loss)) for name, (loss, config) in named.items()}
+    do_all({name: tuned_rows[name] for name in those(named)})
+    for first in firsts:
+        prepare(tuned_rows[first].data)
+        fit(tuned_rows[first])  # it is trained again if its encoder is gone
+    do_all({name: hybrids()[name][1] for name in taking_over})
 
 
 if __name__ == "__main__":
