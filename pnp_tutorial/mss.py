@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from auraloss.freq import MultiResolutionSTFTLoss
 from torch import Tensor, nn
-from torch.func import vmap
 
 
 class MSS(nn.Module):
@@ -47,15 +46,18 @@ class MSS(nn.Module):
         return x.reshape(-1, x.shape[-1]).to(self.resolutions[0].window.dtype)
 
     @staticmethod
-    def magnitude(rows: Tensor, resolution: nn.Module) -> Tensor:
-        """|STFT_r x| (B, frequencies, frames): auraloss's, without the phases, a third of its time."""
-        r: Any = resolution
-        X = torch.stft(rows, r.fft_size, r.hop_size, r.win_length, r.window, return_complex=True)
+    def spectrum(rows: Tensor, r: Any) -> Tensor:
+        """STFT_r x (B, frames, frequencies) of rows (B, n_samples), as auraloss takes it."""
+        return torch.stft(rows, r.fft_size, r.hop_size, r.win_length, r.window, return_complex=True).mT
+
+    @staticmethod
+    def magnitude(X: Tensor, r: Any) -> Tensor:
+        """|X| of a spectrum; auraloss takes phases, too, in twice the time."""
         return (X.real.square() + X.imag.square()).clamp_min(r.eps).sqrt()
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.rows(x)
-        logs = [self.magnitude(rows, resolution).log().flatten(1) for resolution in self.resolutions]
+        logs = [self.magnitude(self.spectrum(rows, r), r).log().flatten(1) for r in self.resolutions]
         S = torch.cat([log / math.sqrt(len(logs) * log.shape[-1]) for log in logs], -1)
         return S.reshape(*x.shape[:-1], -1)
 
@@ -78,24 +80,53 @@ def mss_distance(x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 class _Distance(torch.autograd.Function):
-    """Distances (B,) whose gradients are taken at once, so that the spectra of one pair are gone before the next.
+    """Distances (B,) of x_hat from x, both (B, n_samples), whose gradients are taken at once.
 
-    Those of a whole batch would be gigabytes, and on a CPU a step would spend most of its time on asking for them.
+    With A and B the P magnitudes of x̃ and x at one resolution, and D = A − B,
+
+        d = ‖D‖ / ‖B‖ + Σ |log A/B| / P,      ∂d/∂A = D / (‖D‖ ‖B‖) + sign(D) / (P A)
+
+    Torch's own derivatives of these steps would take half as much time again, and keep the spectra of a whole batch.
     """
 
     @staticmethod
     def forward(ctx: Any, x_hat: Tensor, x: Tensor, transform: MSS) -> Tensor:
-        with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-            leaf = x_hat.detach().requires_grad_(ctx.needs_input_grad[0])
-            losses = []
-            for resolution in transform.resolutions:
-                X_hat, X = (transform.magnitude(each, resolution) for each in (leaf, x))
-                losses.append(vmap(resolution.spectralconv)(X_hat, X) + vmap(resolution.logstft)(X_hat, X))
-            distance = torch.stack(losses).mean(0)
+        distance, gradient = x.new_zeros(len(x)), torch.zeros_like(x)
+        axes, n = (1, 2), len(transform.resolutions)
+        for r in transform.resolutions:
+            X, Y = (transform.spectrum(rows, r) for rows in (x_hat, x))
+            A, B = (transform.magnitude(spectrum, r) for spectrum in (X, Y))
+            D = A - B
+            norm_D, norm_B = (torch.linalg.vector_norm(each, dim=axes) for each in (D, B))
+            distance += (norm_D / norm_B + torch.div(A, B, out=B).log_().abs_().mean(axes)) / n
             if ctx.needs_input_grad[0]:
-                ctx.save_for_backward(*torch.autograd.grad(distance.sum(), leaf))
-        return distance.detach()
+                slope = D.sign().div_(A).div_(A[0].numel())
+                slope += D.mul_((norm_D * norm_B).reciprocal_().nan_to_num_(posinf=0.0)[:, None, None])
+                slope.div_(A).masked_fill_(r.eps**0.5 * (1 + 1e-6) > A, 0)  # where a magnitude was raised
+                torch.view_as_real(X).mul_(slope[..., None])
+                gradient += _adjoint(X, r, x.shape[-1]) / n
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(gradient)
+        return distance
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return grad[:, None] * ctx.saved_tensors[0], None, None
+
+
+def _adjoint(G: Tensor, r: Any, n_samples: int) -> Tensor:
+    """Gradient (B, n_samples) of a function of STFT_r x whose gradient over it is G (B, frames, frequencies)."""
+    G[..., 1:-1] /= 2  # of a real signal, each stands for a negative frequency too
+    pad, skip = r.fft_size // 2, (r.fft_size - r.win_length) // 2
+    frames = torch.fft.irfft(G, r.fft_size, norm="forward")[..., skip : skip + r.win_length] * r.window
+    n_frames, hop = frames.shape[1], r.hop_size
+    n_hops = -(-r.win_length // hop)
+    padded = frames.new_zeros(len(G), max(n_samples + 2 * pad, skip + (n_frames + n_hops) * hop))
+    for k in range(n_hops):  # overlap and add
+        part = frames[..., k * hop : (k + 1) * hop]
+        first = skip + k * hop
+        padded[:, first : first + n_frames * hop].unflatten(-1, (n_frames, hop))[..., : part.shape[-1]] += part
+    gradient = padded[:, pad : pad + n_samples]
+    gradient[:, 1 : pad + 1] += padded[:, :pad].flip(-1)  # what was reflected at the ends
+    gradient[:, n_samples - 1 - pad : n_samples - 1] += padded[:, pad + n_samples : 2 * pad + n_samples].flip(-1)
+    return gradient
