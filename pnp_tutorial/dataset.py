@@ -1,7 +1,7 @@
 """The data set: for every drum its ν, the encoder's input log(1 + S₁(x)/ε) and the metric M(ν), once, to disk.
 
     ν → θ → x = g(θ) → log-compressed scalogram        (what the encoder sees)
-    ν → M(ν) = JᵀJ over the log-compressed JTFS        (what the PNP loss weighs errors with)
+    ν → M(ν) = JᵀJ over the log-compressed JTFS        (what the PNP loss weighs errors with; or a secant metric)
 
 A Zarr store keeps, row by row,
 
@@ -45,7 +45,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from . import __version__
 from .drum import N_SAMPLES, rectangular_drum
-from .metric import Map, gram, push, tangents
+from .metric import Map, gram, push, secant_metric, tangents
+from .mss import CoarseSpectra
 from .parameters import N_PARAMETERS, sample_jittered_grid, sample_uniform, to_theta
 from .scattering import JTFS, LogScattering, Scalogram
 
@@ -71,6 +72,9 @@ class DatasetConfig:
         Of ν.
     metric
         Whether to keep M, which takes most of the time and which only the PNP loss needs.
+    secant_step
+        If given, M is not that of Φ but `metric.secant_metric` of coarse spectra, for steps in ν as wide as that; 0.1
+        is about the size of an encoder's errors. It takes a small part of the time.
     features
         Whether to keep Φ(x), 21 kB a sound.
     audio
@@ -95,6 +99,7 @@ class DatasetConfig:
     n_sounds: int = 1024
     seed: int = 0
     metric: bool = True
+    secant_step: float | None = None  # the papers' metric is that of infinitesimal steps
     features: bool = False
     audio: bool = False
     n_samples: int = N_SAMPLES
@@ -249,6 +254,9 @@ def _compute(
     synthesizer = partial(rectangular_drum, n_samples=config.n_samples)
     rows = {}
     with torch.no_grad():
+        if config.metric and metric is None and config.secant_step is not None:
+            coarse = CoarseSpectra(config.n_samples).to(nu.device)
+            metric = secant_metric(nu, coarse, partial(synthesizer, dtype=torch.float32), step=config.secant_step)
         if config.metric and metric is None:
             with _FORWARD_MODE:
                 x, dx = tangents(nu, synthesizer)
@@ -290,6 +298,8 @@ def build(config: DatasetConfig, progress: bool = True, metric: Tensor | None = 
         raise ValueError(f"expected n_sounds from 10 to {limit} with {config.sampling} sampling, got {config.n_sounds}")
     if config.chunk_size < 1:
         raise ValueError(f"expected chunk_size ≥ 1, got {config.chunk_size}")
+    if config.secant_step is not None and not 0 < config.secant_step <= 2:
+        raise ValueError(f"expected secant_step in (0, 2], got {config.secant_step}")
     if metric is not None and metric.shape != (config.n_sounds, N_PARAMETERS, N_PARAMETERS):
         raise ValueError(f"expected metrics of shape ({config.n_sounds}, 5, 5), got {tuple(metric.shape)}")
     fabric = connect(select_device(config.device))

@@ -10,8 +10,8 @@ where h hears a drum as it may be in the recording: v = (ν, l) has six numbers 
     h(v) = 10^(12 l / 20) g(ν) + σ n
 
 for what has the peak may be no drum (a click, noise), or the drum's own peak be missing: l is its level, 12 dB up or
-down. The noise n is white, and one for all drums; it ends where the recording ends, in time and, for files of less
-than 22 050 Hz, in frequency.
+down. The noise n is white, and one for all drums; it ends where the recording ends, in time and, for files of another
+rate than 22 050 Hz, in frequency.
 
 Refinement alone seldom helps: along pitch, the distance in Φ has a dent at every semitone, which is how far its filters
 are apart. The distance in C has none, and is so cheap that thousands of drums can be tried.
@@ -49,56 +49,18 @@ from .dataset import ear, write_atomically
 from .drum import N_SAMPLES, SAMPLE_RATE, rectangular_drum
 from .encoder import AudioEncoder, load_encoder
 from .metric import Map, eigen, gram, jacobian
+from .mss import CoarseSpectra
 from .parameters import N_PARAMETERS, NAMES, PARAMETERS, ranges, to_theta
-from .scattering import log_compress
 
 SILENCE = 1e-4  # peak, of full scale: −80 dB, above the dither of 16 bits
 ONSET = 0.02  # of the peak: −34 dB
 CANCELLED = 0.01  # peak of the channels' mean, of the loudest channel's: −40 dB
-PASSED = 0.9  # of a file's band, when its rate is converted: SoXR fades out above
+PASSED = 0.9  # of the lower of two bands, when a file's rate is converted: SoXR fades out above
 ALIKE = 0.1  # JTFS distance at which a refinement has come close enough
 PRIOR = 1 / 3  # variance of a number drawn from [−1, 1]
 UNSURE = (PRIOR / 2) ** 0.5  # spread of a direction above which the box says more of it than the sound
-MINOR = 0.3  # component of a direction that is not worth a word: less than a tenth of its square
+MINOR = 0.3  # component of a unit vector that is not worth a word: less than a tenth of its square
 LEVEL_DB = 12  # of the drum in the recording, up or down
-
-
-class CoarseSpectra(nn.Module):
-    """C(x): how loud each semitone is, frame by frame. A plain guide through the box, and far cheaper than Φ.
-
-        C(k, t) = log(1 + √(Σ_f w_k(f) |X_t(f)|²) / ε)
-
-    X_t is a short-time Fourier transform with a Hann window, scaled so that a sinusoid of amplitude 1 has the
-    value 1; w_k is a Gaussian a semitone wide, at least one bin, around 35 Hz · 2^(k/12), up to the Nyquist frequency.
-
-    Parameters
-    ----------
-    n_samples : int
-        Of the sounds. Frames have 4096 samples (186 ms), or a quarter of shorter sounds; they overlap by half.
-    sample_rate : float, Hz
-
-    Called on audio (..., n_samples) it returns (..., P), in float32.
-    """
-
-    window: Tensor
-    weights: Tensor
-
-    def __init__(self, n_samples: int = N_SAMPLES, sample_rate: float = SAMPLE_RATE) -> None:
-        super().__init__()
-        self.n_fft = min(4096, n_samples // 4)
-        hz = torch.fft.rfftfreq(self.n_fft, 1 / sample_rate)
-        lowest, semitone = 35.0, 2 ** (1 / 12)  # the lowest drum has 40 Hz
-        n_bands = int(math.log(sample_rate / 2 / lowest, semitone))
-        center = lowest * semitone ** torch.arange(n_bands)[:, None]
-        width = torch.clamp(center * (semitone - 1), min=sample_rate / self.n_fft)
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
-        self.register_buffer("weights", torch.exp(-((hz - center) ** 2) / (2 * width**2)), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = nn.functional.pad(x.reshape(-1, x.shape[-1]).float(), 2 * [self.n_fft // 2])
-        X = torch.stft(rows, self.n_fft, self.n_fft // 2, window=self.window, center=False, return_complex=True)
-        power = self.weights @ (X.real**2 + X.imag**2)
-        return log_compress(power.sqrt() / (self.n_fft / 4)).reshape(*x.shape[:-1], -1)
 
 
 class Step(NamedTuple):
@@ -127,7 +89,8 @@ class Match:
     distance : dict of floats
         JTFS distance from the recording of the drums "constant", "encoder", "scan" and "match", all heard through its
         noise, the first two with a peak of 1. That of "match" is the least of the last three.
-    noise_db : float, level of the recording's noise, in decibels below its peak
+    noise : Tensor (n_samples,), σ n, through which drums were heard
+    noise_db : float, level of that noise, in decibels below the recording's peak
     history : tuple of Steps
     """
 
@@ -140,6 +103,7 @@ class Match:
     nu_encoder: Tensor
     nu_constant: Tensor
     distance: dict[str, float]
+    noise: Tensor
     noise_db: float
     history: tuple[Step, ...]
 
@@ -382,17 +346,18 @@ def covariance(metric: Tensor, distance: float) -> Tensor:
 
 
 def undetermined(spreads: Tensor, directions: Tensor, names: Sequence[str] = NAMES) -> list[str]:
-    """In words, those of `Match.directions` of which the sound says less than the box: "log_D", "0.8 log_p + 0.6 tau".
+    """In words, that of which the box says more than the sound: "log_D", or combinations like "0.8 tau + 0.6 alpha".
 
-    Components below 0.3 are left out. Where K directions have K parameters in all, they leave each of these alone
-    undetermined as well, and it is these that are named.
+    It is the span of those `Match.directions` whose spread is above `UNSURE`. First come the parameters that lie in it,
+    up to `MINOR`, then the directions that are left of it, least determined first.
     """
-    unsure = directions[:, spreads > UNSURE]  # (5, K)
-    major = unsure.abs() > MINOR
-    if major.any(1).sum() == unsure.shape[1]:
-        return [name for name, rows in zip(names, major, strict=True) if rows.any()]
-    words = []
-    for vector in unsure.T.tolist():
+    is_unsure = spreads > UNSURE
+    span = directions[:, is_unsure]  # (5, K)
+    alone = span.square().sum(1) > 1 - MINOR**2  # (5,)
+    rest = span * spreads[is_unsure] * ~alone[:, None]
+    _, combinations = eigen(rest @ rest.mT)
+    words = [name for name, is_alone in zip(names, alone.tolist(), strict=True) if is_alone]
+    for vector in combinations.T.flip(0)[: span.shape[1] - len(words)].tolist():
         terms = sorted(zip(vector, names, strict=True), key=lambda term: -abs(term[0]))
         terms = [(component, name) for component, name in terms if abs(component) > MINOR]
         signed = " ".join(f"{'−' if component < 0 else '+'} {abs(component):.1f} {name}" for component, name in terms)
@@ -413,8 +378,8 @@ def match(
     Parameters
     ----------
     audio : Tensor, shape (n_samples,), from its onset on and of peak 1, or path of a sound file
-        Zeros at its end are taken for what comes after the recording, where there is no noise. The noise of a tensor is
-        held to be white up to its Nyquist frequency, that of a file up to nine tenths of its own if that is lower.
+        Zeros at its end are taken for what comes after the recording, where there is no noise. Noise is held to be
+        white up to the Nyquist frequency; in a file of another rate than 22 050 Hz, up to nine tenths of the lower one.
     model : AudioEncoder
         Such as `load_encoder()`. If `evaluation.report` has written its best constant into it, "constant" is the
         distance of that drum, else of the drum at the centre of the ranges, ν = 0.
@@ -442,7 +407,7 @@ def match(
     if not x.isfinite().all():
         raise ValueError("expected finite audio, got NaN or infinite samples")
     rate = SAMPLE_RATE if isinstance(audio, Tensor) else soundfile.info(audio).samplerate
-    band = PASSED * rate / SAMPLE_RATE if rate < SAMPLE_RATE else 1.0
+    band = 1.0 if rate == SAMPLE_RATE else PASSED * min(rate / SAMPLE_RATE, 1)
     device = next(model.parameters()).device
     x = x.to(torch.float32).to(device)
     if not x.any():
@@ -503,6 +468,7 @@ def match(
         nu_encoder=nu_encoder,
         nu_constant=nu_constant,
         distance={"constant": far, "encoder": predicted, "scan": scanned, "match": refined},
+        noise=noise.cpu(),
         noise_db=20 * math.log10(max(noise_std, 1e-9)),
         history=tuple(history),
     )
@@ -589,14 +555,15 @@ def _sum(path: str | Path) -> str:
 
 
 def _row(document: Path, source: dict[str, Any]) -> dict[str, Any]:
-    """The numbers in a JSON file that `save_match` made from `source`, side by side; empty if it is no such file."""
+    """What a JSON file that `save_match` made from `source` says, side by side; empty if it is no such file."""
     try:
         content = json.loads(document.read_text())
         if content.get("source") != source:
             return {}
         values = {p["name"]: p["value"] for p in content["theta"]}
         spreads = {f"{p['name']}_uncertainty": p["uncertainty"] for p in content["theta"]}
+        words = {"undetermined": "; ".join(content["undetermined"])}
         effort = {name: content[name] for name in ("level_db", "noise_db", "n_drums", "n_iterations")}
-        return values | spreads | {"undetermined": "; ".join(content["undetermined"])} | content["jtfs_distance"] | effort
+        return values | spreads | words | content["jtfs_distance"] | effort
     except (OSError, ValueError, AttributeError, KeyError):  # KeyError: an older version of this package wrote it
         return {}

@@ -1,10 +1,12 @@
-"""The rival: multi-scale spectra (MSS), log-magnitudes of short-time Fourier transforms at three resolutions.
+"""Two plainer ears, of short-time Fourier transforms: multi-scale spectra (MSS), a rival; coarse spectra, a guide.
+
+MSS are log-magnitudes at three resolutions,
 
     Φ(x) = (log |STFT_r x| / √(3 P_r)) for r = 1, 2, 3, with P_r values each
 
 so that ‖Φ(x̃) − Φ(x)‖² is the mean, over the three resolutions, of their mean squared difference. Transforms and
 loss are auraloss's (Steinmetz and Reiss, 2020) with its defaults, those of Yamamoto et al. (2020): windows of 600,
-1200 and 240 samples, magnitudes below 10⁻⁴ raised to it.
+1200 and 240 samples, magnitudes below 10⁻⁴ raised to it. `CoarseSpectra` has its formula below.
 """
 
 import math
@@ -13,6 +15,9 @@ from typing import Any
 import torch
 from auraloss.freq import MultiResolutionSTFTLoss
 from torch import Tensor, nn
+
+from .drum import N_SAMPLES, SAMPLE_RATE
+from .scattering import log_compress
 
 
 class MSS(nn.Module):
@@ -130,3 +135,41 @@ def _adjoint(G: Tensor, r: Any, n_samples: int) -> Tensor:
     gradient[:, 1 : pad + 1] += padded[:, :pad].flip(-1)  # what was reflected at the ends
     gradient[:, n_samples - 1 - pad : n_samples - 1] += padded[:, pad + n_samples : 2 * pad + n_samples].flip(-1)
     return gradient
+
+
+class CoarseSpectra(nn.Module):
+    """C(x): how loud each semitone is, frame by frame. A plain guide through the box, and far cheaper than Φ.
+
+        C(k, t) = log(1 + √(Σ_f w_k(f) |X_t(f)|²) / ε)
+
+    X_t is a short-time Fourier transform with a Hann window, scaled so that a sinusoid of amplitude 1 has the
+    value 1; w_k is a Gaussian a semitone wide, at least one bin, around 35 Hz · 2^(k/12), up to the Nyquist frequency.
+
+    Parameters
+    ----------
+    n_samples : int
+        Of the sounds. Frames have 4096 samples (186 ms), or a quarter of shorter sounds; they overlap by half.
+    sample_rate : float, Hz
+
+    Called on audio (..., n_samples) it returns (..., P), in float32.
+    """
+
+    window: Tensor
+    weights: Tensor
+
+    def __init__(self, n_samples: int = N_SAMPLES, sample_rate: float = SAMPLE_RATE) -> None:
+        super().__init__()
+        self.n_fft = min(4096, n_samples // 4)
+        hz = torch.fft.rfftfreq(self.n_fft, 1 / sample_rate)
+        lowest, semitone = 35.0, 2 ** (1 / 12)  # the lowest drum has 40 Hz
+        n_bands = int(math.log(sample_rate / 2 / lowest, semitone))
+        center = lowest * semitone ** torch.arange(n_bands)[:, None]
+        width = torch.clamp(center * (semitone - 1), min=sample_rate / self.n_fft)
+        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("weights", torch.exp(-((hz - center) ** 2) / (2 * width**2)), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = nn.functional.pad(x.reshape(-1, x.shape[-1]).float(), 2 * [self.n_fft // 2])
+        X = torch.stft(rows, self.n_fft, self.n_fft // 2, window=self.window, center=False, return_complex=True)
+        power = self.weights @ (X.real**2 + X.imag**2)
+        return log_compress(power.sqrt() / (self.n_fft / 4)).reshape(*x.shape[:-1], -1)

@@ -15,6 +15,7 @@ import yaml
 from pnp_tutorial import __version__
 from pnp_tutorial.__main__ import main
 from pnp_tutorial.dataset import DatasetConfig
+from pnp_tutorial.parameters import NAMES
 from pnp_tutorial.training import TrainingConfig
 
 PARAMETERS = Path(__file__).parents[1] / "book/parameters"
@@ -47,9 +48,19 @@ def test_match(encoder, sound, tmp_path):
     for parameter in document["theta"]:
         value, spread = parameter["value"], parameter["uncertainty"]
         assert f"{value:.4g} ± {spread:.2g} {parameter['unit']}" in run.stdout
+    assert {"log_p", "log_D"} <= set(document["undetermined"]), "a sine has no second partial"
+    assert f"\nnot determined by the sound: {'; '.join(document['undetermined'])}\n" in run.stdout
     x, rate = soundfile.read(tmp_path / "out/tom_matched.wav")
     assert (rate, len(x)) == (22050, 2048)
     assert np.abs(x).max() > 0.99
+
+
+def test_match_of_a_sound_that_determines_all(monkeypatch, sound, capfd):
+    row = {"file": "tom.wav", "error": "", "undetermined": "", "encoder": 2.0, "match": 1.0}
+    row |= {name + kind: 0.5 for name in NAMES for kind in ("", "_uncertainty")}
+    monkeypatch.setattr("pnp_tutorial.__main__.match_files", lambda *options: pd.DataFrame([row]))
+    assert main(["match", str(sound)]) == 0
+    assert "\nthe sound determines all five parameters\n" in capfd.readouterr().out
 
 
 def test_match_a_folder(encoder, sound, tmp_path):

@@ -29,7 +29,8 @@ from pnp_tutorial.dataset import (
     write_atomically,
 )
 from pnp_tutorial.drum import rectangular_drum
-from pnp_tutorial.metric import riemannian_metric
+from pnp_tutorial.metric import riemannian_metric, secant_metric
+from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.parameters import to_theta
 from pnp_tutorial.scattering import log_compress
 
@@ -49,6 +50,17 @@ def test_rows_are_what_they_say(tiny_data):
     M = riemannian_metric(test.nu, ear(tiny_data), synthesizer)
     norm = torch.linalg.matrix_norm
     assert (norm(test.metric - M) < 1e-4 * norm(M)).all()  # features are float32, in other batches
+
+
+def test_metric_may_be_one_of_secants(tiny_data, tmp_path):
+    config = replace(tiny_data, data=str(tmp_path / "x.zarr"), n_sounds=10, secant_step=0.1)
+    train = load(build(config, progress=False))
+    synthesizer = partial(rectangular_drum, n_samples=config.n_samples, dtype=torch.float32)
+    M = secant_metric(train.nu, CoarseSpectra(config.n_samples), synthesizer, step=0.1)
+    torch.testing.assert_close(train.metric, M, rtol=1e-3, atol=1e-5 * float(M.max()))
+    assert verify(config.data, progress=False) < 1e-3
+    with pytest.raises(ValueError, match="built with secant_step = 0.1, not null"):
+        build(replace(config, secant_step=None), progress=False)
 
 
 def test_metric_is_positive_semidefinite_as_stored(tiny_data):
@@ -206,6 +218,7 @@ def test_another_configuration_is_refused(tiny_data, change):
         ({"sampling": "unifrom"}, "sampling to be one of .* got 'unifrom'"),
         ({"n_sounds": 100_001, "sampling": "grid"}, "n_sounds from 10 to 100000"),
         ({"chunk_size": 0}, "chunk_size ≥ 1"),
+        ({"secant_step": 0.0}, r"secant_step in \(0, 2\]"),
         ({"device": "abacus"}, "device 'abacus' is not available here"),
         ({"n_sounds": 10**12}, "GB are free"),
     ],

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,7 @@ from test_instrument import in_node
 from pnp_tutorial import match_maker
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import load_encoder
-from pnp_tutorial.match_maker import RECORDER_MODULE, MatchMaker, Recorder, in_units, uploaded
+from pnp_tutorial.match_maker import RECORDER_MODULE, MatchMaker, Recorder, in_units, unsure, uploaded
 from pnp_tutorial.matching import Match
 from pnp_tutorial.widgets import AB_MODULE, ABPlayer
 
@@ -58,13 +59,14 @@ def check_match(maker, name):
     """What is shown at the end is what was found."""
     result = maker.result
     assert isinstance(result, Match)
-    line, *theta = status(maker)
+    line, *theta, words = status(maker)
     assert line.startswith(f"{name}: match, drums heard: {result.history[-1].n_drums}, ")
     assert (
         f"JTFS distance {result.distance['match']:.3g}; the encoder&#x27;s drum {result.distance['encoder']:.3g}"
         in line
     )
     assert theta == in_units(result.theta, result.uncertainty)
+    assert words == unsure(result)
     _, _, player, image = maker.children
     assert isinstance(player, ABPlayer)
     assert [s["label"] for s in player.sounds] == ["recording", "match"]
@@ -168,6 +170,15 @@ def test_parameters_in_units():
     assert lines[1] == "sustain of the first mode: τ₁ = 0.4000 ± 0.037 s"
     assert lines[2].endswith("log₁₀ p = −2.000 ± 0.43")
     assert in_units(THETA)[4] == "shape: ratio of the sides: α = 0.6000"
+
+
+def test_what_is_unsure_in_symbols(maker, wav, tmp_path):
+    (tmp_path / "kick.wav").write_bytes(wav)
+    result = maker.run(tmp_path / "kick.wav")
+    box = torch.eye(5, dtype=torch.float64) / 3
+    assert unsure(replace(result, covariance=1e-4 * box)) == "the sound determines all five parameters"
+    sure = torch.diag(torch.tensor([1e-4, 1e-4, 1, 1, 1e-4], dtype=torch.float64))
+    assert unsure(replace(result, covariance=sure @ box)) == "not determined by the sound: log₁₀ p; log₁₀ D"
 
 
 def test_recorder_module():

@@ -2,20 +2,24 @@
 
 import errno
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from matching_study import FILES
 
 from pnp_tutorial.dataset import ear
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
 from pnp_tutorial.evaluation import jtfs_distance
 from pnp_tutorial.matching import (
-    CoarseSpectra,
+    UNSURE,
     _noise,
+    covariance,
     load_audio,
     match,
     match_files,
@@ -23,9 +27,10 @@ from pnp_tutorial.matching import (
     refine,
     save_match,
     scan,
-    uncertainty,
+    undetermined,
 )
-from pnp_tutorial.metric import riemannian_metric
+from pnp_tutorial.metric import eigen, riemannian_metric
+from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.parameters import NAMES, PARAMETERS, sample_uniform, to_theta
 from pnp_tutorial.scattering import JTFS, LogScattering
 
@@ -160,6 +165,21 @@ def test_ten_milliseconds_and_ten_minutes(tmp_path, seconds):
     assert y[: 22050 // 200].abs().max() > 0.1, "the second half is where the drum is"
 
 
+def test_what_the_study_takes_for_a_phone(tmp_path):
+    """The drum is where the sound begins, and the noise of two channels 20 dB below the louder, averaged."""
+    x = rectangular_drum(THETA, 65536)
+    condition, rate = FILES["phone"]
+    soundfile.write(tmp_path / "x.wav", condition(x, rate), rate)
+    y = load_audio(tmp_path / "x.wav")
+    expected = 0.1 * 0.5**0.5 / 0.75 * float(x.square().mean().sqrt() / x.abs().max())
+    assert noise_level(y, 0.9) == pytest.approx(expected, rel=0.1)
+    y, x = y / y.norm(), x / x.norm()
+    correlation = torch.fft.irfft(torch.fft.rfft(y) * torch.fft.rfft(x).conj())
+    assert correlation.max() > 0.98
+    lag = (int(correlation.argmax()) + 2**15) % 2**16 - 2**15
+    assert abs(lag) < 22050 * 0.005
+
+
 def test_noise_level():
     """Of white noise its standard deviation, on a drum as well; of a drum alone, nothing that could be heard."""
     generator = torch.Generator().manual_seed(0)
@@ -275,11 +295,56 @@ def test_refinement_needs_no_float64_on_the_device(monkeypatch):
     assert torch.allclose(found, nu, atol=0.05)
 
 
-def test_uncertainty():
-    """What M does not see has the box's deviation; what it sees, d/√M."""
+def test_covariance():
+    """What M does not see has the box's variance; what it sees, d²/M."""
     M = torch.diag(torch.tensor([1e6, 0.0, 4e4], dtype=torch.float64))
-    assert uncertainty(M, 0.0).tolist() == pytest.approx([1e-3, 3**-0.5, 5e-3], rel=1e-3)
-    assert uncertainty(M, 10.0).tolist() == pytest.approx([1e-2, 3**-0.5, 5e-2], rel=1e-2)
+    for distance, spreads in ((0.0, [1e-3, 3**-0.5, 5e-3]), (10.0, [1e-2, 3**-0.5, 5e-2])):
+        assert covariance(M, distance).diagonal().sqrt().tolist() == pytest.approx(spreads, rel=1e-2)
+
+
+def test_no_variance_is_above_that_of_the_box():
+    """Of metrics over sixteen decades, too: rounding may have made their least eigenvalue negative."""
+    generator = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(100, 6, 6, generator=generator, dtype=torch.float64))[0]
+    M = Q * torch.logspace(-6, 10, 6, dtype=torch.float64) @ Q.mT
+    variances, _ = eigen(torch.stack([covariance(metric, 0.0) for metric in M])[:, :5, :5])
+    assert variances.max() <= 1 / 3 + 1e-12
+    assert variances.min() > 0
+
+
+def turned(degrees):
+    """Unit vectors (5, 5), as columns: those of ν, but of τ and log p turned in their plane."""
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    Q = torch.eye(5, dtype=torch.float64)
+    Q[1:3, 1:3] = torch.tensor([[cos, sin], [-sin, cos]])
+    return Q
+
+
+@pytest.mark.parametrize(
+    ("degrees", "words"), [(0, "tau"), (10, "tau"), (30, "0.9 tau − 0.5 log_p"), (60, "0.9 log_p − 0.5 tau")]
+)
+def test_directions_of_a_turned_metric(result, degrees, words):
+    """M sees next to nothing of log D, nor of a combination of τ and log p: those are the directions."""
+    Q = turned(degrees)
+    M = Q * torch.tensor([1e6, 1.0, 1e4, 1e-3, 1e8], dtype=torch.float64) @ Q.T
+    found = replace(result, covariance=covariance(M, 1.0))
+    spreads, directions = found.directions
+    assert spreads.tolist() == pytest.approx([3**-0.5, 0.5, 1e-2, 1e-3, 1e-4], rel=1e-3)
+    assert directions[:, 0].tolist() == pytest.approx([0, 0, 0, 1, 0], abs=1e-6)
+    assert torch.allclose(directions[:, 1], Q[:, 1] * Q[:, 1].sum().sign(), atol=1e-6)
+    assert found.to_dict()["undetermined"] == (["tau", "log_D"] if degrees <= 10 else ["log_D", words])
+
+
+def test_parameters_in_the_span_of_unsure_directions_are_named():
+    """Of a plane of which nothing is known, all directions are alike."""
+    spreads = torch.tensor([0.57, 0.5, 0.1, 0.1, 0.1], dtype=torch.float64)
+    assert undetermined(spreads, turned(40)[:, [1, 2, 0, 3, 4]]) == ["tau", "log_p"]
+    assert undetermined(spreads / 2, turned(40)) == []
+    assert undetermined(spreads + 0.4, turned(40), list("abcde")) == list("abcde")
+    Q = torch.zeros(5, 2, dtype=torch.float64)
+    Q[3] = 0.5**0.5  # log D is in both, and between them is τ with α
+    Q[[1, 4]] = torch.tensor([[0.8], [0.6]]).double() * torch.tensor([0.5**0.5, -(0.5**0.5)])
+    assert undetermined(spreads, torch.linalg.qr(Q, "complete")[0]) == ["log_D", "0.8 tau + 0.6 alpha"]
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +359,7 @@ def test_match_is_consistent(model, result):
     assert torch.equal(result.nu_encoder, model(x.float()))
     assert torch.equal(result.theta, to_theta(result.nu))
     noise = 10 ** (result.noise_db / 20) * torch.randn(2048, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(result.noise, noise)
     for name, nu in (("encoder", result.nu_encoder), ("match", result.nu), ("constant", result.nu_constant)):
         level = 10 ** (result.level_db / 20) if name == "match" else 1
         heard = level * rectangular_drum(to_theta(nu), 2048, dtype=torch.float32) + noise
@@ -306,6 +372,46 @@ def test_match_is_better_than_the_encoder_alone(result):
     assert result.distance["match"] <= min(result.distance["encoder"], result.distance["scan"]) * (1 + 1e-4)
     assert result.distance["match"] < 0.1 * result.distance["encoder"]
     assert (result.theta - THETA)[[0, 1]].abs().max() < 0.01
+
+
+def test_covariance_of_a_match(model, result):
+    """It is that of the metric at the match, level included; uncertainties and directions are two views of it."""
+    features = ear(model.config)
+    v = torch.cat([result.nu, torch.tensor([result.level_db / 12])])
+
+    def heard(v):
+        level = 10 ** (12 / 20 * v[..., 5:]).float()
+        return level * rectangular_drum(to_theta(v[..., :5]), 2048, dtype=torch.float32) + result.noise
+
+    M = riemannian_metric(v[None], features, heard, lambda v: v)[0]
+    precision = M / max(result.distance["match"], 1) ** 2 + 3 * torch.eye(6)
+    expected = torch.linalg.inv(precision)[:5, :5]
+    assert torch.allclose(result.covariance, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max()))
+    spreads, directions = result.directions
+    assert torch.equal(spreads, spreads.sort(descending=True).values)
+    assert torch.allclose(directions * spreads**2 @ directions.T, result.covariance, atol=1e-12)
+    assert torch.allclose((directions * spreads).norm(dim=1), result.uncertainty)
+
+
+def test_a_sine_determines_pitch_and_sustain_only(model):
+    """A single partial does not say how others decay, nor where they lie."""
+    t = torch.arange(2048, dtype=torch.float64) / 22050
+    found = match(torch.exp(-t / 0.08) * torch.sin(2 * torch.pi * 440 * t), model)
+    assert found.theta[0] == pytest.approx(np.log10(2 * np.pi * 440), abs=0.003)
+    assert (found.uncertainty > UNSURE).tolist() == [False, False, True, True, True]
+    spreads, directions = found.directions
+    assert (spreads > UNSURE).tolist() == [True, True, True, False, False]
+    assert directions[0, :3].abs().max() < 0.02, "the pitch has no part in them"
+
+
+def test_stiffness_that_is_not_heard_is_undetermined(model, result):
+    theta = THETA + torch.tensor([0, 0, 0, -2.5, 0])
+    found = match(rectangular_drum(theta, 2048), model)
+    assert "log_D" in found.to_dict()["undetermined"]
+    assert "log_D" not in result.to_dict()["undetermined"], "THETA's is heard"
+    spreads, directions = found.directions
+    assert spreads[0] == pytest.approx(3**-0.5, rel=1e-3)
+    assert directions[:, 0].tolist() == pytest.approx([0, 0, 0, 1, 0], abs=0.01)
 
 
 def test_history_tells_the_story(result):
@@ -369,6 +475,19 @@ def test_noise_ends_where_the_recording_ends(model):
     assert found.distance["encoder"] == pytest.approx(distance, rel=1e-4)
 
 
+@pytest.mark.parametrize("rate", [22050, 44100])
+def test_noise_of_a_file_of_a_high_rate(model, tmp_path, rate):
+    """Of one whose rate is converted, none is heard in the tenth of the band where that fades out."""
+    n = math.ceil(2048 * rate / 22050)
+    x = drum(rate)[:n] + 0.02 * np.random.default_rng(0).normal(size=n)
+    soundfile.write(tmp_path / "x.wav", 0.5 * x, rate, subtype="FLOAT")
+    found = match(tmp_path / "x.wav", model)
+    assert found.noise_db == pytest.approx(20 * np.log10(0.02 / np.abs(x).max() * (22050 / rate) ** 0.5), abs=1)
+    power = torch.fft.rfft(found.noise).abs() ** 2 / 2048 / 10 ** (found.noise_db / 10)
+    assert power[:920].mean() == pytest.approx(1, abs=0.2)
+    assert power[924:].mean() == pytest.approx(0 if rate > 22050 else 1, abs=0.2)
+
+
 def test_noise_of_a_file_of_a_low_rate(model, tmp_path):
     """It is heard where the file has any, and nowhere above."""
     x = drum(8000)[:743] + 0.02 * np.random.default_rng(0).normal(size=743)  # 2048 samples at 22 050 Hz
@@ -393,6 +512,11 @@ def test_written_files_say_the_same(result, tmp_path):
     expected = [u * width for u, width in zip(result.uncertainty.tolist(), widths, strict=True)]
     assert [p["uncertainty"] for p in document["theta"]] == pytest.approx(expected)
     assert document["jtfs_distance"] == result.distance
+    spreads, directions = result.directions
+    assert [direction.pop("spread") for direction in document["directions"]] == spreads.tolist()
+    assert [list(direction) for direction in document["directions"]] == [list(NAMES)] * 5
+    assert [list(direction.values()) for direction in document["directions"]] == directions.T.tolist()
+    assert document["undetermined"] == undetermined(spreads, directions)
 
 
 def write_drums(folder, n):
@@ -414,6 +538,7 @@ def test_a_bad_file_does_not_stop_the_others(tiny_training, tmp_path):
     good = table.drop(1)
     assert good[list(NAMES)].notna().all(axis=None)
     assert (good.match <= good.encoder).all()
+    assert good.undetermined.map(type).eq(str).all()
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
@@ -450,6 +575,11 @@ def test_matches_that_are_there_are_not_made_again(tiny_training, tmp_path, monk
     made.clear()
     match_files(paths[:1], tmp_path / "out", encoder, seed=1, progress=False)
     assert made == paths[:1]
+    document = tmp_path / "out/drum1_matched.json"
+    document.write_text(json.dumps({"source": json.loads(document.read_text())["source"]}))  # less than is wanted now
+    made.clear()
+    match_files(paths[1:], tmp_path / "out", encoder, progress=False)
+    assert made == paths[1:]
 
 
 def test_names_that_would_collide(tiny_training, tmp_path):

@@ -1,13 +1,16 @@
-"""The study of chapter 8: its rows are what the code says, and another coordinate of the shape is the same drum."""
+"""Studies of chapters 8 and 9: results are of what the code says; another coordinate of the shape, the same drum."""
 
+import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import matching_study
 import pytest
 import study
 import torch
 
+from pnp_tutorial.bank import shipped
 from pnp_tutorial.dataset import refuse_difference
 from pnp_tutorial.parameters import sample_uniform, to_theta
 
@@ -35,6 +38,12 @@ def test_results_were_made_with_the_configuration_of_today(name):
     assert len(row["history"]) == config.n_epochs
     n_sounds = 128 if name.startswith("tune") else 512
     assert len(row["jtfs"]) == len(row["mss"]) == len(row["nu_hat"]) == n_sounds
+
+
+@pytest.mark.parametrize("name", [*matching_study.CONDITIONS, *matching_study.FILES, *matching_study.MEMBRANES])
+def test_matches_are_those_of_the_encoder_that_ships(name):
+    made = json.loads((matching_study.RESULTS / f"{name}.json").read_text())
+    assert made["encoder"] == hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("data", study.SHAPES)

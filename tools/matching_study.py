@@ -7,12 +7,12 @@ Every match is kept in runs/matching as soon as it is made, and a condition is w
 once it is complete: interrupted, it goes on where it stopped. As many processes run side by side as torch has threads.
 """
 
+import hashlib
 import io
 import json
 import multiprocessing
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -30,20 +30,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial import __version__
-from pnp_tutorial.bank import load_bank
+from pnp_tutorial.bank import load_bank, shipped
 from pnp_tutorial.dataset import ear, write_atomically
 from pnp_tutorial.drum import SAMPLE_RATE, rectangular_drum
 from pnp_tutorial.encoder import load_encoder
-from pnp_tutorial.matching import CoarseSpectra, Step, load_audio, match, refine, scan
+from pnp_tutorial.matching import Step, match, refine, scan
 from pnp_tutorial.membrane import play
+from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.parameters import sample_uniform, to_nu, to_theta
 
 RESULTS = ROOT / "pnp_tutorial/results/matching"
 RUNS = Path("runs/matching")
 SEED = 2026  # of the drums, which no training has seen
 N_DRUMS = 200
-N_SOME = 20  # of them, matched without one of the stages too
-N_NEAREST = 5  # drums of the bank from which those are refined
+N_SOME = 12  # of them, matched without one of the stages too
+N_NEAREST = 3  # drums of the bank from which those are refined
 N_BAD = 12  # of them, in each condition that is not clean
 SLIP = round(0.02 * SAMPLE_RATE)  # 20 ms
 
@@ -52,33 +53,6 @@ def noisy(x: Tensor, snr_db: float) -> Tensor:
     """White noise of a power that is snr_db below that of the whole sound."""
     noise = torch.randn(len(x), generator=torch.Generator().manual_seed(SEED), dtype=x.dtype)
     return x + x.square().mean().sqrt() * 10 ** (-snr_db / 20) * noise
-
-
-def from_file(channels: np.ndarray, rate: int) -> Tensor:
-    """What a 16-bit file of channels (n_samples, n_channels) gives when it is read."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "x.wav")
-        soundfile.write(path, channels, rate, subtype="PCM_16")
-        return load_audio(path)
-
-
-def filed(x: Tensor, rate: int) -> Tensor:
-    """Played at half level after 0.1 s of silence into a 16-bit stereo file of another rate, and read again."""
-    late = np.concatenate([np.zeros(SAMPLE_RATE // 10), 0.5 * x.numpy()])
-    return from_file(np.stack(2 * [soxr.resample(late, SAMPLE_RATE, rate)], 1), rate)
-
-
-def by_phone(x: Tensor, rate: int = 44_100) -> Tensor:
-    """As a phone records it: in stereo, one channel at half the level of the other, half a second late, in 16 bits.
-
-    Each channel has white noise of its own, from the first sample to half a second after the drum, as dense as noise in
-    the band of x that is 20 dB below the louder channel's drum.
-    """
-    silence = np.zeros(SAMPLE_RATE // 2)
-    late = soxr.resample(np.concatenate([silence, x.numpy(), silence]), SAMPLE_RATE, rate)
-    noise_std = 0.1 * float(x.square().mean().sqrt()) * (rate / SAMPLE_RATE) ** 0.5
-    noise = noise_std * np.random.default_rng(SEED).normal(size=(len(late), 2))
-    return from_file(0.5 * (late[:, None] * [1.0, 0.5] + noise), rate)
 
 
 def faded_in(x: Tensor) -> Tensor:
@@ -94,9 +68,33 @@ CONDITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "late-20ms": lambda x: torch.cat([torch.zeros(SLIP, dtype=x.dtype), x[:-SLIP]]),
     "early-20ms": lambda x: torch.cat([x[SLIP:], torch.zeros(SLIP, dtype=x.dtype)]),
     "no-attack": faded_in,
-    "44.1kHz": partial(filed, rate=44_100),
-    "48kHz": partial(filed, rate=48_000),
-    "phone": by_phone,
+}
+
+
+def filed(x: Tensor, rate: int) -> np.ndarray:
+    """Two equal channels (n, 2) of another rate, at half level and after 0.1 s of silence."""
+    late = np.concatenate([np.zeros(SAMPLE_RATE // 10), 0.5 * x.numpy()])
+    return np.stack(2 * [soxr.resample(late, SAMPLE_RATE, rate)], 1)
+
+
+def by_phone(x: Tensor, rate: int) -> np.ndarray:
+    """Two channels (n, 2) as a phone may record them: half a second late, one at half the level of the other.
+
+    Each has white noise of its own, from the first sample to half a second after the drum. In the band of x, it is
+    20 dB below the drum of the louder channel.
+    """
+    silence = np.zeros(SAMPLE_RATE // 2)
+    late = soxr.resample(np.concatenate([silence, x.numpy(), silence]), SAMPLE_RATE, rate)
+    noise_std = 0.1 * float(x.square().mean().sqrt()) * (rate / SAMPLE_RATE) ** 0.5
+    noise = noise_std * np.random.default_rng(SEED).normal(size=(len(late), 2))
+    return 0.5 * (late[:, None] * [1.0, 0.5] + noise)
+
+
+# What is written to a 16-bit file, and its sample rate.
+FILES: dict[str, tuple[Callable[[Tensor, int], np.ndarray], int]] = {
+    "44.1kHz": (filed, 44_100),
+    "48kHz": (filed, 48_000),
+    "phone": (by_phone, 44_100),
 }
 
 
@@ -146,8 +144,15 @@ def one(name: str, i: int) -> None:
             write_atomically({RESULTS / f"{name}.flac": sound.getvalue()})
     else:
         nu = sample_uniform(N_DRUMS, SEED)[i]
-        x = CONDITIONS[name](rectangular_drum(to_theta(nu)))
-        x = (x / x.abs().max()).float()
+        x = rectangular_drum(to_theta(nu))
+        if name in FILES:
+            condition, rate = FILES[name]
+            x, channels = RUNS / name / f"{i}.wav", condition(x, rate)
+            x.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(x, channels, rate, subtype="PCM_16")
+        else:
+            x = CONDITIONS[name](x)
+            x = (x / x.abs().max()).float()
     start = time.perf_counter()
     found = match(x, model, features)
     row: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
@@ -182,7 +187,7 @@ def one(name: str, i: int) -> None:
 
 
 def main(prefixes: list[str]) -> None:
-    sizes = {name: N_DRUMS if name == "clean" else N_BAD for name in CONDITIONS}
+    sizes = {name: N_DRUMS if name == "clean" else N_BAD for name in (*CONDITIONS, *FILES)}
     sizes |= dict.fromkeys(MEMBRANES, len(PLAYED))
     wanted = {name: range(n) for name, n in sizes.items() if name.startswith(tuple(prefixes) or ("",))}
     missing = [(name, i) for name, rows in wanted.items() for i in rows if not (RUNS / name / f"{i}.json").exists()]
@@ -194,6 +199,7 @@ def main(prefixes: list[str]) -> None:
         if not (RESULTS / f"{name}.json").exists():
             done = [json.loads((RUNS / name / f"{i}.json").read_text()) for i in rows]
             about = {"seed": SEED, "version": __version__, "torch": torch.__version__, "machine": platform.platform()}
+            about["encoder"] = hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()
             write_atomically({RESULTS / f"{name}.json": json.dumps({**about, "rows": done}).encode()})
 
 
