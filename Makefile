@@ -89,4 +89,6 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@echo "Installing requirements.lock into .venv (about 4 minutes the first time) ..."
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# On all cores, and now: where Python may not store what it compiles, each process would spend 20 s on it.
+	@$(BIN)/python -m compileall -q -q -j 0 .venv/lib > /dev/null || true # some packages carry files that never compile
 	@touch $@

@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser, Namespace
 from . import __version__
 from .dataset import DatasetConfig, build, describe, select_device, verify, write_atomically
 from .evaluation import EvaluationConfig, report
-from .matching import match_files
+from .matching import match_files, verdict
 from .parameters import PARAMETERS
 from .training import TrainingConfig, fit
 
@@ -100,8 +100,7 @@ def run_match(config: MatchConfig) -> None:
         print(row["file"])
         for p in PARAMETERS:
             print(f"{p.name:>10} {row[p.name]:10.4g} ± {row[f'{p.name}_uncertainty']:.2g} {p.unit}")
-        words = row["undetermined"]
-        print(f"not determined by the sound: {words}" if words else "the sound determines all five parameters")
+        print(verdict(row["undetermined"]))
         print(f"JTFS distance {row['encoder']:.4g} by the encoder, {row['match']:.4g} refined")
     for error in bad.error:
         print(f"pnp match: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ from . import plots
 from .dataset import ear
 from .drum import rectangular_drum
 from .encoder import AudioEncoder, load_encoder
-from .matching import Match, Step, load_audio, match, undetermined
+from .matching import Match, Step, load_audio, match, undetermined, verdict
 from .metric import Map
 from .parameters import PARAMETERS, to_theta
 from .widgets import ABPlayer, png
@@ -186,8 +186,7 @@ def in_units(theta: Tensor, uncertainty: Tensor | None = None) -> list[str]:
 
 def unsure(result: Match) -> str:
     """A line that tells which parameters, or combinations of them, the sound does not determine."""
-    words = undetermined(*result.directions, [p.symbol for p in PARAMETERS])
-    return f"not determined by the sound: {'; '.join(words)}" if words else "the sound determines all five parameters"
+    return verdict("; ".join(undetermined(*result.directions, [p.symbol for p in PARAMETERS])))
 
 
 def picture(story: Sequence[Step], x: Tensor, x_hat: Tensor, title: str) -> Axes:

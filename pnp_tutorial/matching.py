@@ -365,6 +365,11 @@ def undetermined(spreads: Tensor, directions: Tensor, names: Sequence[str] = NAM
     return words
 
 
+def verdict(words: str) -> str:
+    """A line that tells what is `undetermined`, in words that semicolons join, or none."""
+    return f"not determined by the sound: {words}" if words else "the sound determines all five parameters"
+
+
 def match(
     audio: Tensor | str | Path,
     model: AudioEncoder,

@@ -38,7 +38,8 @@ from .drum import N_SAMPLES, SAMPLE_RATE
 SIGMA_0 = 0.1  # bandwidth of a low-pass filter of unit width, in cycles per sample: kymatio's
 ALPHA = 5.0  # bandwidths kept above a filter's centre when its output is subsampled: kymatio's
 EPS = 1e-3  # ε of the log-compression: the papers'
-BLOCK = 2**21  # complex values that are filtered at once: 16 MB, which allocators keep for the next block
+BLOCK = 2**21  # complex values that a CPU filters at once: 16 MB, which allocators keep for the next block
+CUDA_BLOCK = 2**25
 
 
 def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
@@ -121,8 +122,12 @@ class _PathSums(torch.autograd.Function):
         sums = []
         for y in Y.split(chunk, -1):
             Z = W @ y
-            square = Z.mul_(Z)
-            sums.append((square[:, :R] + square[:, R:]).sqrt_().sum(-1))
+            if Z.is_cuda:
+                modulus = torch.hypot(Z[:, :R], Z[:, R:])
+            else:
+                square = Z.mul_(Z)
+                modulus = (square[:, :R] + square[:, R:]).sqrt_()
+            sums.append(modulus.sum(-1))
         return torch.stack(sums).sum(0)
 
     @staticmethod
@@ -170,15 +175,26 @@ def _modulus(Z: Tensor) -> Tensor:
 def _path_sums(W: Tensor, Y: list[Tensor], chunk: int) -> Tensor:
     """`_PathSums` of a complex Y (B, n, t), and its derivatives along the K tangents that follow: (B, 1 + K, R).
 
-    With tangents the wavelets are applied once for value and derivatives; and the complex product Ẑ* dYᵀ takes
+    With tangents the wavelets are applied once for value and derivatives. On a CPU the complex product Ẑ* dYᵀ takes
     three real ones: with Ẑ = u + iv and dY = p + iq,
 
         Re W (u − iv)(p + iq) = (Re W − Im W) (u − v)p + Re W v(p + q) + Im W u(p − q).
+
+    A GPU, which products keep less busy than memory does, is faster with complex numbers.
     """
     if len(Y) == 1:
         return _PathSums.apply(W, torch.cat([Y[0].real, Y[0].imag], -2), chunk)[:, None]
     (B, n, _), K, R = Y[0].shape, len(Y) - 1, len(W) // 2
     sums = W.new_zeros(B, R)
+    if W.is_cuda:
+        W = torch.complex(W[:R, :n], W[R:, :n])
+        product = W.new_zeros(B, K * n, R)
+        for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
+            Z = W @ y
+            sums += Z.abs().sum(-1)
+            product.baddbmm_(torch.cat(dy, -2), Z.sgn_().mH)
+        tangents = (product.unflatten(1, (K, n)) * W.mT).sum(2).real
+        return torch.cat([sums[:, None], tangents], 1)
     products = [W.new_zeros(B, K * n, R) for _ in range(3)]
     for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
         u, v = (W @ torch.cat([y.real, y.imag], -2)).chunk(2, 1)
@@ -298,7 +314,7 @@ class _Transform(nn.Module):
         for level in sorted(set(self.levels_1)):
             psi, start = getattr(self, f"psi_1_{level}"), getattr(self, f"start_1_{level}")
             bins = (start[:, None] + torch.arange(psi.shape[-1], device=psi.device)) % self.N
-            few = max(1, BLOCK * 2**level // x.numel())
+            few = max(1, (CUDA_BLOCK if x.is_cuda else BLOCK) * 2**level // x.numel())
             for some_bins, some_psi in zip(bins.split(few), psi.split(few), strict=True):
                 yield level, torch.fft.ifft(x_hat[..., some_bins] * some_psi, n=self.N >> level)
 
@@ -555,6 +571,13 @@ class JTFS(_Transform):
             bands.append(band * (psi * 2**level))
         return torch.fft.ifft(torch.cat(bands, -2), n=self.N >> self.levels_2[n2])
 
+    def _sounding(self, U_1_hat: list[tuple[int, Tensor]], n2: int) -> list[Tensor]:
+        """Y₂ (B, n_inputs, t) of each sound and of each of its tangents, where the sound reaches."""
+        if U_1_hat[0][1].is_cuda:
+            return list(self._second_order(U_1_hat, n2)[..., self.sounding[n2]].unbind(1))
+        each = ([(level, U_hat[:, d]) for level, U_hat in U_1_hat] for d in range(U_1_hat[0][1].shape[1]))
+        return [self._second_order(one, n2)[..., self.sounding[n2]] for one in each]  # what fits into a cache
+
     def _transform(self, x: Tensor) -> Tensor:
         local = self.T != "global"
         chunk = 1024 if x.device.type == "cpu" else max(16, 2**16 // len(x))  # frames at once: 1 GB on a GPU
@@ -575,9 +598,7 @@ class JTFS(_Transform):
                 U_2_hat = torch.fft.rfft(torch.cat(moduli, -1))
                 S.append(self._average(U_2_hat, self.levels_2[n2])[..., self.frames])
             else:
-                each = ([(level, U_hat[:, d]) for level, U_hat in U_1_hat] for d in range(x.shape[1]))
-                Y_2 = [self._second_order(one, n2)[..., self.sounding[n2]] for one in each]
-                sums = _path_sums(getattr(self, f"W_{n2}"), Y_2, chunk)
+                sums = _path_sums(getattr(self, f"W_{n2}"), self._sounding(U_1_hat, n2), chunk)
                 S.append(self._frequency_average(sums[..., None], n2))
         out = torch.cat(S, -2)
         return out if local else out[..., 0]

@@ -426,6 +426,7 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
 
     table = pd.DataFrame(history)
     threads = f"{torch.get_num_threads()} threads, {world} processes"
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     results = {
         "config": asdict(config),
         "dataset": asdict(data),
@@ -435,7 +436,7 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
         "precision": precision,
         "version": __version__,
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device.type}, {threads}",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {chip}, {threads}",
     }
     network.load_state_dict(best["weights"])
     if fabric.is_global_zero:

@@ -40,7 +40,8 @@ from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.parameters import sample_uniform, to_nu, to_theta
 
 RESULTS = ROOT / "pnp_tutorial/results/matching"
-RUNS = Path("runs/matching")
+ENCODER = hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()
+RUNS = Path("runs/matching", ENCODER[:12])  # what another encoder began is not gone on with
 SEED = 2026  # of the drums, which no training has seen
 N_DRUMS = 200
 N_SOME = 12  # of them, matched without one of the stages too
@@ -199,7 +200,7 @@ def main(prefixes: list[str]) -> None:
         if not (RESULTS / f"{name}.json").exists():
             done = [json.loads((RUNS / name / f"{i}.json").read_text()) for i in rows]
             about = {"seed": SEED, "version": __version__, "torch": torch.__version__, "machine": platform.platform()}
-            about["encoder"] = hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()
+            about["encoder"] = ENCODER
             write_atomically({RESULTS / f"{name}.json": json.dumps({**about, "rows": done}).encode()})
 
 

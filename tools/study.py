@@ -6,7 +6,7 @@
 A row is one training run and its test. It is written to pnp_tutorial/results/study once it is done; a row that is there
 with the same configuration is not done again, and one that was interrupted goes on where it stopped. As many rows are
 trained side by side, in one thread each, as torch has threads: on two cores that is nearly twice as fast as one row
-after another.
+after another, and on a GPU the small steps of one leave room for those of others.
 """
 
 import json
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial.bank import load_bank
-from pnp_tutorial.dataset import DatasetConfig, Drums, build, ear, load, refuse_difference, write_atomically
+from pnp_tutorial.dataset import (
+    DatasetConfig,
+    Drums,
+    build,
+    ear,
+    load,
+    refuse_difference,
+    select_device,
+    write_atomically,
+)
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
@@ -114,6 +123,9 @@ def of(config: type) -> dict[str, Any]:
 
 
 DATA = DatasetConfig(**of(DatasetConfig))
+DEVICE = select_device(DATA.device)
+if DEVICE.type == "mps":  # which has no float64, as ν needs it
+    DEVICE = torch.device("cpu")
 
 
 def tuning() -> dict[str, TrainingConfig]:
@@ -138,12 +150,12 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
     base = TrainingConfig(**of(TrainingConfig))
     named = {}
     for seed in SEEDS:
-        for name, (loss, change) in DAMPINGS.items():
-            named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **LOSSES[loss], **change, seed=seed)
         for known in (False, True):
             for loss, change in MAIN.items():
                 config = replace(base, **LOSSES[loss], **FALLING, **change, known_pitch=known, seed=seed)
                 named[f"{loss}{'-known' * known}-{seed}"] = loss, config
+        for name, (loss, change) in DAMPINGS.items():
+            named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **LOSSES[loss], **change, seed=seed)
     return {name: (loss, replace(row, output_folder=str(RUNS / name))) for name, (loss, row) in named.items()}
 
 
@@ -161,6 +173,13 @@ def hybrids() -> dict[str, tuple[TrainingConfig, TrainingConfig]]:
 
 def result(name: str) -> Path:
     return RESULTS / f"{name}.json"
+
+
+def refuse_other_settings(name: str, config: TrainingConfig) -> None:
+    """Raise ValueError if a row was made with others than these."""
+    training = json.loads(result(name).read_text())["training"]
+    made = training["config"] | {"precision": training.get("precision", "32-true")}  # what "auto" came to
+    refuse_difference(made, asdict(config), f"{result(name)} was made", ("data", "output_folder", "device"))
 
 
 def rounded(values: Tensor) -> list:
@@ -181,21 +200,23 @@ class Judge:
 
     def __init__(self, split: str, n_sounds: int) -> None:
         drums = load(SETTINGS["data"], split)
-        self.drums, self.features = Drums(drums.nu[:n_sounds], drums.scalogram[:n_sounds]), ear(DATA)
+        self.drums, self.features = Drums(drums.nu[:n_sounds], drums.scalogram[:n_sounds]), ear(DATA).to(DEVICE)
         path = RUNS / f"features-{split}-{n_sounds}.pt"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with torch.no_grad():
-                torch.save(torch.cat([self.features(drum(some)) for some in self.drums.nu.split(8)]), path)
+                S = [self.features(drum(some)).cpu() for some in self.drums.nu.to(DEVICE).split(8)]
+            torch.save(torch.cat(S), path)
         self.S = torch.load(path, weights_only=True)
 
     def listen(self, nu: Tensor) -> tuple[Tensor, Tensor]:
         """Features Φ(g(ν)) (n, P) and distance by MSS (n,) of g(ν) from the sounds of the split."""
         S, mss = [], []
-        for some, true in zip(tqdm(nu.split(8), desc="listen", leave=False), self.drums.nu.split(8), strict=True):
+        parts = zip(*(rows.to(DEVICE).split(8) for rows in (nu, self.drums.nu)), strict=True)
+        for some, true in tqdm(list(parts), desc="listen", leave=False):
             x = drum(some)
-            S.append(self.features(x))
-            mss.append(mss_distance(x, drum(true)))
+            S.append(self.features(x).cpu())
+            mss.append(mss_distance(x, drum(true)).cpu())
         return torch.cat(S), torch.cat(mss)
 
     def __call__(self, nu_hat: Tensor) -> dict[str, list]:
@@ -211,7 +232,7 @@ def do(name: str, config: TrainingConfig) -> None:
     """Train, test and write one row."""
     print(name, flush=True)
     fit(config, progress=multiprocessing.parent_process() is None)
-    model = load_encoder(f"{config.output_folder}/encoder.safetensors")
+    model = load_encoder(f"{config.output_folder}/encoder.safetensors", DEVICE)
     history = [json.loads(line) for line in Path(config.output_folder, "metrics.jsonl").read_text().splitlines()]
     heard = judge("validation", 128) if name in tuning() else judge("test", 512)
 
@@ -237,8 +258,7 @@ def do_all(named: dict[str, TrainingConfig]) -> None:
     """Do the rows that are missing, side by side."""
     for name, config in named.items():
         if result(name).exists():
-            done = json.loads(result(name).read_text())["training"]["config"]
-            refuse_difference(done, asdict(config), f"{result(name)} was made", ("data", "output_folder", "device"))
+            refuse_other_settings(name, config)
     missing = {name: config for name, config in named.items() if not result(name).exists()}
     for data in {config.data for config in missing.values()}:
         prepare(data)
@@ -320,8 +340,8 @@ def main(prefixes: list[str]) -> None:
         return
     heard = judge("test", 512)
     if not result("constant").exists():  # the floor: one drum, whatever the sound
-        train = load(SETTINGS["data"]).nu[:256]
-        nu = best_constant(train, heard.features, partial(rectangular_drum, n_samples=DATA.n_samples), progress=True)
+        train = load(SETTINGS["data"]).nu[:256].to(DEVICE)
+        nu = best_constant(train, heard.features, synthesizer, progress=True).cpu()
         write_atomically({result("constant"): json.dumps(heard(nu.expand_as(heard.drums.nu))).encode()})
     tuned_rows = {name: replace(config, learning_rate=tuned(loss)) for name, (loss, config) in named.items()}
     do_all({name: tuned_rows[name] for name in those(named)})
