@@ -69,7 +69,7 @@ bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (
 	$(BIN)/python -c "from pnp_tutorial.bank import WEIGHTS, save_bank; save_bank('data/study.zarr', WEIGHTS / 'bank.safetensors')"
 	cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS
 
-study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about twelve hours in all)
+study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about twelve hours on two cores)
 	$(BIN)/python tools/study.py
 
 matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (an hour and a half in all)
