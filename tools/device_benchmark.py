@@ -94,7 +94,7 @@ def main(path: Path, data: DatasetConfig, batches: list[int], n_sounds: int) -> 
 
     for n in batches:
         measure("features", n, lambda n=n: rate(lambda: listen(n), n))
-        measure("metric", n, lambda n=n: rate(lambda: riemannian_metric(nu[:n], features), n))
+        measure("metric", n, lambda n=n: rate(lambda: riemannian_metric(nu[:n], features, synthesizer), n))
     fastest = max(batches, key=lambda n: results["metric"][str(n)])
     measure("dataset", fastest, lambda: dataset_rate(replace(data, chunk_size=fastest), n_sounds))
     for precision, dtype in PRECISIONS.items():
