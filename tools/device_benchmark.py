@@ -3,7 +3,7 @@
     python tools/device_benchmark.py pnp_tutorial/results/speed-cuda.json --device cuda
 
 Everything as a data set or a training of the papers' size has it: sounds of 65536 samples, the papers' JTFS,
-EfficientNet-B0. Each number is a median, in sounds a second, and is written as soon as it is known.
+EfficientNet-B0. Each number is in sounds a second, and is written as soon as it is known.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SECONDS = 1.0  # of each measurement
 
 
 def rate(work: Callable[[], object], n_sounds: int) -> float:
-    """Sounds a second, after a first call that is not counted."""
+    """Sounds a second, the median, after a first call that is not counted."""
     work()
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     return n_sounds / timer.blocked_autorange(min_run_time=SECONDS).median
@@ -82,13 +82,8 @@ def main(path: Path, data: DatasetConfig, batches: list[int], n_sounds: int) -> 
             return features(synthesizer(to_theta(nu[:n])))
 
     def measure(kind: str, name: object, work: Callable[[], float]) -> None:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
         sounds = float(f"{work():.4g}")
         results.setdefault(kind, {})[str(name)] = sounds
-        if device.type == "cuda":
-            results.setdefault("bytes", {})[f"{kind} {name}"] = torch.cuda.max_memory_allocated()
         print(f"{kind} {name}: {sounds:g} sounds a second", flush=True)
         write_atomically({path: (json.dumps(results, indent=1) + "\n").encode()})
 

@@ -154,6 +154,8 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
             for loss, change in MAIN.items():
                 config = replace(base, **LOSSES[loss], **FALLING, **change, known_pitch=known, seed=seed)
                 named[f"{loss}{'-known' * known}-{seed}"] = loss, config
+        if seed == 0:  # one of them anew, on another machine: a GPU's row beside a CPU's
+            named["parameter-cpu-0"] = "parameter", replace(named["parameter-0"][1], device="cpu")
         for name, (loss, change) in DAMPINGS.items():
             named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **LOSSES[loss], **change, seed=seed)
     return {name: (loss, replace(row, output_folder=str(RUNS / name))) for name, (loss, row) in named.items()}
