@@ -16,7 +16,7 @@ study encoder: export MALLOC_MMAP_MAX_ = 0
 study encoder: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check notebooks serve clean lock encoder bank study matching benchmark
+.PHONY: help book test check notebooks serve clean lock encoder bank study matching benchmark gpu
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,6 +77,9 @@ matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from it
 
 benchmark: $(INSTALLED) ## Time JTFS and metric against kymatio's development version (7 minutes on a quiet machine)
 	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json
+
+gpu: $(INSTALLED) ## Measure what this machine's GPU does in a second: metrics, training steps (2 minutes)
+	$(BIN)/python tools/device_benchmark.py pnp_tutorial/results/speed-cuda.json --device cuda
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@for python in python3 python3.14 python3.13 python3.12 python3.11 none; do \

@@ -122,7 +122,7 @@ class _PathSums(torch.autograd.Function):
         sums = []
         for y in Y.split(chunk, -1):
             Z = W @ y
-            if Z.is_cuda:
+            if Z.is_cuda:  # one pass over its memory; a CPU's hypot is slow
                 modulus = torch.hypot(Z[:, :R], Z[:, R:])
             else:
                 square = Z.mul_(Z)
@@ -184,17 +184,10 @@ def _path_sums(W: Tensor, Y: list[Tensor], chunk: int) -> Tensor:
     """
     if len(Y) == 1:
         return _PathSums.apply(W, torch.cat([Y[0].real, Y[0].imag], -2), chunk)[:, None]
+    if W.is_cuda:
+        return _complex_path_sums(W, Y, chunk)
     (B, n, _), K, R = Y[0].shape, len(Y) - 1, len(W) // 2
     sums = W.new_zeros(B, R)
-    if W.is_cuda:
-        W = torch.complex(W[:R, :n], W[R:, :n])
-        product = W.new_zeros(B, K * n, R)
-        for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
-            Z = W @ y
-            sums += Z.abs().sum(-1)
-            product.baddbmm_(torch.cat(dy, -2), Z.sgn_().mH)
-        tangents = (product.unflatten(1, (K, n)) * W.mT).sum(2).real
-        return torch.cat([sums[:, None], tangents], 1)
     products = [W.new_zeros(B, K * n, R) for _ in range(3)]
     for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
         u, v = (W @ torch.cat([y.real, y.imag], -2)).chunk(2, 1)
@@ -209,6 +202,20 @@ def _path_sums(W: Tensor, Y: list[Tensor], chunk: int) -> Tensor:
     W_re, W_im = W[:R, :n], W[R:, :n]
     weights = ((W_re - W_im).mT, W_re.mT, W_im.mT)  # (n, R)
     tangents = sum((product.unflatten(1, (K, n)) * w).sum(2) for product, w in zip(products, weights, strict=True))
+    return torch.cat([sums[:, None], tangents], 1)
+
+
+def _complex_path_sums(W: Tensor, Y: list[Tensor], chunk: int) -> Tensor:
+    """`_path_sums` with tangents, in complex numbers."""
+    (B, n, _), K, R = Y[0].shape, len(Y) - 1, len(W) // 2
+    sums = W.new_zeros(B, R)
+    W = torch.complex(W[:R, :n], W[R:, :n])
+    product = W.new_zeros(B, K * n, R)
+    for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
+        Z = W @ y
+        sums += Z.abs().sum(-1)
+        product.baddbmm_(torch.cat(dy, -2), Z.sgn_().mH)
+    tangents = (product.unflatten(1, (K, n)) * W.mT).sum(2).real
     return torch.cat([sums[:, None], tangents], 1)
 
 

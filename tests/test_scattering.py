@@ -279,3 +279,16 @@ def test_frames_left_out_are_silent(padding, monkeypatch):
     S = jtfs(x)
     monkeypatch.setattr(JTFS, "_frames_near", lambda self, reach, level: slice(0, self.N >> level))
     assert (JTFS(4096, **config)(x) - S).abs().max() < 1e-12 * S.max()
+
+
+def test_path_sums_of_a_gpu_are_those_of_a_cpu():
+    """Both ways to sum |W Y| and its derivatives, on the CPU; a Y of zeros has none."""
+    torch.manual_seed(0)
+    B, K, n, R, t = 2, 3, 5, 7, 50
+    W = torch.randn(R, n, dtype=torch.complex128)
+    planar = torch.cat([torch.cat([W.real, -W.imag], 1), torch.cat([W.imag, W.real], 1)])
+    Y = list(torch.randn(1 + K, B, n, t, dtype=torch.complex128))
+    Y[0][1, :, :9] = 0
+    expected = scattering._path_sums(planar, Y, chunk=16)
+    assert torch.allclose(scattering._complex_path_sums(planar, Y, chunk=16), expected, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(expected[:, 0], (W @ Y[0]).abs().sum(-1))

@@ -166,25 +166,13 @@ def ours(what: str) -> Contestant:
 
 
 def training_step(loss: str) -> Contestant:
-    """A step of the paper's encoder with one loss, on scalograms and metrics as a data set holds them."""
-    from pnp_tutorial.dataset import DatasetConfig, encoder_input
-    from pnp_tutorial.encoder import Encoder
-    from pnp_tutorial.training import Batch, TrainingConfig, make_loss
+    """A step of the paper's encoder with one loss."""
+    import device_benchmark
 
-    torch.manual_seed(0)
-    data = DatasetConfig(n_samples=N_SAMPLES)
-    nu, x = drums(STEP_BATCH)
-    M = torch.eye(nu.shape[1], dtype=torch.float64).expand(len(nu), -1, -1)
-    batch = Batch(encoder_input(data)(x), nu, M, M)
-    value = make_loss(TrainingConfig(loss=loss), data)  # type: ignore[arg-type]
-    network = Encoder().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(network.parameters())
+    from pnp_tutorial.dataset import DatasetConfig
 
-    def step() -> None:
-        optimizer.zero_grad()
-        value(network(batch.S), batch, 1.0).backward()
-        optimizer.step()
-
+    nu, _ = drums(STEP_BATCH)
+    step = device_benchmark.training_step(loss, nu, DatasetConfig(n_samples=N_SAMPLES), torch.float32)
     return Contestant(step, STEP_BATCH)
 
 

@@ -1,6 +1,6 @@
 """Measure what one device, such as a GPU, does in a second: features, metrics, and training steps of every loss.
 
-    python tools/device_benchmark.py pnp_tutorial/results/speed-cuda.json --device cuda
+    python tools/device_benchmark.py pnp_tutorial/results/speed-cuda.json --device cuda   # or: make gpu
 
 Everything as a data set or a training of the papers' size has it: sounds of 65536 samples, the papers' JTFS,
 EfficientNet-B0. Each number is in sounds a second, and is written as soon as it is known.
@@ -8,7 +8,6 @@ EfficientNet-B0. Each number is in sounds a second, and is written as soon as it
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from benchmark import processor
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
@@ -74,7 +74,7 @@ def main(path: Path, data: DatasetConfig, batches: list[int], n_sounds: int) -> 
     device = select_device(data.device)
     nu = sample_uniform(max(*batches, *STEPS.values())).to(device)
     features, synthesizer = ear(data).to(device), partial(rectangular_drum, n_samples=data.n_samples)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     results: dict[str, dict] = {"machine": {"device": name, "torch": torch.__version__}, "batch": {}}
 
     def listen(n: int) -> Tensor:
