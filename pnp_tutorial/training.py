@@ -97,8 +97,8 @@ class TrainingConfig:
     seed
         Of weights and batches.
     precision
-        Of the network: "32-true", "bf16-mixed" (bfloat16 where that is safe), or "auto": bf16-mixed on a GPU or
-        processor that has units for it. PNP and P-loss are taken in float64 in any case.
+        Of the network: "32-true", "bf16-mixed" (bfloat16 where that is safe), or "auto": bf16-mixed on a processor
+        that has matrix units for it. PNP and P-loss are taken in float64 in any case.
     tensorboard
         Write the metrics for TensorBoard too, which must be installed.
     device
@@ -273,10 +273,9 @@ def _learning_rate(config: TrainingConfig, epoch: int) -> float:
 def _precision(config: TrainingConfig, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
     if config.precision != "auto":
         return config.precision
-    if device.type == "cuda":
-        units = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # AMX; AVX-512's instructions alone make no step faster. Older releases of torch cannot be asked
-        units = device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    # AMX; AVX-512's instructions alone make no step faster. Nor does a GPU: its steps wait for kernels to be launched,
+    # and casts are more of them (results/speed-cuda.json). Older releases of torch cannot be asked.
+    units = device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
     return "bf16-mixed" if units else "32-true"
 
 

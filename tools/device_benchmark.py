@@ -40,8 +40,10 @@ def rate(work: Callable[[], object], n_sounds: int) -> float:
     return n_sounds / timer.blocked_autorange(min_run_time=SECONDS).median
 
 
-def training_step(loss: str, nu: Tensor, data: DatasetConfig, dtype: torch.dtype) -> Callable[[], object]:
-    """A step of the papers' encoder on scalograms and metrics as a data set holds them."""
+def training_step(
+    loss: str, nu: Tensor, data: DatasetConfig, dtype: torch.dtype, compiled: bool = False
+) -> Callable[[], object]:
+    """A step of the papers' encoder, or of what torch.compile makes of it, on what a data set holds."""
     torch.manual_seed(0)
     scalogram = encoder_input(data).to(nu.device)
     M = torch.eye(nu.shape[1], dtype=nu.dtype, device=nu.device).expand(len(nu), -1, -1)
@@ -49,6 +51,8 @@ def training_step(loss: str, nu: Tensor, data: DatasetConfig, dtype: torch.dtype
     value = make_loss(TrainingConfig(loss=loss), data, device=nu.device)  # type: ignore[arg-type]
     network = Encoder().to(nu.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters())
+    if compiled:
+        network.compile()
 
     def step() -> None:
         optimizer.zero_grad()
@@ -97,6 +101,13 @@ def main(path: Path, data: DatasetConfig, batches: list[int], n_sounds: int) -> 
             results["batch"][loss] = n = min(batch, max(batches))
             step = training_step(loss, nu[:n], data, dtype)
             measure("steps", f"{loss}, {precision}", lambda step=step, n=n: rate(step, n))
+    if device.type == "cuda":
+        n, start = results["batch"]["parameter"], time.perf_counter()
+        step = training_step("parameter", nu[:n], data, torch.float32, compiled=True)
+        step()
+        torch.cuda.synchronize()
+        results["seconds before the first compiled step"] = round(time.perf_counter() - start, 1)
+        measure("steps", "parameter, 32-true, compiled", lambda: rate(step, n))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ RESULTS = ROOT / "pnp_tutorial/results/study"
 RUNS = Path("runs/study")
 SEEDS = (0, 1, 2)
 UNDAMPED = {"damping": "constant", "lambda_0": 0.0}
+AVERAGE = {"damping": "constant", "damping_shape": "mean", "lambda_0": 1e6}
 SMALL = {"backbone": "mobilenetv3_small_100"}  # of the rows that compare settings
 SECANT = "data/study-secant.zarr"  # the same data set, with metrics of coarse spectra for steps as wide as errors are
 COARSE = "data/study-coarse.zarr"  # and with metrics of coarse spectra for steps that are a hundred times as small
@@ -93,17 +94,24 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-secant-undamped": ("secant", UNDAMPED),
     "small-constant-1e7": ("pnp", {"damping": "constant", "lambda_0": 1e7}),
     # one quadratic form for all sounds: the mean secant metric, next to which that of the sound itself has no say
-    "small-average": ("secant", {"damping": "constant", "damping_shape": "mean", "lambda_0": 1e6}),
+    "small-average": ("secant", AVERAGE),
     # the learning rate falls: what that is worth, and which damping then serves
     "small-falling-parameter": ("parameter", FALLING),
     "small-falling-adaptive": ("pnp", FALLING),
     "small-falling-scheduled": ("pnp", {**FALLING, "damping": "scheduled"}),
     "small-falling-secant": ("secant", {**FALLING, "damping": "scheduled"}),
     "small-falling-secant-adaptive": ("secant", FALLING),
+    "small-falling-average": ("secant", {**FALLING, **AVERAGE}),
     "small-log-undamped": ("pnp", {**UNDAMPED, "data": "data/study-log.zarr"}),
     "small-inverse-undamped": ("pnp", {**UNDAMPED, "data": "data/study-inverse.zarr"}),
 }
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+
+# Rows that are trained once more, on a CPU: a GPU's row beside a CPU's shows what another machine changes.
+AGAIN = {
+    "parameter-cpu-0": "parameter-0",
+    "small-falling-parameter-cpu-1": "small-falling-parameter-1",
+}
 
 # One loss that takes over from another, for a few epochs at a low rate: the row whose encoder goes on, and with what.
 # The same loss at that rate is the control: what only the low rate brings.
@@ -154,10 +162,11 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
             for loss, change in MAIN.items():
                 config = replace(base, **LOSSES[loss], **FALLING, **change, known_pitch=known, seed=seed)
                 named[f"{loss}{'-known' * known}-{seed}"] = loss, config
-        if seed == 0:  # one of them anew, on another machine: a GPU's row beside a CPU's
-            named["parameter-cpu-0"] = "parameter", replace(named["parameter-0"][1], device="cpu")
         for name, (loss, change) in DAMPINGS.items():
             named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **LOSSES[loss], **change, seed=seed)
+    for name, first in AGAIN.items():
+        loss, config = named[first]
+        named[name] = loss, replace(config, device="cpu")
     return {name: (loss, replace(row, output_folder=str(RUNS / name))) for name, (loss, row) in named.items()}
 
 
