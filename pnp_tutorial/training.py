@@ -273,8 +273,8 @@ def _learning_rate(config: TrainingConfig, epoch: int) -> float:
 def _precision(config: TrainingConfig, device: torch.device) -> Literal["32-true", "bf16-mixed"]:
     if config.precision != "auto":
         return config.precision
-    # AMX; AVX-512's instructions alone make no step faster. Nor does a GPU: its steps wait for kernels to be launched,
-    # and casts are more of them (results/speed-cuda.json). Older releases of torch cannot be asked.
+    # AMX; AVX-512's instructions alone make no step faster. Nor does a GPU, measured (results/speed-cuda.json): steps
+    # seem to wait there for kernels to be launched, and casts are more of them. Older torch cannot be asked.
     units = device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
     return "bf16-mixed" if units else "32-true"
 
