@@ -78,7 +78,7 @@ matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from it
 benchmark: $(INSTALLED) ## Time JTFS and metric against kymatio's development version (7 minutes on a quiet machine)
 	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json
 
-gpu: $(INSTALLED) ## Measure what this machine's GPU does in a second: metrics, training steps (2 minutes)
+gpu: $(INSTALLED) ## Measure what this machine's GPU does in a second: metrics, training steps (3 minutes)
 	$(BIN)/python tools/device_benchmark.py pnp_tutorial/results/speed-cuda.json --device cuda
 
 $(INSTALLED): requirements.lock pyproject.toml

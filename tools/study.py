@@ -108,10 +108,7 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 # Rows that are trained once more, on a CPU: a GPU's row beside a CPU's shows what another machine changes.
-AGAIN = {
-    "parameter-cpu-0": "parameter-0",
-    "small-falling-parameter-cpu-1": "small-falling-parameter-1",
-}
+AGAIN = ("parameter-cpu-0", "small-falling-parameter-cpu-1")
 
 # One loss that takes over from another, for a few epochs at a low rate: the row whose encoder goes on, and with what.
 # The same loss at that rate is the control: what only the low rate brings.
@@ -164,8 +161,8 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
                 named[f"{loss}{'-known' * known}-{seed}"] = loss, config
         for name, (loss, change) in DAMPINGS.items():
             named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **LOSSES[loss], **change, seed=seed)
-    for name, first in AGAIN.items():
-        loss, config = named[first]
+    for name in AGAIN:
+        loss, config = named[name.replace("-cpu", "")]
         named[name] = loss, replace(config, device="cpu")
     return {name: (loss, replace(row, output_folder=str(RUNS / name))) for name, (loss, row) in named.items()}
 
