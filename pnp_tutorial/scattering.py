@@ -14,12 +14,13 @@ its own rate, padding included, which evens out the rates.
 Why it is fast: the modulus does not see a phase, so the band of a filter is cropped out of the
 spectrum and moved to zero, and one batched inverse FFT per rate makes all its filters; wavelets along
 log-frequency are one dense product over the few bins that exist; frames of the padding that no wavelet
-reaches from the sound are left out; averages come last, as they are linear.
+reaches from the sound are left out; averages come last, as they are linear. Tangents, whose band no
+modulus widens, take half the frames (`_halving_filter`).
 """
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from kymatio.scattering1d.filter_bank import (
     morlet_1d,
 )
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from .drum import N_SAMPLES, SAMPLE_RATE
 
@@ -40,6 +42,7 @@ ALPHA = 5.0  # bandwidths kept above a filter's centre when its output is subsam
 EPS = 1e-3  # ε of the log-compression: the papers'
 BLOCK = 2**21  # complex values that a CPU filters at once: 16 MB, which allocators keep for the next block
 CUDA_BLOCK = 2**25
+HALO, FRAMES = 8, 32  # of the filter that halves a rate: its reach, and frames filtered at once
 
 
 def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
@@ -172,7 +175,40 @@ def _modulus(Z: Tensor) -> Tensor:
     return out
 
 
-def _path_sums(W: Tensor, Y: list[Tensor], chunk: int) -> Tensor:
+def _halving_filter() -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Filter that lets tangents dY of a sum over time have half the frames, at the price of filtering Ẑ once.
+
+    dY fills less than half of its spectrum: only the modulus of Y needs the other half. For a short low-pass h, then,
+
+        dY(t) = Σ_s h(t − 2s) dY′(s)    and    Σ_t Ẑ*(t) dY(t) = Σ_s (Σ_t h(t − 2s) Ẑ(t))* dY′(s)
+
+    if the spectrum of dY′ is that of dY divided by the response of h. What h lets pass beyond its half is the less, the
+    larger ψ_λ₂ is there: together they leave less than 10⁻⁷. Bands lie in the middle of their spectra, where h
+    is a low-pass that alternates in sign.
+
+    Returns
+    -------
+    H : ndarray, shape (FRAMES + 2 HALO, FRAMES / 2)
+        From a block of frames, and the 2 HALO that follow it, to its frames at half the rate, HALO frames later.
+    response : callable
+        Of h, at frequencies f, in cycles per frame, from the middle of the spectrum.
+    """
+    h, k = np.kaiser(2 * HALO + 1, 16.5), np.arange(-HALO, HALO + 1)
+    H = np.zeros((FRAMES + 2 * HALO, FRAMES // 2))
+    for s in range(FRAMES // 2):
+        H[2 * s : 2 * s + len(h), s] = h * (-1.0) ** (k + s)
+    return H, lambda f: np.cos(2 * np.pi * f[:, None] * k) @ h
+
+
+def _halve(Z: Tensor, H: Tensor) -> Tensor:
+    """Z (B, R, t + FRAMES) at half the rate: (B, R, t/2), of frames HALO later."""
+    blocks = Z.view(-1, FRAMES)
+    out = blocks @ H[:FRAMES]
+    out[:-1].addmm_(blocks[1:, : 2 * HALO], H[FRAMES:])
+    return out.view(*Z.shape[:-1], -1)[..., : -FRAMES // 2]
+
+
+def _path_sums(W: Tensor, Y: list[Tensor], chunk: int, H: Tensor) -> Tensor:
     """`_PathSums` of a complex Y (B, n, t), and its derivatives along the K tangents that follow: (B, 1 + K, R).
 
     With tangents the wavelets are applied once for value and derivatives. On a CPU the complex product Ẑ* dYᵀ takes
@@ -180,28 +216,39 @@ def _path_sums(W: Tensor, Y: list[Tensor], chunk: int) -> Tensor:
 
         Re W (u − iv)(p + iq) = (Re W − Im W) (u − v)p + Re W v(p + q) + Im W u(p − q).
 
+    Tangents of half the rate are (B, n, t/2), and the value then has FRAMES more, HALO of them before its first.
     A GPU, which products keep less busy than memory does, is faster with complex numbers.
     """
-    if len(Y) == 1:
-        return _PathSums.apply(W, torch.cat([Y[0].real, Y[0].imag], -2), chunk)[:, None]
+    y, *dY = Y
+    if not dY:
+        return _PathSums.apply(W, torch.cat([y.real, y.imag], -2), chunk)[:, None]
     if W.is_cuda:
         return _complex_path_sums(W, Y, chunk)
-    (B, n, _), K, R = Y[0].shape, len(Y) - 1, len(W) // 2
+    (B, n, t), K, R = y.shape, len(dY), len(W) // 2
+    halved = dY[0].shape[-1] != t
+    step, before, halo = (2, HALO, FRAMES) if halved else (1, 0, 0)
+    y = torch.cat([y.real, y.imag], -2)
     sums = W.new_zeros(B, R)
     products = [W.new_zeros(B, K * n, R) for _ in range(3)]
-    for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
-        u, v = (W @ torch.cat([y.real, y.imag], -2)).chunk(2, 1)
-        square = (u * u).addcmul_(v, v)
-        inverse = (square + torch.finfo(W.dtype).tiny).rsqrt_()
-        sums += square.mul_(inverse).sum(-1)
+    first = 0
+    for dy in zip(*(d.split(chunk, -1) for d in dY), strict=True):
+        frames = step * dy[0].shape[-1]
+        Z = W @ y[..., first : first + frames + halo]
+        first += frames
+        u, v = Z.chunk(2, 1)
+        modulus = (u * u).addcmul_(v, v).sqrt_()
+        sums += modulus[..., before : before + frames].sum(-1)
+        inverse = modulus.clamp_min_(torch.finfo(W.dtype).tiny).reciprocal_()
         u.mul_(inverse)
         v.mul_(inverse)
+        if halved:
+            u, v = _halve(Z, H).chunk(2, 1)
         p, q = torch.cat([d.real for d in dy], -2), torch.cat([d.imag for d in dy], -2)
         for product, tangents, units in zip(products, (p, p + q, p - q), (u - v, v, u), strict=True):
             product.baddbmm_(tangents, units.mT)
-    W_re, W_im = W[:R, :n], W[R:, :n]
-    weights = ((W_re - W_im).mT, W_re.mT, W_im.mT)  # (n, R)
-    tangents = sum((product.unflatten(1, (K, n)) * w).sum(2) for product, w in zip(products, weights, strict=True))
+    W_re, W_im = W[:R, :n].mT.contiguous(), W[R:, :n].mT.contiguous()  # (n, R)
+    weighted = zip(products, (W_re - W_im, W_re, W_im), strict=True)
+    tangents = sum(product.unflatten(1, (K, n)).mul_(w).sum(2) for product, w in weighted)
     return torch.cat([sums[:, None], tangents], 1)
 
 
@@ -449,6 +496,8 @@ class JTFS(_Transform):
     Raises ValueError on audio of another length, and at construction on an impossible configuration.
     """
 
+    halving: Tensor
+
     def __init__(
         self,
         n_samples: int = N_SAMPLES,
@@ -481,13 +530,29 @@ class JTFS(_Transform):
         self.levels_2 = [j if T == "global" else min(j, self.log2_T) for _, _, j in self.bank_2]
         self.start_2 = {}
         self.sounding = {}  # frames of each rate that the sound reaches: all others are zero
+        H, response = _halving_filter()
+        self._buffer("halving", H, persistent=False)
         for n2 in self.rates:
             xi, sigma, _ = self.bank_2[n2]
             start, psi = _band(morlet_1d(self.N, xi, sigma), xi, self.N >> self.levels_2[n2], self.negligible)
             self.start_2[n2] = start
-            self._buffer(f"psi_2_{n2}", psi / 2 ** self.levels_2[n2])
+            psi = psi / 2 ** self.levels_2[n2]
+            self._buffer(f"psi_2_{n2}", psi)
             reach = self._reach(sigma) + self._reach(self.bank_1[self.n_inputs[n2] - 1][1])
-            self.sounding[n2] = self._frames_near(reach if padding == "zero" else self.N, self.levels_2[n2])
+            near = self._frames_near(reach if padding == "zero" else self.N, self.levels_2[n2])
+            L = self.N >> self.levels_2[n2]
+            # What the halving filter lets pass is below float32's rounding, but not below float64's.
+            if T == "global" and self.dtype == torch.float32 and L >= 2 * max(len(psi), FRAMES):
+                near = slice(near.start // FRAMES * FRAMES, -(-near.stop // FRAMES) * FRAMES)  # whole blocks
+                f = ((L - len(psi)) // 2 + np.arange(len(psi)) - L // 2) / L
+                self._buffer(f"half_psi_2_{n2}", psi / response(f), persistent=False)
+            self.sounding[n2] = near
+        self.seen = {}  # bins that any rate takes of the spectra of a level's filters
+        for level in set(self.levels_1):
+            users = [n2 for n2 in self.rates if level in self.levels_1[: self.n_inputs[n2]]]
+            starts = [self.start_2[n2] for n2 in users]
+            stops = [self.start_2[n2] + len(getattr(self, f"psi_2_{n2}")) for n2 in users]
+            self.seen[level] = min(starts + [0]), max(stops + [0])
 
         # Along log-frequency: wavelets of both spins.
         width = 2**J_fr if isinstance(F, str) else F
@@ -562,50 +627,62 @@ class JTFS(_Transform):
             row += n_spins * n_rows
         return torch.cat(S, -2)
 
-    def _second_order(self, U_1_hat: list[tuple[int, Tensor]], n2: int) -> Tensor:
-        """Y₂ (…, n_inputs, N/2ʲ²), up to a phase, from the half spectra of U₁."""
-        psi, start = getattr(self, f"psi_2_{n2}"), self.start_2[n2]
-        stop = start + len(psi)
-        bands, missing = [], self.n_inputs[n2]
-        for level, U_hat in U_1_hat:
+    def _bands(self, U_hat: Tensor, level: int) -> Tensor:
+        """The bins of U₁'s spectrum that any rate sees; those of negative frequencies are conjugates."""
+        first, last = self.seen[level]
+        return torch.cat([U_hat[..., 1 : 1 - first].flip(-1).conj(), U_hat[..., :last]], -1)
+
+    def _second_order(self, bands: list[tuple[int, Tensor]], n2: int, halved: bool = False) -> Tensor:
+        """Y₂ (…, n_inputs, N/2ʲ²), up to a phase, from the bands of U₁'s spectrum; or at half that rate."""
+        psi, start = getattr(self, f"half_psi_2_{n2}" if halved else f"psi_2_{n2}"), self.start_2[n2]
+        Y_hat, missing = [], self.n_inputs[n2]
+        for level, band in bands:
             if missing == 0:
                 break
-            U_hat = U_hat[..., :missing, :]
-            missing -= U_hat.shape[-2]
-            band = U_hat[..., max(start, 0) : stop]
-            if start < 0:  # negative frequencies are the conjugates of the positive
-                band = torch.cat([U_hat[..., 1 : 1 - start].flip(-1).conj(), band], -1)
-            bands.append(band * (psi * 2**level))
-        return torch.fft.ifft(torch.cat(bands, -2), n=self.N >> self.levels_2[n2])
+            first = start - self.seen[level][0]
+            Y_hat.append(band[..., :missing, first : first + len(psi)] * (psi * 2**level))
+            missing -= Y_hat[-1].shape[-2]
+        length = self.N >> self.levels_2[n2] + halved
+        left = (length - len(psi)) // 2  # the band comes to lie in the middle
+        return torch.fft.ifft(pad(torch.cat(Y_hat, -2), (left, length - left - len(psi))))
 
-    def _sounding(self, U_1_hat: list[tuple[int, Tensor]], n2: int) -> list[Tensor]:
-        """Y₂ (B, n_inputs, t) of each sound and of each of its tangents, where the sound reaches."""
-        if U_1_hat[0][1].is_cuda:
-            return list(self._second_order(U_1_hat, n2)[..., self.sounding[n2]].unbind(1))
-        each = ([(level, U_hat[:, d]) for level, U_hat in U_1_hat] for d in range(U_1_hat[0][1].shape[1]))
-        return [self._second_order(one, n2)[..., self.sounding[n2]] for one in each]  # what fits into a cache
+    def _sounding(self, bands: list[tuple[int, Tensor]], n2: int) -> list[Tensor]:
+        """Y₂ (B, n_inputs, t) of each sound and of each of its tangents, where the sound reaches, for `_path_sums`."""
+        first, last = self.sounding[n2].start, self.sounding[n2].stop
+        if bands[0][1].is_cuda:
+            return list(self._second_order(bands, n2)[..., first:last].unbind(1))
+        each = [[(level, band[:, d]) for level, band in bands] for d in range(bands[0][1].shape[1])]  # fits a cache
+        if len(each) == 1 or not hasattr(self, f"half_psi_2_{n2}"):
+            return [self._second_order(one, n2)[..., first:last] for one in each]
+        Y = self._second_order(each[0], n2)
+        Y = Y[..., torch.arange(first - HALO, last - HALO + FRAMES, device=Y.device) % Y.shape[-1]]
+        return [Y] + [self._second_order(one, n2, True)[..., first // 2 : last // 2] for one in each[1:]]
 
     def _transform(self, x: Tensor) -> Tensor:
         local = self.T != "global"
         chunk = 1024 if x.device.type == "cpu" else max(16, 2**16 // len(x))  # frames at once: 1 GB on a GPU
-        U_1_hat = [(level, torch.fft.rfft(_modulus(U))) for level, U in self._first_order(x)]
+        S_1, bands = [], []
+        for level, U in self._first_order(x):
+            U_hat = torch.fft.rfft(_modulus(U))
+            S_1.append(self._average(U_hat, level))
+            bands.append((level, self._bands(U_hat, level)))
 
         if local:
             S = [self._average(torch.fft.rfft(x), 0)[..., None, self.frames]]
         else:
             S = [x.sum(-1)[..., None, None]]
-        S_1 = torch.cat([self._average(U_hat, level) for level, U_hat in U_1_hat], -2)
-        S_1 = self._frequency_average(self._wavelet_moduli(torch.cat([S_1, 0 * S_1], -2), -1), -1)
-        S.append(S_1[..., self.frames] if local else S_1.sum(-1, keepdim=True))
+        first = torch.cat(S_1, -2)
+        first = self._frequency_average(self._wavelet_moduli(torch.cat([first, 0 * first], -2), -1), -1)
+        S.append(first[..., self.frames] if local else first.sum(-1, keepdim=True))
         for n2 in self.rates:
             if local:
-                Y = self._second_order(U_1_hat, n2)
+                Y = self._second_order(bands, n2)
                 planar = torch.cat([Y.real, Y.imag], -2)
                 moduli = [self._frequency_average(self._wavelet_moduli(Y, n2), n2) for Y in planar.split(chunk, -1)]
                 U_2_hat = torch.fft.rfft(torch.cat(moduli, -1))
                 S.append(self._average(U_2_hat, self.levels_2[n2])[..., self.frames])
             else:
-                sums = _path_sums(getattr(self, f"W_{n2}"), self._sounding(U_1_hat, n2), chunk)
+                sums = _path_sums(getattr(self, f"W_{n2}"), self._sounding(bands, n2), chunk, self.halving)
                 S.append(self._frequency_average(sums[..., None], n2))
         out = torch.cat(S, -2)
         return out if local else out[..., 0]
