@@ -271,7 +271,7 @@ def test_tangents_at_half_the_rate_lose_nothing():
     torch.testing.assert_close(S, expected, rtol=1e-12, atol=0)
     assert (dS - d_expected).abs().max() < 1e-7 * d_expected.abs().max()
     for n2 in jtfs.rates:
-        of_rate = (jtfs.paths.n2 == n2).to_numpy()
+        of_rate = torch.tensor((jtfs.paths.n2 == n2).to_numpy())
         error = (dS - d_expected)[..., of_rate].norm() / d_expected[..., of_rate].norm()
         assert error < 1e-7, f"rate {n2}"
 
