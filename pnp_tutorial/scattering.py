@@ -12,7 +12,7 @@ TimeFrequencyScattering, format "time"): with T = "global" a path is *summed* ov
 its own rate, padding included, which evens out the rates.
 
 Why it is fast: the modulus does not see a phase, so the band of a filter is cropped out of the
-spectrum and moved to zero, and one batched inverse FFT per rate makes all its filters; wavelets along
+spectrum and moved into a short one, and one batched inverse FFT per rate makes all its filters; wavelets along
 log-frequency are one dense product over the few bins that exist; frames of the padding that no wavelet
 reaches from the sound are left out; averages come last, as they are linear. Tangents, whose band no
 modulus widens, take half the frames (`_halving_filter`).
@@ -661,19 +661,19 @@ class JTFS(_Transform):
     def _transform(self, x: Tensor) -> Tensor:
         local = self.T != "global"
         chunk = 1024 if x.device.type == "cpu" else max(16, 2**16 // len(x))  # frames at once: 1 GB on a GPU
-        S_1, bands = [], []
+        averages, bands = [], []
         for level, U in self._first_order(x):
             U_hat = torch.fft.rfft(_modulus(U))
-            S_1.append(self._average(U_hat, level))
+            averages.append(self._average(U_hat, level))
             bands.append((level, self._bands(U_hat, level)))
 
         if local:
             S = [self._average(torch.fft.rfft(x), 0)[..., None, self.frames]]
         else:
             S = [x.sum(-1)[..., None, None]]
-        first = torch.cat(S_1, -2)
-        first = self._frequency_average(self._wavelet_moduli(torch.cat([first, 0 * first], -2), -1), -1)
-        S.append(first[..., self.frames] if local else first.sum(-1, keepdim=True))
+        S_1 = torch.cat(averages, -2)
+        S_1 = self._frequency_average(self._wavelet_moduli(torch.cat([S_1, 0 * S_1], -2), -1), -1)
+        S.append(S_1[..., self.frames] if local else S_1.sum(-1, keepdim=True))
         for n2 in self.rates:
             if local:
                 Y = self._second_order(bands, n2)
