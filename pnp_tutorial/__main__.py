@@ -18,10 +18,11 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from . import __version__
-from .dataset import DatasetConfig, build, describe, select_device, verify, write_atomically
+from .dataset import DatasetConfig, build, describe, verify
 from .evaluation import EvaluationConfig, report
 from .matching import match_files, verdict
-from .parameters import PARAMETERS
+from .runtime import select_device, write_atomically
+from .synthesizer import PARAMETERS
 from .training import TrainingConfig, fit
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .drum import N_SAMPLES, SAMPLE_RATE
-from .parameters import Parameter, check_last_axis
+from .runtime import float64_device
+from .synthesizer import Parameter, check_last_axis
 
 BANDWIDTH = 2.0  # octaves, of the whole glide: ten σ of its window, as in the papers' code
 
@@ -107,8 +108,7 @@ def arpeggiator(
     check_theta(theta, sample_rate)
     dtype = dtype or theta.dtype
     device = theta.device
-    # Phases need float64; where a device lacks it (mps), they are made on the CPU.
-    theta = theta.to("cpu" if device.type == "mps" else device).to(torch.float64)
+    theta = theta.to(float64_device(device)).to(torch.float64)  # phases need it
     f_c, f_m, gamma = theta.unsqueeze(-2).unbind(-1)  # each (..., 1)
     t = (torch.arange(n_samples, dtype=theta.dtype, device=theta.device) - n_samples // 2) / sample_rate
     # Beyond the whole bandwidth the window is below 10⁻²¹: stopping the glide there keeps 2^(γt) finite.

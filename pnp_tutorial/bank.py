@@ -16,7 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .dataset import SPLITS, DatasetConfig, draw, load, read_config, write_atomically
+from .dataset import SPLITS, DatasetConfig, draw, load, read_config
+from .runtime import write_atomically
 
 WEIGHTS = Path(__file__).parent / "weights"
 HEADER = "pnp_tutorial"  # key of our metadata in the header of a safetensors file

@@ -18,7 +18,6 @@ which is written after it. So any number of processes may work on one store, sta
 killed; and as a chunk is computed in a single thread, they all write the same bytes.
 """
 
-import json
 import math
 import os
 import platform
@@ -27,18 +26,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import zarr
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 from tqdm.auto import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -47,8 +42,9 @@ from . import __version__
 from .drum import N_SAMPLES, rectangular_drum
 from .metric import Map, gram, push, secant_metric, tangents
 from .mss import CoarseSpectra
-from .parameters import N_PARAMETERS, sample_jittered_grid, sample_uniform, to_theta
+from .runtime import check_choices, connect, float64_device, refuse_difference, select_device
 from .scattering import JTFS, LogScattering, Scalogram
+from .synthesizer import N_PARAMETERS, sample_jittered_grid, sample_uniform, to_theta
 
 SPLITS = ("train", "validation", "test")
 N_CELLS = 10  # of the grid, along each axis: the paper's
@@ -118,58 +114,6 @@ class Drums(NamedTuple):
     metric: Tensor | None = None
     features: Tensor | None = None
     audio: Tensor | None = None
-
-
-def select_device(name: str) -> torch.device:
-    """The device of "auto", "cpu", "cuda" or "mps"; raises ValueError if there is none such here."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind in available if available[kind]))
-    if not available.get(name, False):
-        here = ", ".join(kind for kind in available if available[kind])
-        raise ValueError(f"device {name!r} is not available here: expected auto or one of {here}")
-    return torch.device(name)
-
-
-def check_choices(config: Any) -> None:
-    """Raise ValueError if a field of a configuration is none of the words that it may be."""
-    for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            raise ValueError(f"expected {name} to be one of {get_args(hint)}, got {getattr(config, name)!r}")
-
-
-def connect(device: torch.device, precision: Literal["32-true", "bf16-mixed"] = "32-true") -> Fabric:
-    """The processes that torchrun or SLURM's srun started, one a device; this one alone otherwise."""
-    devices, nodes = 1, 1
-    if TorchElasticEnvironment.detect():
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    elif shutil.which("srun") and SLURMEnvironment.detect():
-        nodes = int(os.environ["SLURM_NNODES"])
-        devices = int(os.environ["SLURM_NTASKS"]) // nodes
-    # A process that has done its share waits for the slowest, however long.
-    strategy = DDPStrategy(timeout=timedelta(days=7)) if devices * nodes > 1 else "auto"
-    fabric = Fabric(accelerator=device.type, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
-    fabric.launch()
-    return fabric
-
-
-def write_atomically(files: Mapping[Path, bytes]) -> None:
-    """Write files whole or not at all: each goes to a temporary neighbour, and all are renamed at the end."""
-    temporary: dict[str, Path] = {}
-    try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            temporary[name] = path
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            os.chmod(name, 0o644)
-        for name, path in temporary.items():
-            os.replace(name, path)
-    finally:
-        for name in temporary:
-            Path(name).unlink(missing_ok=True)
 
 
 def encoder_input(config: DatasetConfig) -> LogScattering:
@@ -341,7 +285,7 @@ def _in_parallel(
     if not parts:
         return
     scalogram, features = encoder_input(config).to(device), ear(config).to(device)
-    where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64, which ν needs
+    where = float64_device(device)  # of ν
     n_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
         n_threads if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)
@@ -356,16 +300,6 @@ def _in_parallel(
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(n_threads)
-
-
-def refuse_difference(old: dict, new: dict, what: str, ignored: tuple[str, ...]) -> None:
-    """Raise ValueError that names the first field in which two configurations differ."""
-    for key in new:
-        if key not in ignored and old.get(key) != new[key]:
-            raise ValueError(
-                f"{what} with {key} = {json.dumps(old.get(key))}, not {json.dumps(new[key])}: "
-                "choose another path or delete it"
-            )
 
 
 def _open(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:

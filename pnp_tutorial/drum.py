@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink, pad
 
-from .parameters import PARAMETERS, check_last_axis
+from .runtime import float64_device
+from .synthesizer import PARAMETERS, check_last_axis
 
 N_SAMPLES = 65536
 SAMPLE_RATE = 22050  # Hz
@@ -299,8 +300,7 @@ def rectangular_drum(
     """
     device = theta.device
     dtype = dtype or theta.dtype
-    # Phases need float64; where a device lacks it (mps), the small factors are made on the CPU.
-    theta = theta.to("cpu" if device.type == "mps" else device).to(torch.float64)
+    theta = theta.to(float64_device(device)).to(torch.float64)  # phases need it
     heard = mode_shapes(n_modes, strike, ear).abs() > 1e-12  # not a node of strike or ear
     heard = heard.nonzero()[:, 0].to(theta.device)
     omega, sigma, amplitude = (value[..., heard] for value in modes(theta, n_modes, strike, ear))

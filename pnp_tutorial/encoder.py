@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from . import __version__
 from .bank import HEADER, shipped
-from .dataset import DatasetConfig, encoder_input, write_atomically
-from .parameters import N_PARAMETERS
+from .dataset import DatasetConfig, encoder_input
+from .runtime import float64_device, write_atomically
+from .synthesizer import N_PARAMETERS
 
 
 class Encoder(nn.Module):
@@ -62,7 +63,7 @@ class Encoder(nn.Module):
 class AudioEncoder(nn.Module):
     """f_W on sounds: audio (..., n_samples) at 22 050 Hz → ν̃ (..., n_outputs), in float64, as θ needs it.
 
-    From mps, which has no float64, ν̃ comes to the CPU.
+    From a device without float64, ν̃ comes to the CPU.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ class AudioEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         nu_hat = self.encoder(self.scalogram(x))
-        return nu_hat.to("cpu" if nu_hat.device.type == "mps" else nu_hat.device).to(torch.float64)
+        return nu_hat.to(float64_device(nu_hat.device)).to(torch.float64)
 
 
 def save(model: AudioEncoder, path: str | Path) -> None:

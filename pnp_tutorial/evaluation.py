@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .dataset import Drums, ear, load, read_config, select_device, write_atomically
+from .dataset import Drums, ear, load, read_config
 from .drum import rectangular_drum
 from .encoder import AudioEncoder, load_encoder, save
 from .metric import Map
 from .mss import mss_distance
-from .parameters import N_PARAMETERS, NAMES, to_theta
+from .runtime import float64_device, select_device, write_atomically
+from .synthesizer import N_PARAMETERS, NAMES, to_theta
 
 BATCH = 8  # sounds whose features are taken at once
 
@@ -151,7 +152,7 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     if len(test.nu) < 2 or config.n_constant < 1:
         raise ValueError(f"expected two test sounds and n_constant ≥ 1, got {len(test.nu)} and {config.n_constant}")
 
-    where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64, which ν needs
+    where = float64_device(device)  # of ν
     features, synthesizer = ear(data).to(where), partial(rectangular_drum, n_samples=data.n_samples)
     nu_constant = best_constant(train.nu[: config.n_constant].to(where), features, synthesizer, progress)
     table = evaluate(predict(model, test).to(where), test.nu.to(where), nu_constant, features, synthesizer)

@@ -12,10 +12,10 @@ P-loss (Han, Lostanlen and Lagrange, 2023, equations 3 to 8).
 import torch
 from torch import Tensor
 
-from . import parameters
 from .drum import rectangular_drum
 from .metric import Map
 from .mss import mss_distance
+from .synthesizer import to_theta
 
 
 def _check_pair(nu_hat: Tensor, nu: Tensor) -> None:
@@ -30,7 +30,7 @@ def parameter_loss(nu_hat: Tensor, nu: Tensor) -> Tensor:
 
 
 def spectral_loss(
-    nu_hat: Tensor, nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
+    nu_hat: Tensor, nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = to_theta
 ) -> Tensor:
     """½ ‖Φ(g(ν̃)) − Φ(g(ν))‖², mean over the batch, a scalar; Φ, g and `to_theta` as in `metric.jacobian`.
 
@@ -44,9 +44,7 @@ def spectral_loss(
     return difference.square().sum(-1).mean() / 2
 
 
-def mss_loss(
-    nu_hat: Tensor, nu: Tensor, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
-) -> Tensor:
+def mss_loss(nu_hat: Tensor, nu: Tensor, synthesizer: Map = rectangular_drum, to_theta: Map = to_theta) -> Tensor:
     """Multi-scale spectral loss, the paper's rival: `mss.mss_distance` of g(ν̃) from g(ν), mean over the batch.
 
     A scalar; raises ValueError if the shapes differ.

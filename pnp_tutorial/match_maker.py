@@ -27,7 +27,7 @@ from .drum import rectangular_drum
 from .encoder import AudioEncoder, load_encoder
 from .matching import Match, Step, load_audio, match, undetermined, verdict
 from .metric import Map
-from .parameters import PARAMETERS, to_theta
+from .synthesizer import PARAMETERS, to_theta
 from .widgets import ABPlayer, png
 
 RECORDER_MODULE = Path(__file__).with_name("recorder.js")

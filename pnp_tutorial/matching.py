@@ -45,12 +45,13 @@ from scipy.optimize import OptimizeResult, differential_evolution, least_squares
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .dataset import ear, write_atomically
+from .dataset import ear
 from .drum import N_SAMPLES, SAMPLE_RATE, rectangular_drum
 from .encoder import AudioEncoder, load_encoder
 from .metric import Map, eigen, gram, jacobian
 from .mss import CoarseSpectra
-from .parameters import N_PARAMETERS, NAMES, PARAMETERS, ranges, to_theta
+from .runtime import float64_device, write_atomically
+from .synthesizer import N_PARAMETERS, NAMES, PARAMETERS, ranges, to_theta
 
 SILENCE = 1e-4  # peak, of full scale: −80 dB, above the dither of 16 bits
 ONSET = 0.02  # of the peak: −34 dB
@@ -418,7 +419,7 @@ def match(
     if not x.any():
         raise ValueError("expected audio of peak 1, got nothing but zeros")
     features = features or ear(model.config).to(device)
-    where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64, which ν needs
+    where = float64_device(device)  # of ν
     end = int(x.nonzero()[-1]) + 1
     noise_std = noise_level(x[:end], band)
     noise = noise_std * _noise(n_samples, end, band, seed).to(device)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from . import parameters
 from .drum import rectangular_drum
+from .runtime import float64_device
+from .synthesizer import to_theta
 
 with warnings.catch_warnings():  # torch's forward-mode formulas warn of torch.jit when first used
     warnings.simplefilter("ignore")
@@ -26,7 +27,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 def jacobian(
-    nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
+    nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = to_theta
 ) -> tuple[Tensor, Tensor]:
     """Features of the sound of ν and their Jacobian over ν, in one pass of forward-mode differentiation.
 
@@ -55,9 +56,7 @@ def jacobian(
     return push(features, *tangents(nu, synthesizer, to_theta))
 
 
-def tangents(
-    nu: Tensor, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
-) -> tuple[Tensor, Tensor]:
+def tangents(nu: Tensor, synthesizer: Map = rectangular_drum, to_theta: Map = to_theta) -> tuple[Tensor, Tensor]:
     """Sound (..., n_samples) of ν (..., 5) and its derivatives (5, ..., n_samples) over ν; errors as in `jacobian`."""
 
     def along(direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,12 +80,12 @@ def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
 
 def gram(J: Tensor) -> Tensor:
     """JᵀJ (..., 5, 5), in float64, of Jacobians (..., P, 5)."""
-    J = J.to("cpu" if J.device.type == "mps" else J.device).to(torch.float64)  # mps has no float64
+    J = J.to(float64_device(J.device)).to(torch.float64)
     return J.mT @ J
 
 
 def riemannian_metric(
-    nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = parameters.to_theta
+    nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = to_theta
 ) -> Tensor:
     """M(ν) = JᵀJ of shape (..., 5, 5), float64, for ν (..., 5); arguments and errors as in `jacobian`."""
     return gram(jacobian(nu, features, synthesizer, to_theta)[1])
@@ -96,7 +95,7 @@ def secant_metric(
     nu: Tensor,
     features: Map,
     synthesizer: Map = rectangular_drum,
-    to_theta: Map = parameters.to_theta,
+    to_theta: Map = to_theta,
     step: float = 0.1,
 ) -> Tensor:
     """The metric at the scale of a step: JᵀJ with J of finite differences as wide as that step.

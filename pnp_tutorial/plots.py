@@ -22,7 +22,7 @@ from scipy.signal.windows import hann
 from torch import Tensor
 
 from .drum import SAMPLE_RATE
-from .parameters import PARAMETERS
+from .synthesizer import PARAMETERS
 
 # Okabe and Ito's colours, those that show on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")

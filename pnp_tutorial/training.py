@@ -40,22 +40,12 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping, Shape, damping_matrix, largest_damping
-from .dataset import (
-    DatasetConfig,
-    Drums,
-    check_choices,
-    connect,
-    ear,
-    load,
-    read_config,
-    refuse_difference,
-    select_device,
-    write_atomically,
-)
+from .dataset import DatasetConfig, Drums, ear, load, read_config
 from .drum import rectangular_drum
 from .encoder import AudioEncoder, Encoder, load_encoder, save
 from .losses import mss_loss, parameter_loss, pnp_loss, spectral_loss
-from .parameters import N_PARAMETERS
+from .runtime import check_choices, connect, float64_device, refuse_difference, select_device, write_atomically
+from .synthesizer import N_PARAMETERS
 
 
 @dataclass(frozen=True)
@@ -206,7 +196,7 @@ class SharedBatchNorm(TorchFunctionMode):
 
 def as_batch(drums: Drums, config: TrainingConfig, device: torch.device) -> Batch:
     """A whole split, so that no step waits for it: a GPU holds the paper's 82 224 sounds in 1.1 GB."""
-    where = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    where = float64_device(device)
     rows = Batch(drums.scalogram.to(device), drums.nu.to(where))
     if config.loss != "pnp":
         return rows

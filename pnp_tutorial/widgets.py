@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import plots
 from .drum import SAMPLE_RATE
-from .parameters import N_PARAMETERS, NAMES, PARAMETERS, to_theta
+from .synthesizer import N_PARAMETERS, NAMES, PARAMETERS, to_theta
 
 START = (-0.2, 0.0, -0.3, -0.2, 0.4)  # ν of the first drum: near the middle, so that every slider is heard
 MODULE = Path(__file__).with_name("drum_instrument.js")
@@ -42,7 +42,7 @@ class DrumInstrument(anywidget.AnyWidget):
 
     Attributes
     ----------
-    theta : list of 5 floats, in the order, units and ranges of `parameters.PARAMETERS`
+    theta : list of 5 floats, in the order, units and ranges of `synthesizer.PARAMETERS`
         Follows the sliders, and moves them when it is set. A value of another shape or out of range raises
         `traitlets.TraitError`.
     """

@@ -15,7 +15,7 @@ import yaml
 from pnp_tutorial import __version__
 from pnp_tutorial.__main__ import main
 from pnp_tutorial.dataset import DatasetConfig
-from pnp_tutorial.parameters import NAMES
+from pnp_tutorial.synthesizer import NAMES
 from pnp_tutorial.training import TrainingConfig
 
 PARAMETERS = Path(__file__).parents[1] / "book/parameters"

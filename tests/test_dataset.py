@@ -16,23 +16,13 @@ import torch
 import zarr
 
 from pnp_tutorial import dataset
-from pnp_tutorial.dataset import (
-    DatasetConfig,
-    build,
-    describe,
-    draw,
-    ear,
-    encoder_input,
-    load,
-    stream,
-    verify,
-    write_atomically,
-)
+from pnp_tutorial.dataset import DatasetConfig, build, describe, draw, ear, encoder_input, load, stream, verify
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.mss import CoarseSpectra
-from pnp_tutorial.parameters import to_theta
+from pnp_tutorial.runtime import write_atomically
 from pnp_tutorial.scattering import log_compress
+from pnp_tutorial.synthesizer import to_theta
 
 
 def contents(path):

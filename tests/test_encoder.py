@@ -9,7 +9,7 @@ import torch
 from pnp_tutorial.dataset import DatasetConfig, load
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder, save
-from pnp_tutorial.parameters import to_theta
+from pnp_tutorial.synthesizer import to_theta
 
 SMALL = DatasetConfig(n_samples=2048, J=6, T=64)
 BACKBONE = "test_efficientnet"

@@ -21,7 +21,7 @@ from pnp_tutorial.evaluation import (
     report,
     summarize,
 )
-from pnp_tutorial.parameters import NAMES, to_nu, to_theta
+from pnp_tutorial.synthesizer import NAMES, to_nu, to_theta
 
 SYNTHESIZER = partial(rectangular_drum, n_samples=2048)
 

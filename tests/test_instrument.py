@@ -16,7 +16,7 @@ from bs4 import BeautifulSoup
 from playwright._impl._driver import compute_driver_executable
 
 from pnp_tutorial import drum
-from pnp_tutorial.parameters import PARAMETERS, to_theta
+from pnp_tutorial.synthesizer import PARAMETERS, to_theta
 from pnp_tutorial.widgets import MODULE, START, DrumInstrument
 
 SAMPLE_RATE = drum.SAMPLE_RATE

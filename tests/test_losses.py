@@ -3,7 +3,7 @@ import torch
 
 from pnp_tutorial import losses, metric, scattering
 from pnp_tutorial.drum import rectangular_drum
-from pnp_tutorial.parameters import sample_uniform
+from pnp_tutorial.synthesizer import sample_uniform
 
 N = 4096
 features = scattering.LogScattering(scattering.JTFS(N, J=8, Q=(8, 1), J_fr=3, F=2, dtype=torch.float64))

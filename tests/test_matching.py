@@ -31,8 +31,8 @@ from pnp_tutorial.matching import (
 )
 from pnp_tutorial.metric import eigen, riemannian_metric
 from pnp_tutorial.mss import CoarseSpectra
-from pnp_tutorial.parameters import NAMES, PARAMETERS, sample_uniform, to_theta
 from pnp_tutorial.scattering import JTFS, LogScattering
+from pnp_tutorial.synthesizer import NAMES, PARAMETERS, sample_uniform, to_theta
 
 N_SHORT = 8192  # samples of the drums that are sought
 THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)

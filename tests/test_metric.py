@@ -9,7 +9,7 @@ from torch.func import jacfwd, jacrev
 from pnp_tutorial import arpeggiator, metric, scattering
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.mss import MSS
-from pnp_tutorial.parameters import ranges, sample_uniform, to_nu, to_theta
+from pnp_tutorial.synthesizer import ranges, sample_uniform, to_nu, to_theta
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "paper.npz")
 N = 4096

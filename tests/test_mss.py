@@ -8,7 +8,7 @@ from torch.func import jvp, vmap
 from pnp_tutorial import losses, metric
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.mss import MSS, mss_distance
-from pnp_tutorial.parameters import sample_uniform, to_theta
+from pnp_tutorial.synthesizer import sample_uniform, to_theta
 
 N = 4096
 SOUNDS = rectangular_drum(to_theta(sample_uniform(6, seed=3)), N)

@@ -11,7 +11,7 @@ import study
 import torch
 
 from pnp_tutorial.bank import shipped
-from pnp_tutorial.parameters import sample_uniform, to_theta
+from pnp_tutorial.synthesizer import sample_uniform, to_theta
 
 ROWS = study.rows() | {name: (None, config) for name, config in study.tuning().items()}
 if all(study.result(name).exists() for name in study.tuning()):

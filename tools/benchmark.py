@@ -84,7 +84,7 @@ class Contestant(NamedTuple):
 def drums(n: int) -> tuple[Tensor, Tensor]:
     """ν (n, 5) and sounds (n, N_SAMPLES), both float64."""
     from pnp_tutorial.drum import rectangular_drum
-    from pnp_tutorial.parameters import sample_uniform, to_theta
+    from pnp_tutorial.synthesizer import sample_uniform, to_theta
 
     nu = sample_uniform(n)
     return nu, rectangular_drum(to_theta(nu), N_SAMPLES)
@@ -100,7 +100,7 @@ def theirs(what: str) -> Contestant:
     from kymatio.torch import TimeFrequencyScattering
 
     from pnp_tutorial.drum import rectangular_drum
-    from pnp_tutorial.parameters import to_theta
+    from pnp_tutorial.synthesizer import to_theta
 
     jtfs = TimeFrequencyScattering(shape=N_SAMPLES, format="time", **CONFIG)
 
@@ -131,7 +131,7 @@ def scrapl() -> Contestant:
     from scrapl import SCRAPLLoss
 
     from pnp_tutorial.drum import rectangular_drum
-    from pnp_tutorial.parameters import to_theta
+    from pnp_tutorial.synthesizer import to_theta
 
     torch.manual_seed(0)
     settings = {name: value for name, value in CONFIG.items() if name != "Q"}

@@ -20,11 +20,12 @@ from benchmark import processor
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from pnp_tutorial.dataset import DatasetConfig, build, ear, encoder_input, select_device, write_atomically
+from pnp_tutorial.dataset import DatasetConfig, build, ear, encoder_input
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import Encoder
 from pnp_tutorial.metric import riemannian_metric
-from pnp_tutorial.parameters import sample_uniform, to_theta
+from pnp_tutorial.runtime import select_device, write_atomically
+from pnp_tutorial.synthesizer import sample_uniform, to_theta
 from pnp_tutorial.training import Batch, TrainingConfig, make_loss
 
 BATCHES = (1, 8, 64, 256)

@@ -31,13 +31,14 @@ from tqdm import tqdm
 
 from pnp_tutorial import __version__
 from pnp_tutorial.bank import load_bank, shipped
-from pnp_tutorial.dataset import ear, write_atomically
+from pnp_tutorial.dataset import ear
 from pnp_tutorial.drum import SAMPLE_RATE, rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.matching import Step, match, refine, scan
 from pnp_tutorial.membrane import play
 from pnp_tutorial.mss import CoarseSpectra
-from pnp_tutorial.parameters import sample_uniform, to_nu, to_theta
+from pnp_tutorial.runtime import write_atomically
+from pnp_tutorial.synthesizer import sample_uniform, to_nu, to_theta
 
 RESULTS = ROOT / "pnp_tutorial/results/matching"
 ENCODER = hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()

@@ -30,22 +30,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial.bank import load_bank
-from pnp_tutorial.dataset import (
-    DatasetConfig,
-    Drums,
-    build,
-    ear,
-    load,
-    refuse_difference,
-    select_device,
-    write_atomically,
-)
+from pnp_tutorial.dataset import DatasetConfig, Drums, build, ear, load
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
 from pnp_tutorial.metric import Map
 from pnp_tutorial.mss import mss_distance
-from pnp_tutorial.parameters import NAMES, ranges, to_nu, to_theta
+from pnp_tutorial.runtime import float64_device, refuse_difference, select_device, write_atomically
+from pnp_tutorial.synthesizer import NAMES, ranges, to_nu, to_theta
 from pnp_tutorial.training import TrainingConfig, fit
 
 SETTINGS = yaml.safe_load((ROOT / "book/parameters/study.yaml").read_text())
@@ -128,9 +120,7 @@ def of(config: type) -> dict[str, Any]:
 
 
 DATA = DatasetConfig(**of(DatasetConfig))
-DEVICE = select_device(DATA.device)
-if DEVICE.type == "mps":  # which has no float64, as ν needs it
-    DEVICE = torch.device("cpu")
+DEVICE = float64_device(select_device(DATA.device))  # of ν
 
 
 def tuning() -> dict[str, TrainingConfig]:

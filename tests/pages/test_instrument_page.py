@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pnp_tutorial.drum import POSITION, SAMPLE_RATE, rectangular_drum
-from pnp_tutorial.parameters import PARAMETERS, to_theta
+from pnp_tutorial.synthesizer import PARAMETERS, to_theta
 from pnp_tutorial.widgets import MODULE, START, DrumInstrument
 
 PAGE = Path(__file__).parents[2] / "_build/html/book/01_drum.html"

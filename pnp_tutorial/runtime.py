@@ -1,0 +1,87 @@
+"""What has nothing to do with sound: devices, processes, files that are whole or not there, configurations compared."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def select_device(name: str) -> torch.device:
+    """The device of "auto", "cpu", "cuda" or "mps"; raises ValueError if there is none such here."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind in available if available[kind]))
+    if not available.get(name, False):
+        here = ", ".join(kind for kind in available if available[kind])
+        raise ValueError(f"device {name!r} is not available here: expected auto or one of {here}")
+    return torch.device(name)
+
+
+def float64_device(device: torch.device | str) -> torch.device:
+    """Where numbers of `device` are computed in float64: there, or on the CPU if it has none, as mps."""
+    return torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
+
+
+def connect(device: torch.device, precision: Literal["32-true", "bf16-mixed"] = "32-true") -> "Fabric":
+    """The processes that torchrun or SLURM's srun started, one a device; this one alone otherwise."""
+    # Imported here: it takes a while, and drum, metric and all that is below the data set connect nothing.
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
+    devices, nodes = 1, 1
+    if TorchElasticEnvironment.detect():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif shutil.which("srun") and SLURMEnvironment.detect():
+        nodes = int(os.environ["SLURM_NNODES"])
+        devices = int(os.environ["SLURM_NTASKS"]) // nodes
+    # A process that has done its share waits for the slowest, however long.
+    strategy = DDPStrategy(timeout=timedelta(days=7)) if devices * nodes > 1 else "auto"
+    fabric = Fabric(accelerator=device.type, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
+    fabric.launch()
+    return fabric
+
+
+def write_atomically(files: Mapping[Path, bytes]) -> None:
+    """Write files whole or not at all: each goes to a temporary neighbour, and all are renamed at the end."""
+    temporary: dict[str, Path] = {}
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            temporary[name] = path
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            os.chmod(name, 0o644)
+        for name, path in temporary.items():
+            os.replace(name, path)
+    finally:
+        for name in temporary:
+            Path(name).unlink(missing_ok=True)
+
+
+def check_choices(config: Any) -> None:
+    """Raise ValueError if a field of a configuration is none of the words that it may be."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            raise ValueError(f"expected {name} to be one of {get_args(hint)}, got {getattr(config, name)!r}")
+
+
+def refuse_difference(old: dict, new: dict, what: str, ignored: tuple[str, ...]) -> None:
+    """Raise ValueError that names the first field in which two configurations differ."""
+    for key in new:
+        if key not in ignored and old.get(key) != new[key]:
+            raise ValueError(
+                f"{what} with {key} = {json.dumps(old.get(key))}, not {json.dumps(new[key])}: "
+                "choose another path or delete it"
+            )
