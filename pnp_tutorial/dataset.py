@@ -42,7 +42,7 @@ from . import __version__
 from .drum import N_SAMPLES, rectangular_drum
 from .metric import Map, gram, push, secant_metric, tangents
 from .mss import CoarseSpectra
-from .runtime import check_choices, connect, float64_device, refuse_difference, select_device
+from .runtime import check_choices, connect, float64_device, from_stored, refuse_difference, select_device
 from .scattering import JTFS, LogScattering, Scalogram
 from .synthesizer import N_PARAMETERS, sample_jittered_grid, sample_uniform, to_theta
 
@@ -252,7 +252,7 @@ def build(config: DatasetConfig, progress: bool = True, metric: Tensor | None = 
         _create(config)
     fabric.barrier()
     existing = read_config(path)
-    refuse_difference(asdict(existing), asdict(config), f"{path} was built", ignored=("data", "device"))
+    refuse_difference(asdict(existing), config, f"{path} was built", ignored=("data", "device"))
 
     store = _open(path, "r+")
     nu = torch.from_numpy(store["nu"][:])
@@ -315,7 +315,7 @@ def read_config(path: str | Path) -> DatasetConfig:
     """The configuration that a store was built with; raises ValueError if there is no such store."""
     store = _open(path)
     try:
-        return DatasetConfig(**store.attrs["config"])
+        return from_stored(DatasetConfig, store.attrs["config"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a data set of this library") from error
 

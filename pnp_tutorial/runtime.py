@@ -5,14 +5,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from lightning_fabric import Fabric
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def select_device(name: str) -> torch.device:
@@ -77,11 +81,32 @@ def check_choices(config: Any) -> None:
             raise ValueError(f"expected {name} to be one of {get_args(hint)}, got {getattr(config, name)!r}")
 
 
-def refuse_difference(old: dict, new: dict, what: str, ignored: tuple[str, ...]) -> None:
-    """Raise ValueError that names the first field in which two configurations differ."""
-    for key in new:
-        if key not in ignored and old.get(key) != new[key]:
+def from_stored(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A configuration as a file holds it, whichever version wrote it.
+
+    A field that the file is older than has its default. One that this version does not know is left out where it is
+    off (false or null): else it may change what the file means.
+
+    Raises
+    ------
+    TypeError
+        If the file has a field that this version does not know, and that is on, or lacks one without a default.
+    """
+    known = {field.name for field in fields(kind)}
+    if unknown := [name for name, value in values.items() if name not in known and value not in (None, False)]:
+        raise TypeError(f"another version of this library wrote {unknown[0]} = {json.dumps(values[unknown[0]])}")
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+def refuse_difference(old: Mapping[str, Any], new: "DataclassInstance", what: str, ignored: tuple[str, ...]) -> None:
+    """Raise ValueError that names the first field in which a stored configuration differs from a new one.
+
+    What the stored one lacks, for it is older, has its default.
+    """
+    defaults = {field.name: field.default for field in fields(new)}
+    for name, value in asdict(new).items():
+        before = old.get(name, defaults[name])
+        if name not in ignored and before != value:
             raise ValueError(
-                f"{what} with {key} = {json.dumps(old.get(key))}, not {json.dumps(new[key])}: "
-                "choose another path or delete it"
+                f"{what} with {name} = {json.dumps(before)}, not {json.dumps(value)}: choose another path or delete it"
             )

@@ -359,8 +359,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
             raise ValueError(f"{checkpoint} is damaged: delete {folder} to start again") from error
         ignored = ["data", "output_folder", "tensorboard", "device"]
         ignored += ["n_epochs"] if config.final_learning_rate is None else []
-        refuse_difference(saved["config"], asdict(config), f"{folder} holds a run", tuple(ignored))
-        refuse_difference(saved["dataset"], asdict(data), f"{folder} holds a run on data", ("data", "device"))
+        refuse_difference(saved["config"], config, f"{folder} holds a run", tuple(ignored))
+        refuse_difference(saved["dataset"], data, f"{folder} holds a run on data", ("data", "device"))
         network.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
         damping, best, history = type(damping)(**saved["damping"]), saved["best"], saved["history"]

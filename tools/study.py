@@ -177,7 +177,7 @@ def refuse_other_settings(name: str, config: TrainingConfig) -> None:
     """Raise ValueError if a row was made with others than these."""
     training = json.loads(result(name).read_text())["training"]
     made = training["config"] | {"precision": training.get("precision", "32-true")}  # what "auto" came to
-    refuse_difference(made, asdict(config), f"{result(name)} was made", ("data", "output_folder", "device"))
+    refuse_difference(made, config, f"{result(name)} was made", ("data", "output_folder", "device"))
 
 
 def rounded(values: Tensor) -> list:
@@ -305,7 +305,7 @@ def shape_metric(nu: Tensor, metric: Tensor, u: Map) -> tuple[Tensor, Tensor]:
 def prepare(data: str) -> None:
     """Build the data set, and the one that is wanted of those that differ from it, unless they are there."""
     bank = load_bank()
-    refuse_difference(asdict(bank.config), asdict(DATA), "the bank was built", ("data", "chunk_size", "device"))
+    refuse_difference(asdict(bank.config), DATA, "the bank was built", ("data", "chunk_size", "device"))
     build(DATA, metric=bank.metric)
     if data in SECANTS:
         build(replace(DATA, data=data, secant_step=SECANTS[data]))
