@@ -3,43 +3,55 @@
 BIN := .venv/bin
 INSTALLED := .venv/installed
 # Folders too, so that a deleted file counts as a change.
-BOOK := _config.yml _toc.yml $(shell find book/. pnp_tutorial tools tests/pages -name __pycache__ -prune -o -print)
+BOOK := _config.yml _toc.yml $(shell find book/. pnp_tutorial tools -name __pycache__ -prune -o -print)
 JOBS ?= 2
+CHROME ?= $(shell for name in chromium chromium-browser google-chrome; do command -v $$name && break; done)
 SHIPPED := small-falling-secant-0
 
 # Idle threads sleep: on a busy machine, spinning ones cost a factor of five and more.
 export OMP_WAIT_POLICY = PASSIVE
 # One thread a process where processes run side by side.
 test: export OMP_NUM_THREADS = 1
+test: export CHROME := $(CHROME)
 # Memory that a training step frees is kept for the next (glibc): a third faster than to ask for it anew.
 study encoder: export MALLOC_MMAP_MAX_ = 0
 study encoder: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help book test check notebooks serve clean lock encoder bank study matching benchmark gpu
+.PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study matching benchmark gpu
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-book: _build/book ## Execute every chapter, render the site, and try it in Chromium
+book: _build/book ## Execute the chapters that have changed, and render the site
 	@echo "The book is ready: file://$(CURDIR)/_build/html/index.html"
 
 # Sphinx does not repeat a warning about a page that it has stored, so after a failure the stored
-# pages go. The outputs of the chapters stay cached.
+# pages go. The outputs of the chapters stay.
 _build/book: $(INSTALLED) $(BOOK)
 	@rm -f $@
+	$(BIN)/python tools/execute.py --jobs $(JOBS)
 	$(BIN)/jupyter-book build . -n -W --keep-going || { rm -rf _build/.doctrees; exit 1; }
 	$(BIN)/python tools/check_html.py _build/html
-	$(BIN)/pytest tests/pages
 	@touch $@
 
-test: check ## Lint, types, unit tests, every chapter as a notebook
+test: browser check ## The whole check: lint, types, unit tests, every chapter's numbers, every page in Chromium
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
+	@$(MAKE) --no-print-directory book
+	$(BIN)/pytest -n $(JOBS) --dist worksteal tests/book
+
+browser:
+	@test -n "$(CHROME)" || { echo "make test needs Chromium or Chrome: sudo apt install chromium," \
+	    "or make test CHROME=/path/to/chrome" >&2; exit 1; }
 
 check: $(INSTALLED) ## Lint and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+outputs: $(INSTALLED) ## Keep what the chapters put out now in book/outputs, which `make test` compares with
+	$(BIN)/python tools/execute.py --jobs $(JOBS)
+	$(BIN)/python tools/outputs.py
 
 notebooks: $(INSTALLED) ## Write the chapters as .ipynb to _build/notebooks
 	$(BIN)/python tools/export_notebooks.py _build/notebooks

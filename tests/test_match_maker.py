@@ -1,6 +1,6 @@
 """From a file that a reader chooses to a match that is seen and heard, with no kernel and no browser.
 
-The recorder in a browser: pages/test_recorder_page.py.
+The recorder in a browser: book/test_recorder_page.py.
 """
 
 import base64

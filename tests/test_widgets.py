@@ -1,6 +1,6 @@
 """Sliders change what is seen and compared sounds are equally loud, with no kernel and no browser.
 
-The drum: test_instrument.py. The player in a browser: pages/test_ab_player_page.py.
+The drum: test_instrument.py. The player in a browser: book/test_ab_player_page.py.
 """
 
 import base64

@@ -1,30 +1,19 @@
 """Sphinx extension: what the book's configuration must compute rather than state."""
 
-import hashlib
 import shutil
 
-from repository import ROOT, repository_url
-
-
-def execution_key() -> str:
-    """Hash of everything that a chapter's outputs depend on, besides its own cells."""
-    digest = hashlib.sha256((ROOT / "requirements.lock").read_bytes())
-    for path in sorted((ROOT / "pnp_tutorial").rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+from execute import CACHES, library_key
+from repository import repository_url
 
 
 def configure(app, config):
-    # MyST-NB's cache knows the cells, not what they import. One folder per state of the
-    # library re-executes all chapters when it changes; so does Sphinx, whose stored pages
-    # are void once this setting differs.
-    caches = ROOT / "_build" / "execution_cache"
-    config.nb_execution_cache_path = str(caches / execution_key())
-    if caches.exists():
-        for old in caches.iterdir():
-            if str(old) != config.nb_execution_cache_path:
-                shutil.rmtree(old)
+    # MyST-NB's cache knows the cells, not what they import: so each state of the library has a folder of its own,
+    # which tools/execute.py fills. Sphinx's stored pages are void once this setting differs.
+    cache = CACHES / library_key()
+    config.nb_execution_cache_path = str(cache)
+    for old in CACHES.glob("*"):
+        if old != cache:
+            shutil.rmtree(old)
 
     if url := repository_url():
         options = config.html_theme_options

@@ -1,0 +1,146 @@
+"""Every chapter as a notebook: what it puts out is what is kept of it in book/outputs.
+
+papermill executes a chapter (tools/execute.py, once: the book shows the same outputs), and nbval compares.
+One chapter alone: pytest tests/book/test_chapters.py -k 01_drum
+"""
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import outputs
+import papermill
+import pytest
+import yaml
+from execute import code_cells, source
+from export_notebooks import BOOK, CHAPTERS, ROOT, export
+
+RAW_MYST = re.compile(r"^(`{3,}|:{3,})\{|\{[\w:]+\}`|^\([\w-]+\)=$|\.md\)", re.MULTILINE)
+
+
+def nbval(reference: nbformat.NotebookNode, now: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """Compare outputs with those of a reference, cell by cell, by nbval and a kernel that puts them out again."""
+    nbformat.write(reference, folder / "reference.ipynb")
+    (folder / "now.json").write_text(json.dumps(now), encoding="utf-8")
+    kernel = folder / "kernels/replay/kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = [sys.executable, str(ROOT / "tools/replay_kernel.py"), "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "replay", "language": "python"}), encoding="utf-8")
+    options = ["--nbval", "--nbval-kernel-name", "replay", "-p", "no:cacheprovider", "-p", "no:xdist", "--color=no"]
+    # The project's own pytest settings are for the outer run.
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, *options, "reference.ipynb"]
+    environment = os.environ | {"JUPYTER_PATH": str(folder), "REPLAY": str(folder / "now.json")}
+    return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=folder, env=environment)
+
+
+def parameters(path: Path) -> set[str]:
+    return set(papermill.inspect_notebook(path))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_what_a_chapter_puts_out_does_not_drift(chapter, tmp_path):
+    run = nbval(*outputs.pair(chapter), tmp_path)
+    assert run.returncode == 0, (
+        f"{chapter} puts out something else: right, or `make outputs`?\n{run.stdout}{run.stderr}"
+    )
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_stated_tolerance_is_of_a_cell_that_is_compared(chapter):
+    cells = code_cells(source(chapter))
+    stated = [cell for cell in cells if "tolerance" in cell.metadata]
+    assert all(outputs.TOLERANCE < cell.metadata["tolerance"] < 1 for cell in stated)
+    assert not any("nbval-ignore-output" in cell.metadata.get("tags", []) for cell in stated)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_exported_prose_is_plain_markdown(chapter):
+    prose = [cell.source for cell in export(chapter).cells if cell.cell_type == "markdown"]
+    assert not RAW_MYST.findall("\n".join(prose))
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_export_is_reproducible(chapter):
+    assert nbformat.writes(export(chapter)) == nbformat.writes(export(chapter))
+
+
+def test_full_training_takes_parameters(tmp_path):
+    """As a reader gives them: papermill with a file, from the exported notebook."""
+    nbformat.write(export("07_training"), tmp_path / "training.ipynb")
+    for name in ("smoke", "laptop", "paper"):
+        values = yaml.safe_load((BOOK / f"parameters/{name}.yaml").read_text(encoding="utf-8"))
+        assert set(values) <= parameters(tmp_path / "training.ipynb"), name
+    small = yaml.safe_load((BOOK / "parameters/smoke.yaml").read_text(encoding="utf-8"))
+    done = papermill.execute_notebook(
+        tmp_path / "training.ipynb", tmp_path / "done.ipynb", parameters=small, cwd=tmp_path, progress_bar=False
+    )
+    printed = "".join(output.get("text", "") for cell in code_cells(done) for output in cell.outputs)
+    assert f"scalograms ({small['n_sounds'] // 10}, " in printed
+
+
+def one_cell(text: str) -> nbformat.NotebookNode:
+    output = nbformat.v4.new_output("stream", name="stdout", text=text)
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cell = nbformat.v4.new_code_cell("print(1 + 1)", execution_count=1, outputs=[output])
+    return nbformat.v4.new_notebook(cells=[cell], metadata=kernel)
+
+
+@pytest.mark.parametrize(("now", "verdict"), [("2", 0), ("3", 1)])
+def test_nbval_sees_drift(tmp_path, now, verdict):
+    """Guards the guard: what has changed is named, with the cell that put it out."""
+    run = nbval(one_cell("2"), [now], tmp_path)
+    assert run.returncode == verdict
+    assert ("print(1 + 1)" in run.stdout) == bool(verdict)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "tolerance", "same"),
+    [
+        ("mean 0.12340", "mean 0.12341", 1e-4, True),
+        ("mean 0.1234", "mean 0.1236", 1e-4, False),
+        ("mean 0.13", "mean 0.12", 0.01, True),  # 0.1251 and 0.1249
+        ("mean 0.14", "mean 0.12", 0.01, False),
+        ("1.3e+05", "1.2e+05", 0.01, True),
+        ("1.4e+05", "1.2e+05", 0.01, False),
+        ("4 drums", "5 drums", 0.01, False),
+        ("12 drums of 200", "12 drums of 201", 0.01, True),
+        ("12 cats", "12 dogs", 0.5, False),
+        ("-0.5", "0.5", 0.5, False),
+        ("  0.5   1", "0.5 1", 1e-4, True),
+        ("picture 250 10", "picture 247 13", 1e-4, True),
+        ("picture 250 10", "picture 250 20", 1e-4, False),
+    ],
+)
+def test_numbers_within_the_tolerance_are_the_same(new, old, tolerance, same):
+    assert outputs.as_before(new, old, tolerance) == (old if same else new)
+
+
+def test_all_that_a_reader_sees_is_compared():
+    """Text, tables and pictures, but no address in memory; and a picture that has changed is seen."""
+    cell = nbformat.v4.new_code_cell("f()")
+    html = "<table><tr><th>a</th><td>1.50</td></tr></table>"
+    data = [{"text/plain": "<Styler>", "text/html": html}, {"text/plain": "<Audio at 0x7f3a>"}]
+    cell.outputs = [nbformat.v4.new_output("stream", text="x = 1\n")]
+    cell.outputs += [nbformat.v4.new_output("display_data", data=each) for each in data]
+    assert outputs.text(cell) == "x = 1\na | 1.50\n<Audio>"
+    flat, bar = (drawing(height) for height in (0.0, 1.0))
+    assert outputs.picture(flat) == outputs.picture(drawing(0.0))
+    pairs = zip(outputs.picture(bar).splitlines(), outputs.picture(flat).splitlines(), strict=True)
+    assert any(outputs.as_before(new, old, 0.1) != old for new, old in pairs)
+
+
+def drawing(height: float) -> str:
+    figure, axes = plt.subplots(figsize=(4, 3))
+    axes.bar([0], [height])
+    axes.set_ylim(0, 1)
+    buffer = io.BytesIO()
+    figure.savefig(buffer)
+    plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()
