@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .drum import N_SAMPLES, SAMPLE_RATE
-from .runtime import float64_device
-from .synthesizer import Parameter, check_last_axis
+from .runtime import float64_device, full_precision
+from .synthesizer import Parameter, check_domain, check_last_axis
 
 BANDWIDTH = 2.0  # octaves, of the whole glide: ten σ of its window, as in the papers' code
 
@@ -35,21 +35,8 @@ def check_theta(theta: Tensor, sample_rate: float = SAMPLE_RATE) -> None:
     half of it; γ may be any finite number, 0 and falling (negative) included.
     (Inside `torch.vmap` values cannot be read, so that only the shape is checked there.)
     """
-    check_last_axis(theta, "theta", PARAMETERS)
     domain = ((0, sample_rate / 4), (0, sample_rate / 4), (-math.inf, math.inf))
-    for j, (parameter, (low, high)) in enumerate(zip(PARAMETERS, domain, strict=True)):
-        value = theta[..., j].detach()
-        valid = (value > low) & (value < high)
-        try:
-            all_valid = bool(valid.all())
-        except RuntimeError:  # vmap
-            return
-        if not all_valid:
-            raise ValueError(
-                f"{parameter.name} = {value[~valid].flatten()[0].item():g} {parameter.unit} will not do at a sample "
-                f"rate of {sample_rate:g} Hz: expected a value in ({low:g}, {high:g}); "
-                f"the papers have [{parameter.low:g}, {parameter.high:g}]"
-            )
+    check_domain(theta, PARAMETERS, domain, f"will not do at a sample rate of {sample_rate:g} Hz")
 
 
 def to_theta(nu: Tensor) -> Tensor:
@@ -74,6 +61,7 @@ def _expm1_over(u: Tensor) -> Tensor:
     return torch.where(near, series, torch.expm1(far_u) / far_u)
 
 
+@full_precision()
 def arpeggiator(
     theta: Tensor,
     n_samples: int = N_SAMPLES,

@@ -28,7 +28,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -188,9 +187,6 @@ def _create(config: DatasetConfig) -> None:
     os.replace(new, path)
 
 
-_FORWARD_MODE = Lock()  # torch.func.jvp is for one thread at a time
-
-
 def _compute(
     nu: Tensor, config: DatasetConfig, scalogram: Map, features: Map, metric: Tensor | None = None
 ) -> dict[str, np.ndarray]:
@@ -202,8 +198,7 @@ def _compute(
             coarse = CoarseSpectra(config.n_samples).to(nu.device)
             metric = secant_metric(nu, coarse, partial(synthesizer, dtype=torch.float32), step=config.secant_step)
         if config.metric and metric is None:
-            with _FORWARD_MODE:
-                x, dx = tangents(nu, synthesizer)
+            x, dx = tangents(nu, synthesizer)
             S, J = push(features, x, dx)
             rows["metric"] = gram(J)
             if config.features:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink, pad
 
-from .runtime import float64_device
-from .synthesizer import PARAMETERS, check_last_axis
+from .runtime import float64_device, full_precision
+from .synthesizer import PARAMETERS, check_domain
 
 N_SAMPLES = 65536
 SAMPLE_RATE = 22050  # Hz
@@ -35,23 +35,10 @@ def check_theta(theta: Tensor) -> None:
     Any finite ω₁ > 0, τ₁ > 0, p ≥ 0, D ≥ 0 and α > 0 will do: wider than the ranges of the data set.
     (Inside `torch.vmap` values cannot be read, so that only the shape is checked there.)
     """
-    check_last_axis(theta, "theta")
     infinity = math.inf
     domain = ((-infinity, infinity), (0, infinity), (-infinity, infinity), (-infinity, infinity), (0, infinity))
-    for j, (parameter, (low, high)) in enumerate(zip(PARAMETERS, domain, strict=True)):
-        value = theta[..., j].detach()
-        valid = (value > low) & (value < high)
-        if parameter.name in ("log_p", "log_D"):
-            valid |= value == -infinity  # p = 0 or D = 0: the ideal membrane
-        try:
-            all_valid = bool(valid.all())
-        except RuntimeError:  # vmap
-            return
-        if not all_valid:
-            raise ValueError(
-                f"{parameter.name} = {value[~valid].flatten()[0].item():g} {parameter.unit} is not physical: "
-                f"expected a value in ({low:g}, {high:g}); the data set has [{parameter.low:g}, {parameter.high:g}]"
-            )
+    # p = 0 or D = 0: the ideal membrane
+    check_domain(theta, PARAMETERS, domain, "is not physical", with_lower_end=("log_p", "log_D"))
 
 
 def mode_shapes(n_modes: int, strike: tuple[float, float], ear: tuple[float, float]) -> Tensor:
@@ -183,6 +170,7 @@ class _ModalSum(torch.autograd.Function):
         return _nonzero((a * z).imag.sum(-1, keepdim=True)), z
 
     @staticmethod
+    @full_precision()
     def jvp(ctx: Any, da: Tensor, dlog_z: Tensor, *_: None) -> tuple[Tensor, None]:
         a, log_z, at = ctx.saved_tensors
         n_samples, normalize, dtype, device = ctx.options
@@ -196,11 +184,13 @@ class _ModalSum(torch.autograd.Function):
         da, dz = da[..., None, :].to(coarse), (a * dlog_z)[..., None, :].to(coarse)
         left = torch.cat([(da + dz * Bk) * coarse, dz * coarse], -1)
         left, right = _real_factors(left, torch.cat([fine, i * fine], -1))
-        sounds = zip(left.reshape(-1, *left.shape[-2:]), right.reshape(-1, *right.shape[-2:]), strict=True)
-        dx = torch.stack([one @ other for one, other in sounds])
-        return dx.reshape(*a.shape[:-1], -1)[..., :n_samples].contiguous(), None
+        n_sounds = a.shape[:-1].numel()
+        pairs = zip(*(matrix.reshape(n_sounds, *matrix.shape[-2:]) for matrix in (left, right)), strict=True)
+        sounds = [(one @ other).flatten()[:n_samples] for one, other in pairs]
+        return (torch.stack(sounds) if sounds else dz.real.new_zeros(0)).reshape(*a.shape[:-1], n_samples), None
 
     @staticmethod
+    @full_precision()
     def backward(ctx: Any, dx: Tensor, _: None) -> tuple[Tensor | None, ...]:
         a, log_z, at = ctx.saved_tensors
         n_samples, normalize, dtype, device = ctx.options
@@ -218,6 +208,7 @@ class _ModalSum(torch.autograd.Function):
         return z.imag, 1j * (a * nz).conj(), None, None, None, None
 
 
+@full_precision()
 def modal_sum(
     omega: Tensor,
     sigma: Tensor,
@@ -263,6 +254,7 @@ def modal_sum(
     return x
 
 
+@full_precision()
 def rectangular_drum(
     theta: Tensor,
     n_samples: int = N_SAMPLES,

@@ -10,6 +10,7 @@ with the sound through the same linear operators.
 
 import warnings
 from collections.abc import Callable
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ with warnings.catch_warnings():  # torch's forward-mode formulas warn of torch.j
     import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 Map = Callable[[Tensor], Tensor]
+FORWARD_MODE = RLock()  # torch.func.jvp is for one thread at a time
 
 
 def jacobian(
@@ -63,7 +65,8 @@ def tangents(nu: Tensor, synthesizer: Map = rectangular_drum, to_theta: Map = to
         return jvp(lambda nu: synthesizer(to_theta(nu)), (nu,), (direction.expand_as(nu),))  # type: ignore
 
     directions = torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
-    return vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # None: x does not depend on it
+    with FORWARD_MODE:
+        return vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # None: x does not depend on it
 
 
 def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +77,8 @@ def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
     if hasattr(features, "push"):
         S, dS = features.push(x, dx)
     else:
-        S, dS = vmap(lambda tangent: jvp(features, (x,), (tangent,)), out_dims=(None, 0))(dx)  # type: ignore
+        with FORWARD_MODE:
+            S, dS = vmap(lambda tangent: jvp(features, (x,), (tangent,)), out_dims=(None, 0))(dx)  # type: ignore
     return S, dS.movedim(0, -1)
 
 

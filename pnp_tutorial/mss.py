@@ -17,6 +17,7 @@ from auraloss.freq import MultiResolutionSTFTLoss
 from torch import Tensor, nn
 
 from .drum import N_SAMPLES, SAMPLE_RATE
+from .runtime import at_least_one, full_precision
 from .scattering import log_compress
 
 
@@ -48,7 +49,7 @@ class MSS(nn.Module):
             raise ValueError(f"expected audio of shape (..., n_samples), n_samples ≥ {shortest}, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"expected floating-point audio, got {x.dtype}")
-        return x.reshape(-1, x.shape[-1]).to(self.resolutions[0].window.dtype)
+        return x.reshape(x.shape[:-1].numel(), x.shape[-1]).to(self.resolutions[0].window.dtype)
 
     @staticmethod
     def spectrum(rows: Tensor, r: Any) -> Tensor:
@@ -60,13 +61,15 @@ class MSS(nn.Module):
         """|X| of a spectrum; auraloss takes phases, too, in twice the time."""
         return (X.real.square() + X.imag.square()).clamp_min(r.eps).sqrt()
 
+    @full_precision()
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.rows(x)
+        rows = at_least_one(self.rows(x))
         logs = [self.magnitude(self.spectrum(rows, r), r).log().flatten(1) for r in self.resolutions]
         S = torch.cat([log / math.sqrt(len(logs) * log.shape[-1]) for log in logs], -1)
-        return S.reshape(*x.shape[:-1], -1)
+        return S[: x.shape[:-1].numel()].reshape(*x.shape[:-1], S.shape[-1])
 
 
+@full_precision()
 def mss_distance(x_hat: Tensor, x: Tensor) -> Tensor:
     """Multi-resolution STFT loss (...) of each pair of sounds (..., n_samples), with auraloss's defaults.
 
@@ -78,10 +81,11 @@ def mss_distance(x_hat: Tensor, x: Tensor) -> Tensor:
     if x_hat.shape != x.shape:
         raise ValueError(f"x_hat and x must have one shape, got {tuple(x_hat.shape)} and {tuple(x.shape)}")
     transform = MSS(x.dtype if x.is_floating_point() else None).to(x.device)
-    rows_hat, rows = transform.rows(x_hat), transform.rows(x.detach())
+    rows_hat, rows = (at_least_one(transform.rows(each)) for each in (x_hat, x.detach()))
     few = 1 if x.device.type == "cpu" else max(1, len(rows))  # one by one, spectra stay in a CPU's cache
     pairs = zip(rows_hat.split(few), rows.split(few), strict=True)
-    return torch.cat([_Distance.apply(a, b, transform) for a, b in pairs]).reshape(x.shape[:-1])
+    distances = torch.cat([_Distance.apply(a, b, transform) for a, b in pairs])
+    return distances[: x.shape[:-1].numel()].reshape(x.shape[:-1])
 
 
 class _Distance(torch.autograd.Function):
@@ -168,8 +172,11 @@ class CoarseSpectra(nn.Module):
         self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.register_buffer("weights", torch.exp(-((hz - center) ** 2) / (2 * width**2)), persistent=False)
 
+    @full_precision()
     def forward(self, x: Tensor) -> Tensor:
-        rows = nn.functional.pad(x.reshape(-1, x.shape[-1]).float(), 2 * [self.n_fft // 2])
+        n_rows = x.shape[:-1].numel()
+        rows = at_least_one(nn.functional.pad(x.reshape(n_rows, x.shape[-1]).float(), 2 * [self.n_fft // 2]))
         X = torch.stft(rows, self.n_fft, self.n_fft // 2, window=self.window, center=False, return_complex=True)
         power = self.weights @ (X.real**2 + X.imag**2)
-        return log_compress(power.sqrt() / (self.n_fft / 4)).reshape(*x.shape[:-1], -1)
+        C = log_compress(power.sqrt() / (self.n_fft / 4)).flatten(1)
+        return C[:n_rows].reshape(*x.shape[:-1], C.shape[-1])

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +34,24 @@ def select_device(name: str) -> torch.device:
 def float64_device(device: torch.device | str) -> torch.device:
     """Where numbers of `device` are computed in float64: there, or on the CPU if it has none, as mps."""
     return torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Context, or decorator, in which torch computes in the dtypes of its tensors, inside torch.autocast too.
+
+    Backward passes are their caller's: torch wants them outside of autocast.
+    """
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def at_least_one(rows: torch.Tensor) -> torch.Tensor:
+    """Rows (B, ...); for B = 0 one row of zeros, as FFTs refuse to take none: cut what comes of it to B rows."""
+    return rows if len(rows) else torch.nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, 1))
 
 
 def connect(device: torch.device, precision: Literal["32-true", "bf16-mixed"] = "32-true") -> "Fabric":

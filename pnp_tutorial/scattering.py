@@ -7,42 +7,49 @@
     S₂(t, λ₁; path) = (U₂ ∗ᵗ φ_T ∗^λ₁ φ_F)(t, λ₁)                       averaged in time and log-frequency
 
 after Andén, Lostanlen and Mallat (2019). The first order, too, is filtered along log-frequency:
-|S₁ ∗^λ₁ ψ_fr|. Filters are kymatio's, and so are all values (its development branch, class
-TimeFrequencyScattering, format "time"): with T = "global" a path is *summed* over the frames of
-its own rate, padding included, which evens out the rates.
+|S₁ ∗^λ₁ ψ_fr|. Values are those of kymatio's development branch (class TimeFrequencyScattering, format
+"time"): with T = "global" a path is *summed* over the frames of its own rate, padding included, which
+evens out the rates.
 
 Why it is fast: the modulus does not see a phase, so the band of a filter is cropped out of the
 spectrum and moved into a short one, and one batched inverse FFT per rate makes all its filters; wavelets along
 log-frequency are one dense product over the few bins that exist; frames of the padding that no wavelet
 reaches from the sound are left out; averages come last, as they are linear. Tangents, whose band no
-modulus widens, take half the frames (`_halving_filter`).
+modulus widens, take half the frames (`path_sums.halving_filter`).
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from kymatio.scattering1d.filter_bank import (
-    compute_params_filterbank,
-    compute_temporal_support,
-    gauss_1d,
-    morlet_1d,
-)
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from .drum import N_SAMPLES, SAMPLE_RATE
+from .filters import (
+    FrequencyBank,
+    FrequencyFilters,
+    Octave,
+    Rate,
+    Scales,
+    band,
+    bands,
+    filter_bank,
+    low_pass,
+    moved,
+    padded_length,
+    reach,
+)
+from .path_sums import FRAMES, HALO, halving_filter, modulus, path_sums
+from .runtime import at_least_one, full_precision
 
-SIGMA_0 = 0.1  # bandwidth of a low-pass filter of unit width, in cycles per sample: kymatio's
-ALPHA = 5.0  # bandwidths kept above a filter's centre when its output is subsampled: kymatio's
 EPS = 1e-3  # ε of the log-compression: the papers'
 BLOCK = 2**21  # complex values that a CPU filters at once: 16 MB, which allocators keep for the next block
 CUDA_BLOCK = 2**25
-HALO, FRAMES = 8, 32  # of the filter that halves a rate: its reach, and frames filtered at once
 
 
 def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
@@ -53,226 +60,16 @@ def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
     return torch.log1p(S.abs() / eps)
 
 
-def _filter_bank(J: int, Q: int) -> list[tuple[float, float, int]]:
-    """Centre ξ and width σ in cycles per sample, and log₂ of the coarsest sampling step, of each wavelet."""
-    return list(zip(*compute_params_filterbank(SIGMA_0 / 2**J, Q, ALPHA), strict=True))
-
-
-def _padded_length(n_samples: int, T: float) -> int:
-    """Length, a power of two, that leaves room for three supports of the low-pass filter on each side."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "support too small": it is capped below
-        support = compute_temporal_support(gauss_1d(n_samples, SIGMA_0 / T)[None], criterion_amplitude=1e-3)
-    wanted = math.ceil(math.log2(n_samples + 6 * support))
-    return 2 ** min(wanted, math.floor(math.log2(3 * n_samples - 2)))
-
-
-def _band(filter_hat: np.ndarray, xi: float, width: int, negligible: float) -> tuple[int, np.ndarray]:
-    """First bin and values of the stretch of the spectrum, at most `width` bins, in which a filter lives."""
-    N = len(filter_hat)
-    left = round(xi * N) - width // 2
-    window = filter_hat[np.arange(left, left + width) % N]
-    kept = np.flatnonzero(np.abs(window) > negligible * np.abs(filter_hat).max())
-    return left + kept[0], window[kept[0] : kept[-1] + 1]
-
-
-def _unit(z: Tensor, modulus: Tensor) -> Tensor:
-    """z/|z|, and 0 where z = 0: the direction in which |z| grows."""
-    return torch.where(modulus > 0, z / modulus, 0)
-
-
-class _Modulus(torch.autograd.Function):
-    """|Z| of a complex Z: torch's own is six times slower on a CPU, and its hypot has no derivative at 0."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(Z: Tensor) -> Tensor:
-        return torch.hypot(Z.real, Z.imag)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
-        ctx.save_for_forward(*inputs, output)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        Z, modulus = ctx.saved_tensors
-        return grad * _unit(Z, modulus)
-
-    @staticmethod
-    def jvp(ctx: Any, dZ: Tensor) -> Tensor:
-        Z, modulus = ctx.saved_tensors
-        unit = _unit(Z, modulus)
-        return unit.real * dZ.real + unit.imag * dZ.imag
-
-
-class _PathSums(torch.autograd.Function):
-    """Σ_t |W Y(t)| (B, R) of W (R, n) and Y (B, n, t): wavelets along log-frequency, modulus, sum over time.
-
-    Nothing of size (R, t) outlives a chunk of time; derivatives recompute it. Complex numbers are stacked
-    as [Re; Im], so that one real product [[Re W, −Im W], [Im W, Re W]] [Re Y; Im Y] does it all. And the
-    sum lets five tangents cost five products of the same size, without five moduli, for with Ẑ = W Y/|W Y|
-
-        d Σ_t |W Y| = Σ_t Re(Ẑ* · W dY) = Re Σ_n W · (Σ_t Ẑ* dYᵀ).
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(W: Tensor, Y: Tensor, chunk: int) -> Tensor:  # W (2R, 2n), Y (B, 2n, t), both real
-        R = len(W) // 2
-        sums = []
-        for y in Y.split(chunk, -1):
-            Z = W @ y
-            if Z.is_cuda:  # one pass over its memory; a CPU's hypot is slow
-                modulus = torch.hypot(Z[:, :R], Z[:, R:])
-            else:
-                square = Z.mul_(Z)
-                modulus = (square[:, :R] + square[:, R:]).sqrt_()
-            sums.append(modulus.sum(-1))
-        return torch.stack(sums).sum(0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        W, Y, ctx.chunk = inputs
-        ctx.save_for_backward(W, Y)
-        ctx.save_for_forward(W, Y)
-
-    @staticmethod
-    def _units(W: Tensor, y: Tensor) -> Tensor:
-        """Ẑ (B, 2R, t) as [Re; Im]."""
-        Z = W @ y
-        re, im = Z.chunk(2, 1)
-        inverse = (re * re + im * im).clamp_min_(torch.finfo(Z.dtype).tiny).rsqrt_()
-        re.mul_(inverse)
-        im.mul_(inverse)
-        return Z
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
-        W, Y = ctx.saved_tensors
-        grad = torch.cat([grad, grad], -1)[..., None]
-        return None, torch.cat([W.T @ (grad * _PathSums._units(W, y)) for y in Y.split(ctx.chunk, -1)], -1), None
-
-    @staticmethod
-    def jvp(ctx: Any, dW: None, dY: Tensor, dchunk: None) -> Tensor:
-        W, Y = ctx.saved_tensors
-        pairs = zip(Y.split(ctx.chunk, -1), dY.split(ctx.chunk, -1), strict=True)
-        correlation = sum(_PathSums._units(W, y) @ dy.mT for y, dy in pairs)
-        return (W * correlation).sum(-1).unflatten(-1, (2, -1)).sum(-2)
-
-
-def _modulus(Z: Tensor) -> Tensor:
-    """|Z| of Z (B, 1, …), or, of Z and its K tangents (B, 1 + K, …), |Z| and its derivatives Re(Ẑ* dZ)."""
-    if Z.shape[1] == 1:
-        return _Modulus.apply(Z)
-    out = torch.empty(Z.shape, dtype=Z.real.dtype, device=Z.device)
-    torch.hypot(Z[:, :1].real, Z[:, :1].imag, out=out[:, :1])
-    inverse = out[:, :1].clamp_min(torch.finfo(out.dtype).tiny).reciprocal_()  # where Z = 0, Ẑ is 0, too
-    torch.mul(Z[:, 1:].real, Z[:, :1].real * inverse, out=out[:, 1:])
-    out[:, 1:].addcmul_(Z[:, 1:].imag, Z[:, :1].imag * inverse)
-    return out
-
-
-def _halving_filter() -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """Filter that lets tangents dY of a sum over time have half the frames, at the price of filtering Ẑ once.
-
-    dY fills less than half of its spectrum: only the modulus of Y needs the other half. For a short low-pass h, then,
-
-        dY(t) = Σ_s h(t − 2s) dY′(s)    and    Σ_t Ẑ*(t) dY(t) = Σ_s (Σ_t h(t − 2s) Ẑ(t))* dY′(s)
-
-    if the spectrum of dY′ is that of dY divided by the response of h. What h lets pass beyond its half is the less, the
-    larger ψ_λ₂ is there: together they leave less than 10⁻⁷. Bands lie in the middle of their spectra, where h
-    is a low-pass that alternates in sign.
-
-    Returns
-    -------
-    H : ndarray, shape (FRAMES + 2 HALO, FRAMES / 2)
-        From a block of frames, and the 2 HALO that follow it, to its frames at half the rate, HALO frames later.
-    response : callable
-        Of h, at frequencies f, in cycles per frame, from the middle of the spectrum.
-    """
-    h, k = np.kaiser(2 * HALO + 1, 16.5), np.arange(-HALO, HALO + 1)
-    H = np.zeros((FRAMES + 2 * HALO, FRAMES // 2))
-    for s in range(FRAMES // 2):
-        H[2 * s : 2 * s + len(h), s] = h * (-1.0) ** (k + s)
-    return H, lambda f: np.cos(2 * np.pi * f[:, None] * k) @ h
-
-
-def _halve(Z: Tensor, H: Tensor) -> Tensor:
-    """Z (B, R, t + FRAMES) at half the rate: (B, R, t/2), of frames HALO later."""
-    blocks = Z.view(-1, FRAMES)
-    out = blocks @ H[:FRAMES]
-    out[:-1].addmm_(blocks[1:, : 2 * HALO], H[FRAMES:])
-    return out.view(*Z.shape[:-1], -1)[..., : -FRAMES // 2]
-
-
-def _path_sums(W: Tensor, Y: list[Tensor], chunk: int, H: Tensor) -> Tensor:
-    """`_PathSums` of a complex Y (B, n, t), and its derivatives along the K tangents that follow: (B, 1 + K, R).
-
-    With tangents the wavelets are applied once for value and derivatives. On a CPU the complex product Ẑ* dYᵀ takes
-    three real ones: with Ẑ = u + iv and dY = p + iq,
-
-        Re W (u − iv)(p + iq) = (Re W − Im W) (u − v)p + Re W v(p + q) + Im W u(p − q).
-
-    Tangents of half the rate are (B, n, t/2), and the value then has FRAMES more, HALO of them before its first.
-    A GPU, which products keep less busy than memory does, is faster with complex numbers.
-    """
-    y, *dY = Y
-    if not dY:
-        return _PathSums.apply(W, torch.cat([y.real, y.imag], -2), chunk)[:, None]
-    if W.is_cuda:
-        return _complex_path_sums(W, Y, chunk)
-    (B, n, t), K, R = y.shape, len(dY), len(W) // 2
-    halved = dY[0].shape[-1] != t
-    step, before, halo = (2, HALO, FRAMES) if halved else (1, 0, 0)
-    y = torch.cat([y.real, y.imag], -2)
-    sums = W.new_zeros(B, R)
-    products = [W.new_zeros(B, K * n, R) for _ in range(3)]
-    first = 0
-    for dy in zip(*(d.split(chunk, -1) for d in dY), strict=True):
-        frames = step * dy[0].shape[-1]
-        Z = W @ y[..., first : first + frames + halo]
-        first += frames
-        u, v = Z.chunk(2, 1)
-        modulus = (u * u).addcmul_(v, v).sqrt_()
-        sums += modulus[..., before : before + frames].sum(-1)
-        inverse = modulus.clamp_min_(torch.finfo(W.dtype).tiny).reciprocal_()
-        u.mul_(inverse)
-        v.mul_(inverse)
-        if halved:
-            u, v = _halve(Z, H).chunk(2, 1)
-        p, q = torch.cat([d.real for d in dy], -2), torch.cat([d.imag for d in dy], -2)
-        for product, tangents, units in zip(products, (p, p + q, p - q), (u - v, v, u), strict=True):
-            product.baddbmm_(tangents, units.mT)
-    W_re, W_im = W[:R, :n].mT.contiguous(), W[R:, :n].mT.contiguous()  # (n, R)
-    weighted = zip(products, (W_re - W_im, W_re, W_im), strict=True)
-    tangents = sum(product.unflatten(1, (K, n)).mul_(w).sum(2) for product, w in weighted)
-    return torch.cat([sums[:, None], tangents], 1)
-
-
-def _complex_path_sums(W: Tensor, Y: list[Tensor], chunk: int) -> Tensor:
-    """`_path_sums` with tangents, in complex numbers."""
-    (B, n, _), K, R = Y[0].shape, len(Y) - 1, len(W) // 2
-    sums = W.new_zeros(B, R)
-    W = torch.complex(W[:R, :n], W[R:, :n])
-    product = W.new_zeros(B, K * n, R)
-    for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
-        Z = W @ y
-        sums += Z.abs().sum(-1)
-        product.baddbmm_(torch.cat(dy, -2), Z.sgn_().mH)
-    tangents = (product.unflatten(1, (K, n)) * W.mT).sum(2).real
-    return torch.cat([sums[:, None], tangents], 1)
-
-
 def _check_whole(name: str, value: Any, low: int, high: float = math.inf, otherwise: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
         raise ValueError(f"{name} must be {otherwise}a whole number in [{low}, {high:g}], got {value!r}")
 
 
 class _Transform(nn.Module):
-    """What Scalogram and JTFS share: padding, the first-order filters and the low-pass filter in time."""
+    """What Scalogram and JTFS share: padding, the first-order filters and the low-pass filter in time.
+
+    Filters follow from the configuration, so that `state_dict` holds none.
+    """
 
     def __init__(
         self,
@@ -302,40 +99,39 @@ class _Transform(nn.Module):
         self.negligible = torch.finfo(dtype).eps  # of a filter's largest value: what is smaller is not kept
         width = 2**J if isinstance(T, str) else T
         self.log2_T = math.floor(math.log2(width))
-        self.N = _padded_length(n_samples, width)
+        self.N = padded_length(n_samples, width)
         self.pad_left = (self.N - n_samples) // 2
         self.pad_right = self.N - n_samples - self.pad_left
         first, last = self.pad_left, self.pad_left + n_samples
         for _ in range(self.log2_T):  # the frames of the signal itself, padding left out
             first, last = (first + 1) // 2, (last + 1) // 2
         self.frames = slice(first, last)
+        self.bank_1 = filter_bank(J, Q)
+        self.levels_1 = [self._level(each.level) for each in self.bank_1]
+        self.octaves = tuple(self._octave(level) for level in sorted(set(self.levels_1)))
+        phi_hat = low_pass(self.N, width)
+        self.phi = tuple(self._periodized(phi_hat, level) for level in range(self.log2_T + 1))
 
-        # First order: filters grouped by the step 2ʲ at which their output may be sampled.
-        self.bank_1 = _filter_bank(J, Q)
-        self.levels_1 = [j if T == "global" else min(j, self.log2_T) for _, _, j in self.bank_1]
-        for level in sorted(set(self.levels_1)):
-            members = [n for n, k in enumerate(self.levels_1) if k == level]
-            bands = []
-            for n in members:
-                xi, sigma, _ = self.bank_1[n]
-                bands.append(_band(morlet_1d(self.N, xi, sigma), xi, self.N >> level, self.negligible))
-            size = max(len(values) for _, values in bands)
-            psi = np.stack([np.pad(values, (0, size - len(values))) for _, values in bands]) / 2**level
-            self._buffer(f"psi_1_{level}", psi)
-            self.register_buffer(f"start_1_{level}", torch.tensor([start for start, _ in bands]))
-        phi_hat = gauss_1d(self.N, SIGMA_0 / width)
-        for level in range(self.log2_T + 1):  # periodized: the low-pass filter of signals sampled at step 2^level
-            periodized = phi_hat.reshape(2**level, -1).sum(0)
-            self._buffer(f"phi_{level}", periodized[: self._average_length(level) // 2 + 1])
+    def _level(self, level: int) -> int:
+        return level if self.T == "global" else min(level, self.log2_T)
 
-    phi_0: Tensor
+    def _octave(self, level: int) -> Octave:
+        members = [wavelet for wavelet, its in zip(self.bank_1, self.levels_1, strict=True) if its == level]
+        start, psi = bands(self.N, members, self.N >> level, self.negligible)
+        return Octave(level, self._tensor(psi / 2**level), torch.from_numpy(start))
 
-    def _buffer(self, name: str, values: np.ndarray, persistent: bool = True) -> None:
-        self.register_buffer(name, torch.as_tensor(values, dtype=self.dtype), persistent=persistent)
+    def _periodized(self, phi_hat: np.ndarray, level: int) -> Tensor:
+        """The low-pass filter of signals sampled at step 2^level, as half a spectrum."""
+        return self._tensor(phi_hat.reshape(2**level, -1).sum(0)[: self._average_length(level) // 2 + 1])
 
-    def _reach(self, sigma: float) -> int:
-        """Samples from its middle at which a wavelet of width σ, a Gaussian in time too, is negligible."""
-        return math.ceil(math.sqrt(-2 * math.log(self.negligible)) / (2 * math.pi * sigma))
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Transform":
+        """Called by `to`, `double`, `cuda` and their like: filters follow, as buffers would."""
+        self.phi = tuple(map(fn, self.phi))
+        self.octaves = tuple(moved(octave, fn) for octave in self.octaves)
+        return super()._apply(fn, recurse)
 
     def _frames_near(self, reach: int, level: int) -> slice:
         """Frames at step 2^level, no further than `reach` samples from the sound itself."""
@@ -358,30 +154,30 @@ class _Transform(nn.Module):
             finite = True
         if not finite:
             raise ValueError("expected finite audio, got NaN or infinite samples")
-        x = x.reshape(-1, self.n_samples).to(self.phi_0)
-        pad = (self.pad_left, self.pad_right)
-        return nn.functional.pad(x, pad, mode="constant" if self.padding == "zero" else "reflect")
+        x = x.reshape(x.shape[:-1].numel(), self.n_samples).to(self.phi[0])
+        return pad(x, (self.pad_left, self.pad_right), mode="constant" if self.padding == "zero" else "reflect")
 
-    def _first_order(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield j and x ∗ ψ_λ₁ (..., n, N/2ʲ), up to a phase, of padded sounds x (..., N), a few filters at a time."""
+    def _first_order(self, x: Tensor) -> Iterator[tuple[Octave, Tensor]]:
+        """Yield x ∗ ψ_λ₁ (..., n, N/2ʲ), up to a phase, of padded sounds x (..., N), a few filters at a time."""
         x_hat = torch.fft.fft(x)
-        for level in sorted(set(self.levels_1)):
-            psi, start = getattr(self, f"psi_1_{level}"), getattr(self, f"start_1_{level}")
-            bins = (start[:, None] + torch.arange(psi.shape[-1], device=psi.device)) % self.N
-            few = max(1, (CUDA_BLOCK if x.is_cuda else BLOCK) * 2**level // x.numel())
-            for some_bins, some_psi in zip(bins.split(few), psi.split(few), strict=True):
-                yield level, torch.fft.ifft(x_hat[..., some_bins] * some_psi, n=self.N >> level)
+        for octave in self.octaves:
+            bins = (octave.start[:, None] + torch.arange(octave.psi.shape[-1], device=octave.psi.device)) % self.N
+            few = max(1, (CUDA_BLOCK if x.is_cuda else BLOCK) * 2**octave.level // x.numel())
+            for some_bins, some_psi in zip(bins.split(few), octave.psi.split(few), strict=True):
+                yield octave, torch.fft.ifft(x_hat[..., some_bins] * some_psi, n=self.N >> octave.level)
 
     def _average(self, U_hat: Tensor, level: int) -> Tensor:
         """(U ∗ φ_T) at step 2^log2_T, of the half spectrum (…, N/2^level/2 + 1) of a real U: (…, N/2^log2_T)."""
         n, length = self._average_length(level), self.N >> level
-        smooth = torch.fft.irfft(U_hat[..., : n // 2 + 1] * getattr(self, f"phi_{level}"), n=n) * (n / length)
+        smooth = torch.fft.irfft(U_hat[..., : n // 2 + 1] * self.phi[level], n=n) * (n / length)
         return smooth[..., :: n // (self.N >> self.log2_T)]
 
+    @full_precision()
     def forward(self, x: Tensor) -> Tensor:
         S = self._each(self._pad(x)[:, None])[:, 0]
         return S.reshape(*x.shape[:-1], *S.shape[1:])
 
+    @full_precision()
     def push(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients of sounds and their derivatives along K tangents, in one pass: forward-mode differentiation.
 
@@ -412,8 +208,8 @@ class _Transform(nn.Module):
 
     def _each(self, x: Tensor) -> Tensor:
         """Coefficients of padded sounds: one by one on a CPU, which keeps a chunk in its cache; else 5 GB at once."""
-        few = 1 if x.device.type == "cpu" else max(1, 2**24 // x[0].numel())
-        return torch.cat([self._transform(some) for some in x.split(few)])
+        few = 1 if x.device.type == "cpu" else max(1, 2**24 // x.shape[1:].numel())
+        return torch.cat([self._transform(some) for some in at_least_one(x).split(few)])[: len(x)]
 
     def _transform(self, x: Tensor) -> Tensor:
         """Coefficients (B, D, ...) of padded sounds (B, D, N): along D lie a sound and its tangents, if any.
@@ -463,11 +259,11 @@ class Scalogram(_Transform):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(n_samples, J, Q, T, padding, sample_rate, dtype)
-        self.frequencies = np.array([xi for xi, _, _ in self.bank_1]) * sample_rate
+        self.frequencies = np.array([each.xi for each in self.bank_1]) * sample_rate
 
     def _transform(self, x: Tensor) -> Tensor:
         filtered = self._first_order(x)
-        S = torch.cat([self._average(torch.fft.rfft(_modulus(U)), level) for level, U in filtered], -2)
+        S = torch.cat([self._average(torch.fft.rfft(modulus(U)), octave.level) for octave, U in filtered], -2)
         return S.sum(-1) if self.T == "global" else S[..., self.frames]
 
 
@@ -496,8 +292,6 @@ class JTFS(_Transform):
     Raises ValueError on audio of another length, and at construction on an impossible configuration.
     """
 
-    halving: Tensor
-
     def __init__(
         self,
         n_samples: int = N_SAMPLES,
@@ -522,88 +316,72 @@ class JTFS(_Transform):
             _check_whole("F", F, 1, n_bins, '"global" or ')
         self.Q, self.J_fr, self.Q_fr, self.F = Q, J_fr, Q_fr, F
 
-        # Second order in time.
-        self.bank_2 = _filter_bank(J, Q[1])
-        octaves_1 = [j for _, _, j in self.bank_1]
-        self.n_inputs = [sum(j1 < j2 for j1 in octaves_1) for _, _, j2 in self.bank_2]  # bins with j₁ < j₂
-        self.rates = [n2 for n2, n_input in enumerate(self.n_inputs) if n_input > 0]
-        self.levels_2 = [j if T == "global" else min(j, self.log2_T) for _, _, j in self.bank_2]
-        self.start_2 = {}
-        self.sounding = {}  # frames of each rate that the sound reaches: all others are zero
-        H, response = _halving_filter()
-        self._buffer("halving", H, persistent=False)
-        for n2 in self.rates:
-            xi, sigma, _ = self.bank_2[n2]
-            start, psi = _band(morlet_1d(self.N, xi, sigma), xi, self.N >> self.levels_2[n2], self.negligible)
-            self.start_2[n2] = start
-            psi = psi / 2 ** self.levels_2[n2]
-            self._buffer(f"psi_2_{n2}", psi)
-            reach = self._reach(sigma) + self._reach(self.bank_1[self.n_inputs[n2] - 1][1])
-            near = self._frames_near(reach if padding == "zero" else self.N, self.levels_2[n2])
-            L = self.N >> self.levels_2[n2]
-            # What the halving filter lets pass is below float32's rounding, but not below float64's.
-            if T == "global" and self.dtype == torch.float32 and L >= 2 * max(len(psi), FRAMES):
-                near = slice(near.start // FRAMES * FRAMES, -(-near.stop // FRAMES) * FRAMES)  # whole blocks
-                f = ((L - len(psi)) // 2 + np.arange(len(psi)) - L // 2) / L
-                self._buffer(f"half_psi_2_{n2}", psi / response(f), persistent=False)
-            self.sounding[n2] = near
-        self.seen = {}  # bins that any rate takes of the spectra of a level's filters
-        for level in set(self.levels_1):
-            users = [n2 for n2 in self.rates if level in self.levels_1[: self.n_inputs[n2]]]
-            starts = [self.start_2[n2] for n2 in users]
-            stops = [self.start_2[n2] + len(getattr(self, f"psi_2_{n2}")) for n2 in users]
-            self.seen[level] = min(starts + [0]), max(stops + [0])
+        self.bank_2 = filter_bank(J, Q[1])
+        self.levels_2 = [self._level(each.level) for each in self.bank_2]
+        frequency = FrequencyBank(n_bins, J_fr, Q_fr, F, self.negligible)
+        self.bank_fr, self.log2_F, self.low_step = frequency.wavelets, frequency.log2_F, frequency.low_step
+        H, response = halving_filter()
+        self.halving = self._tensor(H)
+        octaves_1 = [each.level for each in self.bank_1]
+        n_inputs = [sum(j1 < each.level for j1 in octaves_1) for each in self.bank_2]
+        heard = [n2 for n2, n in enumerate(n_inputs) if n > 0]
+        self.rates = tuple(self._rate(n2, n_inputs[n2], frequency, response) for n2 in heard)
+        # S₁ is real: its negative spins are no news.
+        self.scales_1 = self._scales(frequency.filters(len(self.bank_1), (1,)))
+        self.octaves = tuple(replace(octave, seen=self._seen(octave.level)) for octave in self.octaves)
+        self.paths = self._describe(frequency)
 
-        # Along log-frequency: wavelets of both spins.
-        width = 2**J_fr if isinstance(F, str) else F
-        self.log2_F = math.floor(math.log2(width))
-        self.N_fr = int(n_bins + 8 * min(width, 2**J_fr)) // 2**J_fr * 2**J_fr
-        self.bank_fr = _filter_bank(J_fr, Q_fr)
-        self.low_step = 2**J_fr
-        phi_low = np.fft.ifft(gauss_1d(self.N_fr, SIGMA_0 / 2**J_fr)).real
-        phi_F = np.fft.ifft(gauss_1d(self.N_fr, SIGMA_0 / width)).real
-        psi_fr = {
-            spin: [np.fft.ifft(morlet_1d(self.N_fr, spin * xi, sigma)) for xi, sigma, _ in self.bank_fr]
-            for spin in (1, -1)
-        }
-        levels_fr = [j if F == "global" else min(j, self.log2_F) for *_, j in self.bank_fr]
+    def _rate(
+        self, n2: int, n_inputs: int, frequency: FrequencyBank, response: Callable[[np.ndarray], np.ndarray]
+    ) -> Rate:
+        wavelet, level = self.bank_2[n2], self.levels_2[n2]
+        L = self.N >> level
+        start, psi = band(self.N, wavelet, L, self.negligible)
+        psi = psi / 2**level
+        far = reach(wavelet.sigma, self.negligible) + reach(self.bank_1[n_inputs - 1].sigma, self.negligible)
+        near = self._frames_near(far if self.padding == "zero" else self.N, level)
+        half_psi = None
+        # What the halving filter lets pass is below float32's rounding, but not below float64's.
+        if self.T == "global" and self.dtype == torch.float32 and L >= 2 * max(len(psi), FRAMES):
+            near = slice(near.start // FRAMES * FRAMES, -(-near.stop // FRAMES) * FRAMES)  # whole blocks
+            f = ((L - len(psi)) // 2 + np.arange(len(psi)) - L // 2) / L
+            half_psi = self._tensor(psi / response(f))
+        scales = self._scales(frequency.filters(n_inputs, (1, -1)))
+        return Rate(n2, level, n_inputs, start, self._tensor(psi), half_psi, near, scales)
 
-        self.blocks: dict[int, list[tuple[int, int]]] = {}  # of each rate and wavelet: spins, rows a spin
+    def _scales(self, filters: FrequencyFilters) -> Scales:
+        W = np.block([[filters.W.real, -filters.W.imag], [filters.W.imag, filters.W.real]])
+        averages = tuple(map(self._tensor, filters.averages))
+        return Scales(self._tensor(W), filters.n_low, len(filters.spins), averages)
+
+    def _seen(self, level: int) -> tuple[int, int]:
+        """Bins that any rate takes of the spectra of what the octave of this level puts out."""
+        users = [rate for rate in self.rates if level in self.levels_1[: rate.n_inputs]]
+        starts, stops = [rate.start for rate in users], [rate.start + len(rate.psi) for rate in users]
+        return min([*starts, 0]), max([*stops, 0])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Transform:
+        self.halving = fn(self.halving)
+        self.scales_1 = moved(self.scales_1, fn)
+        self.rates = tuple(moved(rate, fn) for rate in self.rates)
+        return super()._apply(fn, recurse)
+
+    def _describe(self, frequency: FrequencyBank) -> pd.DataFrame:
+        """The table `paths`, in the order of the coefficients."""
         table = [(0, -1, -1, -1, 0)]
-        for n2 in [-1, *self.rates]:  # −1: the first order
-            order, n_input = (1, len(self.bank_1)) if n2 < 0 else (2, self.n_inputs[n2])
-            low_bins = np.arange(0, n_input, self.low_step)
-            rows = [phi_low[(low_bins[:, None] - np.arange(n_input)) % self.N_fr].astype(complex)]
-            table += [(order, n1, n2, 0, 0) for n1 in low_bins]
-            out_bins = np.arange(0, n_input, n_input if F == "global" else 2**self.log2_F)
-            blocks = []
-            spins = (1,) if order == 1 else (1, -1)  # S₁ is real: its negative spins are no news
-            for n, level in enumerate(levels_fr):
-                positions = np.arange(0, self.N_fr, 2**level)
-                steps = (positions[:, None] - np.arange(n_input)) % self.N_fr
-                if F == "global":
-                    average = np.ones((1, len(positions)))
-                else:
-                    average = 2**level * phi_F[(out_bins[:, None] - positions) % self.N_fr]
-                # Only positions that the wavelet sees and that the average reaches are worth computing.
-                seen, reached = np.abs(psi_fr[1][n][steps]).max(1), np.abs(average).max(0)
-                needed = (seen > self.negligible * seen.max()) & (reached > self.negligible * reached.max())
+        for order, n2, n_inputs, spins in (
+            (1, -1, len(self.bank_1), (1,)),
+            *((2, rate.n2, rate.n_inputs, (1, -1)) for rate in self.rates),
+        ):
+            table += [(order, n1, n2, 0, 0) for n1 in frequency.low_bins(n_inputs)]
+            for n in range(len(self.bank_fr)):
                 for spin in spins:
-                    rows.append(psi_fr[spin][n][steps[needed]])
                     n_fr = 1 + n + (0 if spin > 0 else len(self.bank_fr))
-                    table += [(order, n1, n2, n_fr, spin) for n1 in out_bins]
-                blocks.append((len(spins), len(rows[-1])))
-                self._buffer(f"average_{n2}_{n}", average[:, needed], persistent=False)
-            self.blocks[n2] = blocks
-            W = np.concatenate(rows)
-            self._buffer(f"W_{n2}", np.block([[W.real, -W.imag], [W.imag, W.real]]), persistent=False)
-        self.paths = self._describe(table)
-
-    def _describe(self, table: list[tuple[int, int, int, int, int]]) -> pd.DataFrame:
+                    table += [(order, n1, n2, n_fr, spin) for n1 in frequency.out_bins(n_inputs)]
         paths = pd.DataFrame(table, columns=["order", "n1", "n2", "n_fr", "spin"])
-        xi_1 = np.array([xi for xi, _, _ in self.bank_1] + [np.nan])
-        xi_2 = np.array([xi for xi, _, _ in self.bank_2] + [np.nan])
-        xi_fr = np.array([0.0] + 2 * [xi for xi, _, _ in self.bank_fr] + [np.nan])
+        xi_1 = np.array([each.xi for each in self.bank_1] + [np.nan])
+        xi_2 = np.array([each.xi for each in self.bank_2] + [np.nan])
+        xi_fr = np.array([0.0] + 2 * [each.xi for each in self.bank_fr] + [np.nan])
         paths["carrier"] = xi_1[paths.n1] * self.sample_rate
         if self.F == "global":  # such a path has no carrier of its own
             paths.loc[paths.n_fr > 0, "carrier"] = np.nan
@@ -612,78 +390,80 @@ class JTFS(_Transform):
         paths["spin"] = paths.spin.astype(float).where((paths.order == 2) & (paths.n_fr > 0))
         return paths
 
-    def _wavelet_moduli(self, Y: Tensor, n2: int) -> Tensor:
+    def _wavelet_moduli(self, Y: Tensor, scales: Scales) -> Tensor:
         """|Y ∗ ψ_fr| (B, D, rows, t) of Y (B, D, 2n, t), stacked as [Re; Im]."""
-        re, im = (getattr(self, f"W_{n2}") @ Y).chunk(2, -2)
-        return _modulus(torch.complex(re, im))
+        re, im = (scales.W @ Y).chunk(2, -2)
+        return modulus(torch.complex(re, im))
 
-    def _frequency_average(self, U: Tensor, n2: int) -> Tensor:
+    def _frequency_average(self, U: Tensor, scales: Scales) -> Tensor:
         """Average moduli U (B, D, rows, t) along log-frequency to (B, D, paths, t)."""
-        n_low = len(range(0, len(self.bank_1) if n2 < 0 else self.n_inputs[n2], self.low_step))
-        S, row = [U[..., :n_low, :]], n_low
-        for n, (n_spins, n_rows) in enumerate(self.blocks[n2]):
-            block = U[..., row : row + n_spins * n_rows, :].unflatten(-2, (n_spins, n_rows))
-            S.append((getattr(self, f"average_{n2}_{n}") @ block).flatten(-3, -2))
-            row += n_spins * n_rows
+        S, row = [U[..., : scales.n_low, :]], scales.n_low
+        for average in scales.averages:
+            block = U[..., row : row + scales.n_spins * average.shape[1], :].unflatten(-2, (scales.n_spins, -1))
+            S.append((average @ block).flatten(-3, -2))
+            row += scales.n_spins * average.shape[1]
         return torch.cat(S, -2)
 
-    def _bands(self, U_hat: Tensor, level: int) -> Tensor:
+    def _bands(self, U_hat: Tensor, octave: Octave) -> Tensor:
         """The bins of U₁'s spectrum that any rate sees; those of negative frequencies are conjugates."""
-        first, last = self.seen[level]
+        first, last = octave.seen
         return torch.cat([U_hat[..., 1 : 1 - first].flip(-1).conj(), U_hat[..., :last]], -1)
 
-    def _second_order(self, bands: list[tuple[int, Tensor]], n2: int, halved: bool = False) -> Tensor:
+    def _second_order(self, bands: list[tuple[Octave, Tensor]], rate: Rate, halved: bool = False) -> Tensor:
         """Y₂ (…, n_inputs, N/2ʲ²), up to a phase, from the bands of U₁'s spectrum; or at half that rate."""
-        psi, start = getattr(self, f"half_psi_2_{n2}" if halved else f"psi_2_{n2}"), self.start_2[n2]
-        Y_hat, missing = [], self.n_inputs[n2]
-        for level, band in bands:
+        psi = rate.half_psi if halved and rate.half_psi is not None else rate.psi
+        Y_hat, missing = [], rate.n_inputs
+        for octave, seen in bands:
             if missing == 0:
                 break
-            first = start - self.seen[level][0]
-            Y_hat.append(band[..., :missing, first : first + len(psi)] * (psi * 2**level))
+            first = rate.start - octave.seen[0]
+            Y_hat.append(seen[..., :missing, first : first + len(psi)] * (psi * 2**octave.level))
             missing -= Y_hat[-1].shape[-2]
-        length = self.N >> self.levels_2[n2] + halved
+        length = self.N >> rate.level + halved
         left = (length - len(psi)) // 2  # the band comes to lie in the middle
         return torch.fft.ifft(pad(torch.cat(Y_hat, -2), (left, length - left - len(psi))))
 
-    def _sounding(self, bands: list[tuple[int, Tensor]], n2: int) -> list[Tensor]:
-        """Y₂ (B, n_inputs, t) of each sound and of each of its tangents, where the sound reaches, for `_path_sums`."""
-        first, last = self.sounding[n2].start, self.sounding[n2].stop
+    def _sounding(self, bands: list[tuple[Octave, Tensor]], rate: Rate) -> list[Tensor]:
+        """Y₂ (B, n_inputs, t) of each sound and of each of its tangents, where the sound reaches, for `path_sums`."""
+        first, last = rate.sounding.start, rate.sounding.stop
         if bands[0][1].is_cuda:
-            return list(self._second_order(bands, n2)[..., first:last].unbind(1))
-        each = [[(level, band[:, d]) for level, band in bands] for d in range(bands[0][1].shape[1])]  # fits a cache
-        if len(each) == 1 or not hasattr(self, f"half_psi_2_{n2}"):
-            return [self._second_order(one, n2)[..., first:last] for one in each]
-        Y = self._second_order(each[0], n2)
+            return list(self._second_order(bands, rate)[..., first:last].unbind(1))
+        each = [[(octave, seen[:, d]) for octave, seen in bands] for d in range(bands[0][1].shape[1])]  # fits a cache
+        if len(each) == 1 or rate.half_psi is None:
+            return [self._second_order(one, rate)[..., first:last] for one in each]
+        Y = self._second_order(each[0], rate)
         Y = Y[..., torch.arange(first - HALO, last - HALO + FRAMES, device=Y.device) % Y.shape[-1]]
-        return [Y] + [self._second_order(one, n2, True)[..., first // 2 : last // 2] for one in each[1:]]
+        return [Y] + [self._second_order(one, rate, True)[..., first // 2 : last // 2] for one in each[1:]]
 
     def _transform(self, x: Tensor) -> Tensor:
         local = self.T != "global"
         chunk = 1024 if x.device.type == "cpu" else max(16, 2**16 // len(x))  # frames at once: 1 GB on a GPU
         averages, bands = [], []
-        for level, U in self._first_order(x):
-            U_hat = torch.fft.rfft(_modulus(U))
-            averages.append(self._average(U_hat, level))
-            bands.append((level, self._bands(U_hat, level)))
+        for octave, U in self._first_order(x):
+            U_hat = torch.fft.rfft(modulus(U))
+            averages.append(self._average(U_hat, octave.level))
+            bands.append((octave, self._bands(U_hat, octave)))
 
         if local:
             S = [self._average(torch.fft.rfft(x), 0)[..., None, self.frames]]
         else:
             S = [x.sum(-1)[..., None, None]]
         S_1 = torch.cat(averages, -2)
-        S_1 = self._frequency_average(self._wavelet_moduli(torch.cat([S_1, 0 * S_1], -2), -1), -1)
+        S_1 = self._wavelet_moduli(torch.cat([S_1, 0 * S_1], -2), self.scales_1)
+        S_1 = self._frequency_average(S_1, self.scales_1)
         S.append(S_1[..., self.frames] if local else S_1.sum(-1, keepdim=True))
-        for n2 in self.rates:
+        for rate in self.rates:
             if local:
-                Y = self._second_order(bands, n2)
-                planar = torch.cat([Y.real, Y.imag], -2)
-                moduli = [self._frequency_average(self._wavelet_moduli(Y, n2), n2) for Y in planar.split(chunk, -1)]
+                Y = self._second_order(bands, rate)
+                parts = torch.cat([Y.real, Y.imag], -2).split(chunk, -1)
+                moduli = [
+                    self._frequency_average(self._wavelet_moduli(part, rate.scales), rate.scales) for part in parts
+                ]
                 U_2_hat = torch.fft.rfft(torch.cat(moduli, -1))
-                S.append(self._average(U_2_hat, self.levels_2[n2])[..., self.frames])
+                S.append(self._average(U_2_hat, rate.level)[..., self.frames])
             else:
-                sums = _path_sums(getattr(self, f"W_{n2}"), self._sounding(bands, n2), chunk, self.halving)
-                S.append(self._frequency_average(sums[..., None], n2))
+                sums = path_sums(rate.scales.W, self._sounding(bands, rate), chunk, self.halving)
+                S.append(self._frequency_average(sums[..., None], rate.scales))
         out = torch.cat(S, -2)
         return out if local else out[..., 0]
 

@@ -52,6 +52,34 @@ def check_last_axis(values: Tensor, name: str, parameters: tuple[Parameter, ...]
         raise ValueError(f"{name} must have shape (..., {len(names)}) for {names}, got {tuple(values.shape)}")
 
 
+def check_domain(
+    theta: Tensor,
+    parameters: tuple[Parameter, ...],
+    domain: tuple[tuple[float, float], ...],
+    otherwise: str,
+    with_lower_end: tuple[str, ...] = (),
+) -> None:
+    """Raise ValueError unless each of θ (..., n) lies inside its open interval; the message names parameter and value.
+
+    `otherwise` says what a value outside is, such as "is not physical"; of the parameters `with_lower_end`, the lower
+    end will do, too. (Inside `torch.vmap` values cannot be read, so that only the shape is checked there.)
+    """
+    check_last_axis(theta, "theta", parameters)
+    for parameter, (low, high), value in zip(parameters, domain, theta.detach().unbind(-1), strict=True):
+        valid = (value > low) & (value < high)
+        if parameter.name in with_lower_end:
+            valid |= value == low
+        try:
+            all_valid = bool(valid.all())
+        except RuntimeError:  # vmap
+            return
+        if not all_valid:
+            raise ValueError(
+                f"{parameter.name} = {value[~valid].flatten()[0].item():g} {parameter.unit} {otherwise}: "
+                f"expected a value in ({low:g}, {high:g}); the data set has [{parameter.low:g}, {parameter.high:g}]"
+            )
+
+
 def to_theta(nu: Tensor) -> Tensor:
     """Physical parameters θ (..., 5) of scaled parameters ν (..., 5); raises ValueError on another shape."""
     check_last_axis(nu, "nu")

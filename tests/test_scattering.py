@@ -1,5 +1,10 @@
+import copy
+import io
 import json
 import math
+import pickle
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 
@@ -8,8 +13,8 @@ import pytest
 import torch
 from torch.func import jvp, vmap
 
-from pnp_tutorial import drum, scattering
-from pnp_tutorial.scattering import JTFS, Scalogram
+from pnp_tutorial import drum, path_sums, scattering
+from pnp_tutorial.scattering import JTFS, LogScattering, Scalogram
 
 DATA = Path(__file__).parent / "data"
 SMALL = np.load(DATA / "jtfs_small.npz")
@@ -164,14 +169,65 @@ def test_vmap_and_batch_axes_agree():
     torch.testing.assert_close(many[1], one)
 
 
-def test_state_is_small_and_restores_the_module():
-    jtfs = JTFS(8192, J=8, Q=(8, 1), J_fr=3, F=2)
-    state = jtfs.state_dict()
+def restored(transform: JTFS | Scalogram) -> JTFS | Scalogram:
+    """Another transform of the same configuration, with the state of this one, which is small."""
+    other = copy.deepcopy(transform)
+    state = transform.state_dict()
     assert sum(value.nbytes for value in state.values()) < 1e6
-    other = JTFS(8192, J=8, Q=(8, 1), J_fr=3, F=2)
     other.load_state_dict(state)
-    x = SIGNALS[:1].float()
-    assert torch.equal(jtfs(x), other(x))
+    return other
+
+
+def saved(transform: JTFS | Scalogram) -> JTFS | Scalogram:
+    file = io.BytesIO()
+    torch.save(transform, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda transform: pickle.loads(pickle.dumps(transform)),
+    "torch.save": saved,
+    "state_dict": restored,
+    "to": lambda transform: copy.deepcopy(transform).to("cpu", torch.float32),
+    "there and back": lambda transform: copy.deepcopy(transform).double().float(),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("T", ["global", 256])
+@pytest.mark.parametrize("kind", [JTFS, Scalogram])
+def test_a_copy_is_the_same_to_the_bit(kind, T, how):
+    """Values, and tangents, which have filters of their own."""
+    transform = kind(8192, J=8, Q=(8, 1) if kind is JTFS else 8, T=T, dtype=torch.float32)
+    other = COPIES[how](transform)
+    x, dx = SIGNALS[:1].float(), SIGNALS[1:3, None].float()
+    assert torch.equal(other(x), transform(x))
+    for one, same in zip(other.push(x, dx), transform.push(x, dx), strict=True):
+        assert torch.equal(one, same)
+
+
+def tensors(value: object) -> Iterator[torch.Tensor]:
+    """All filters of a transform, in its records, too."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, torch.nn.Module):
+        yield from tensors(tuple(vars(value).values()))
+    elif is_dataclass(value):
+        yield from tensors(tuple(vars(value).values()))
+    elif isinstance(value, tuple | list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from tensors(each)
+
+
+@pytest.mark.parametrize("transform", [JTFS(8192, J=8), LogScattering(Scalogram(8192, J=8))])
+def test_filters_follow_the_module(transform):
+    """Every tensor that there is: to another dtype, but for indices, and to another device."""
+    transform = copy.deepcopy(transform).double()
+    kinds = {each.dtype for each in tensors(transform)}
+    assert kinds == {torch.float64, torch.int64}
+    assert {each.device.type for each in tensors(transform.to("meta"))} == {"meta"}
 
 
 def test_scalogram_puts_a_sine_into_its_band_and_frames():
@@ -260,9 +316,10 @@ def test_push_is_forward_mode_differentiation(T, F):
 def test_tangents_at_half_the_rate_lose_nothing():
     """Bands cut at float32's rounding, but computed in float64: what differs is what the halving filter lets pass."""
     jtfs = JTFS(8192, J=10, Q=(8, 1), J_fr=3, dtype=torch.float32).double()
-    assert all(hasattr(jtfs, f"half_psi_2_{n2}") for n2 in jtfs.rates)
-    circles = [jtfs.N >> jtfs.levels_2[n2] for n2 in jtfs.rates]  # some reached in part, some from end to end
-    assert {s.stop - s.start == L for s, L in zip(jtfs.sounding.values(), circles, strict=True)} == {True, False}
+    assert all(rate.half_psi is not None for rate in jtfs.rates)
+    # some circles are reached in part, some from end to end
+    whole = {rate.sounding.stop - rate.sounding.start == jtfs.N >> rate.level for rate in jtfs.rates}
+    assert whole == {True, False}
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 8192, dtype=torch.float64, generator=generator)
     dx = torch.randn(3, 2, 8192, dtype=torch.float64, generator=generator)
@@ -270,7 +327,7 @@ def test_tangents_at_half_the_rate_lose_nothing():
     expected, d_expected = vmap(lambda tangent: jvp(jtfs, (x,), (tangent,)), out_dims=(None, 0))(dx)
     torch.testing.assert_close(S, expected, rtol=1e-12, atol=0)
     assert (dS - d_expected).abs().max() < 1e-7 * d_expected.abs().max()
-    for n2 in jtfs.rates:
+    for n2 in (rate.n2 for rate in jtfs.rates):
         of_rate = torch.tensor((jtfs.paths.n2 == n2).to_numpy())
         error = (dS - d_expected)[..., of_rate].norm() / d_expected[..., of_rate].norm()
         assert error < 1e-7, f"rate {n2}"
@@ -293,7 +350,7 @@ def test_frames_left_out_are_silent(padding, monkeypatch):
     x = torch.randn(2, 4096, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     config = {"J": 8, "Q": (8, 1), "J_fr": 3, "padding": padding, "dtype": torch.float64}
     jtfs = JTFS(4096, **config)
-    left_out = any(s.start > 0 for s in jtfs.sounding.values())
+    left_out = any(rate.sounding.start > 0 for rate in jtfs.rates)
     assert left_out == (padding == "zero")
     S = jtfs(x)
     monkeypatch.setattr(JTFS, "_frames_near", lambda self, reach, level: slice(0, self.N >> level))
@@ -308,6 +365,6 @@ def test_path_sums_of_a_gpu_are_those_of_a_cpu():
     planar = torch.cat([torch.cat([W.real, -W.imag], 1), torch.cat([W.imag, W.real], 1)])
     Y = list(torch.randn(1 + K, B, n, t, dtype=torch.complex128))
     Y[0][1, :, :9] = 0
-    expected = scattering._path_sums(planar, Y, chunk=16, H=torch.empty(0))
-    assert torch.allclose(scattering._complex_path_sums(planar, Y, chunk=16), expected, rtol=1e-12, atol=1e-12)
+    expected = path_sums.path_sums(planar, Y, chunk=16, H=torch.empty(0))
+    assert torch.allclose(path_sums.complex_path_sums(planar, Y, chunk=16), expected, rtol=1e-12, atol=1e-12)
     assert torch.allclose(expected[:, 0], (W @ Y[0]).abs().sum(-1))

@@ -224,14 +224,10 @@ def test_a_slow_arpeggio_lights_the_rate_of_its_events(rate):
     assert events.droplevel("spin").idxmax() == pytest.approx(rate, rel=0.01)
 
 
-def test_buffers_follow_the_module_and_its_state_is_small():
+def test_a_transform_that_is_cast_computes_in_the_new_dtype():
     transform = copy.deepcopy(jtfs()).to(torch.float32)
-    x = DRUM
-    assert transform(x).dtype == torch.float32
-    torch.testing.assert_close(transform(x), jtfs()(x).float(), rtol=1e-3, atol=1e-4)
-    assert all(b.dtype == torch.float32 for b in transform.buffers() if b.is_floating_point())
-    assert all(b.device.type == "meta" for b in transform.to("meta").buffers())
-    assert sum(value.nbytes for value in jtfs().state_dict().values()) < 1e6  # what depends on log-frequency is rebuilt
+    assert transform(DRUM).dtype == torch.float32
+    torch.testing.assert_close(transform(DRUM), jtfs()(DRUM).float(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("padding", ["wrap", None])
