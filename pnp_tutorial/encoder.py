@@ -86,6 +86,14 @@ class AudioEncoder(nn.Module):
         return nu_hat.to(float64_device(nu_hat.device)).to(torch.float64)
 
 
+def refuse_other_scalogram(model: AudioEncoder, data: DatasetConfig, path: str | Path) -> None:
+    """Raise ValueError if a data set, that at `path`, holds other scalograms than an encoder was trained on."""
+    for name in ("n_samples", "J", "Q", "T"):
+        own, other = getattr(model.config, name), getattr(data, name)
+        if own != other:
+            raise ValueError(f"the encoder was trained on scalograms with {name} = {own}, but {path} has {other}")
+
+
 def save(model: AudioEncoder, path: str | Path) -> None:
     """Write an encoder atomically as safetensors: matrices and kernels in float16, the rest in float32.
 

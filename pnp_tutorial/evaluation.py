@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .dataset import Drums, ear, load, read_config
 from .drum import rectangular_drum
-from .encoder import AudioEncoder, load_encoder, save
+from .encoder import AudioEncoder, load_encoder, refuse_other_scalogram, save
 from .metric import Map
 from .mss import mss_distance
 from .runtime import float64_device, select_device, write_atomically
@@ -145,8 +145,7 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     device = select_device(config.device)
     model = load_encoder(config.encoder, device)
     data = read_config(config.data)
-    if any(getattr(data, field) != getattr(model.config, field) for field in ("n_samples", "J", "Q", "T")):
-        raise ValueError(f"the encoder was trained on other scalograms than those of {config.data}")
+    refuse_other_scalogram(model, data, config.data)
     test, train = load(config.data, "test"), load(config.data, "train")
     test = Drums(test.nu[: config.n_sounds], test.scalogram[: config.n_sounds], None)
     if len(test.nu) < 2 or config.n_constant < 1:

@@ -30,16 +30,23 @@ def parameter_loss(nu_hat: Tensor, nu: Tensor) -> Tensor:
 
 
 def spectral_loss(
-    nu_hat: Tensor, nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = to_theta
+    nu_hat: Tensor,
+    nu: Tensor,
+    features: Map,
+    synthesizer: Map = rectangular_drum,
+    to_theta: Map = to_theta,
+    target: Tensor | None = None,
 ) -> Tensor:
     """½ ‖Φ(g(ν̃)) − Φ(g(ν))‖², mean over the batch, a scalar; Φ, g and `to_theta` as in `metric.jacobian`.
 
-    Differentiates through features and synthesizer: the costly loss that PNP approximates.
+    Differentiates through features and synthesizer: the costly loss that PNP approximates. `target` is Φ(g(ν)), where
+    it is known from before.
     Raises ValueError if the shapes differ.
     """
     _check_pair(nu_hat, nu)
-    with torch.no_grad():
-        target = features(synthesizer(to_theta(nu.to(torch.float64))))
+    if target is None:
+        with torch.no_grad():
+            target = features(synthesizer(to_theta(nu.to(torch.float64))))
     difference = features(synthesizer(to_theta(nu_hat.to(torch.float64)))) - target
     return difference.square().sum(-1).mean() / 2
 

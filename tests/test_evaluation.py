@@ -120,5 +120,5 @@ def test_report_refuses_other_scalograms(tiny_data, tiny_training, tmp_path):
     other = DatasetConfig(str(tmp_path / "o.zarr"), n_sounds=10, n_samples=2048, J=7, T=64, metric=False, device="cpu")
     build(other, progress=False)
     encoder = str(Path(tiny_training.output_folder) / "encoder.safetensors")
-    with pytest.raises(ValueError, match="other scalograms"):
+    with pytest.raises(ValueError, match="scalograms with J = 6, but .* has 7"):
         report(EvaluationConfig(encoder, other.data, str(tmp_path), device="cpu"), progress=False)

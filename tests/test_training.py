@@ -1,7 +1,9 @@
 """Training: it learns, it resumes to the same numbers, and the adaptive rule undoes what failed."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +18,10 @@ import torch
 
 from pnp_tutorial import training
 from pnp_tutorial.damping import damping_matrix, largest_damping
-from pnp_tutorial.dataset import build, load
+from pnp_tutorial.dataset import build, ear, load
 from pnp_tutorial.encoder import Encoder, load_encoder
 from pnp_tutorial.losses import parameter_loss, pnp_loss
-from pnp_tutorial.training import Batch, TrainingConfig, fit, make_loss
+from pnp_tutorial.training import Batch, TrainingConfig, as_batch, fit, make_loss
 
 NUMBERS = ["epoch", "damping", "training_loss", "validation_loss", "record"]
 
@@ -64,6 +66,36 @@ def test_spectral_losses_fall_along_their_gradients(tiny_data, tiny_training, lo
     with torch.no_grad():
         fall = spectral(nu_hat - step, batch, 0.0) - spectral(nu_hat + step, batch, 0.0)
     assert fall.item() == pytest.approx(-2e-4 * gradient.norm().item(), rel=0.2)
+
+
+def test_stored_features_are_the_target_of_the_jtfs_loss(tiny_data, tiny_training, tmp_path, monkeypatch):
+    """They spare the loss a pass through the ear, and change nothing."""
+    config = replace(tiny_data, data=str(tmp_path / "f.zarr"), features=True)
+    build(config, progress=False)
+    drums = load(config.data, "test", ("features",))
+    with_them = as_batch(drums, replace(tiny_training, loss="jtfs"), torch.device("cpu"))
+    assert with_them.features is not None
+    heard = []
+    monkeypatch.setattr(training, "ear", lambda data: Counted(ear(data), heard))
+    found = []
+    for batch in (with_them, with_them._replace(features=None)):
+        nu_hat = (0.9 * batch.nu).requires_grad_()
+        loss = make_loss(replace(tiny_training, loss="jtfs"), config)(nu_hat, batch, 0.0)
+        found.append((loss.detach(), *torch.autograd.grad(loss, nu_hat), len(heard)))
+        heard.clear()
+    assert [calls for *_, calls in found] == [1, 2]
+    for one, other in zip(found[0][:-1], found[1][:-1], strict=True):
+        assert (one - other).norm() < 1e-3 * other.norm()  # those that are stored came with tangents, in float32
+
+
+class Counted(torch.nn.Module):
+    def __init__(self, features, calls):
+        super().__init__()
+        self.features, self.calls = features, calls
+
+    def forward(self, x):
+        self.calls.append(len(x))
+        return self.features(x)
 
 
 @pytest.mark.parametrize("shape", ["diagonal", "mean"])
@@ -118,7 +150,7 @@ def test_network_in_bfloat16_learns_the_same(tiny_training, tmp_path):
 
 @pytest.mark.parametrize(("units", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
 def test_bfloat16_where_the_processor_has_units_for_it(monkeypatch, units, expected):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": units}, raising=False)
     cpu = torch.device("cpu")
     assert training._precision(TrainingConfig(), cpu) == expected
     assert training._precision(TrainingConfig(precision="32-true"), cpu) == "32-true"
@@ -136,12 +168,9 @@ def test_metrics_for_tensorboard(tiny_training, tmp_path):
         assert [event.value for event in events.Scalars(name)] == pytest.approx(history[name].tolist())
 
 
-def launch(config, n_processes):
-    """Train as a user would, from the command line, with processes that torchrun starts."""
-    options = [f"--{key}={'null' if value is None else value}" for key, value in asdict(config).items()]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
-    command = [sys.executable, *torchrun, "-m", "pnp_tutorial", "train", *options]
-    run = subprocess.run(command, capture_output=True, text=True)
+def torchrun(*command, n_processes=2):
+    options = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
+    run = subprocess.run([sys.executable, *options, *command], capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -153,25 +182,59 @@ def odd_data(tiny_data, tmp_path_factory):
     return str(build(config, progress=False))
 
 
-def test_two_processes_have_the_losses_of_one(tiny_training, odd_data, tmp_path):
+class Frozen(Encoder):
+    """An encoder without statistics of the batch, the one thing that processes on a CPU do not share."""
+
+    def __init__(self, *options):
+        super().__init__(*options)
+        self.eval()
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def test_two_processes_have_the_losses_of_one(tiny_training, odd_data, tmp_path, monkeypatch):
     """Up to rounding, which Adam enlarges: one thread and two differ as much. Of the last batch of validation, of a
     single sound, one process has no share."""
-    one = replace(tiny_training, output_folder=str(tmp_path / "one"), n_epochs=3, data=odd_data)
+    folder = str(tmp_path / "one")
+    one = replace(tiny_training, output_folder=folder, n_epochs=3, data=odd_data, loss="parameter")
     two = replace(one, output_folder=str(tmp_path / "two"))
+    script = tmp_path / "two.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_training import Frozen, TrainingConfig, training\n"
+        "training.Encoder = Frozen\n"
+        f"training.fit(TrainingConfig(**{asdict(two)!r}), progress=False)\n",
+        encoding="utf-8",
+    )
+    torchrun(str(script))
+    monkeypatch.setattr(training, "Encoder", Frozen)
     expected = fit(one, progress=False)
-    printed = launch(two, 2)
-    assert len(printed.splitlines()) == 4  # one process prints: a header and three epochs
     history = pd.read_json(tmp_path / "two/metrics.jsonl", lines=True)
-    pd.testing.assert_frame_equal(history[NUMBERS], expected[NUMBERS], check_exact=False, rtol=1e-2)
+    pd.testing.assert_frame_equal(history[NUMBERS], expected[NUMBERS], check_dtype=False, check_exact=False, rtol=1e-3)
     assert len(fit(replace(two, n_epochs=4), progress=False)) == 4
 
 
-def test_two_processes_in_bfloat16(tiny_training, tmp_path):
+def test_two_processes_as_a_user_starts_them(tiny_training, tmp_path):
+    """In bfloat16, from the command line: one of them prints and writes, and each normalizes its own share."""
     config = replace(tiny_training, output_folder=str(tmp_path), n_epochs=1, loss="parameter", precision="bf16-mixed")
-    launch(config, 2)
+    options = [f"--{key}={'null' if value is None else value}" for key, value in asdict(config).items()]
+    printed = torchrun("-m", "pnp_tutorial", "train", *options)
+    assert len(printed.splitlines()) == 2  # a header and an epoch
     alone = fit(replace(config, output_folder=str(tmp_path / "one")), progress=False)
     together = pd.read_json(tmp_path / "metrics.jsonl", lines=True)
-    assert together.training_loss[0] == pytest.approx(alone.training_loss[0], rel=0.05)
+    assert together.training_loss[0] == pytest.approx(alone.training_loss[0], rel=0.1)
+
+
+@pytest.mark.parametrize("batch_size", [8, 6])
+def test_processes_share_every_batch(tiny_data, batch_size):
+    rows = as_batch(load(tiny_data.data), TrainingConfig(), torch.device("cpu"))
+    order = torch.randperm(len(rows.nu))
+    shares = [training._batches(rows, order, batch_size, SimpleNamespace(global_rank=r, world_size=2)) for r in (0, 1)]
+    for share, other, whole in zip(*shares, order.split(batch_size), strict=True):
+        assert abs(len(share.nu) - len(other.nu)) <= 1
+        both = torch.cat([share.nu, other.nu])
+        assert sorted(both.tolist()) == sorted(rows.nu[whole].tolist())
 
 
 def test_predictions_are_not_rounded_to_bfloat16(tiny_data):
@@ -335,11 +398,65 @@ def test_results_say_how_they_came_about(tiny_data, tiny_training):
         ({"device": "abacus"}, "not available"),
         ({"loss": "PNP"}, r"loss to be one of \('parameter', .*got 'PNP'"),
         ({"batch_size": 1}, "batch_size ≥ 2"),
+        ({"n_epochs": 0}, "n_epochs > 0, got 0"),
+        ({"learning_rate": math.nan}, "learning_rate > 0, got nan"),
+        ({"seed": -1}, "seed ≥ 0, got -1"),
+        ({"backbone": "resnet_of_mine"}, "timm has no network 'resnet_of_mine'"),
     ],
 )
 def test_impossible_runs(tiny_training, change, message):
+    """Refused before any work: nothing is written."""
+    before = {path: path.read_bytes() for path in Path(tiny_training.output_folder).rglob("*")}
     with pytest.raises(ValueError, match=message):
         fit(replace(tiny_training, **change), progress=False)
+    assert {path: path.read_bytes() for path in Path(tiny_training.output_folder).rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": "resnet_of_mine"}, "timm has no network"),
+        ({"start_from": "nowhere"}, "there is no encoder"),
+        ({"seed": -1}, "seed ≥ 0"),
+        ({"tensorboard": True}, "tensorboard is not installed"),
+        ({"loss": "pnp"}, "built without the metric M"),
+    ],
+)
+def test_a_refusal_leaves_nothing_behind(plain_data, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    config = TrainingConfig(plain_data, str(tmp_path / "runs/new"), loss="parameter", device="cpu")
+    with pytest.raises(ValueError, match=message):
+        fit(replace(config, **change), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_is_a_file(plain_data, tmp_path):
+    (tmp_path / "run").write_text("in the way", encoding="utf-8")
+    with pytest.raises(ValueError, match="expected output_folder to be a folder, .* got the file .*run"):
+        fit(TrainingConfig(plain_data, str(tmp_path / "run"), loss="parameter"), progress=False)
+    assert (tmp_path / "run").read_text(encoding="utf-8") == "in the way"
+
+
+@pytest.fixture(scope="module")
+def plain_data(tiny_data, tmp_path_factory):
+    """Path of a data set without metrics."""
+    path = str(tmp_path_factory.mktemp("plain") / "plain.zarr")
+    return str(build(replace(tiny_data, data=path, metric=False, n_sounds=10), progress=False))
+
+
+def test_a_checkpoint_from_before_some_fields_existed(tiny_training, tmp_path):
+    """Is gone on with as if it had their defaults."""
+    shutil.copytree(tiny_training.output_folder, tmp_path / "run")
+    path = tmp_path / "run/checkpoint.pt"
+    old = torch.load(path, weights_only=True)
+    for name in ("start_from", "final_learning_rate", "damping_shape"):
+        del old["config"][name]
+    for name in ("secant_step", "features"):
+        del old["dataset"][name]
+    torch.save(old, path)
+    assert len(fit(replace(tiny_training, output_folder=str(tmp_path / "run"), n_epochs=3), progress=False)) == 3
+    with pytest.raises(ValueError, match='damping_shape = "identity", not "mean"'):
+        fit(replace(tiny_training, output_folder=str(tmp_path / "run"), damping_shape="mean"), progress=False)
 
 
 def test_losses_that_are_not_finite_end_the_run(tiny_training, tmp_path):
@@ -355,10 +472,3 @@ def test_a_damaged_checkpoint_is_named(tiny_training, tmp_path, length):
     (tmp_path / "checkpoint.pt").write_bytes(whole[:length])
     with pytest.raises(ValueError, match="checkpoint.pt is damaged"):
         fit(replace(tiny_training, output_folder=str(tmp_path)), progress=False)
-
-
-def test_pnp_needs_the_metric(tiny_data, tmp_path):
-    config = replace(tiny_data, data=str(tmp_path / "x.zarr"), metric=False, n_sounds=10)
-    build(config, progress=False)
-    with pytest.raises(ValueError, match="built without the metric"):
-        fit(TrainingConfig(data=config.data, output_folder=str(tmp_path), device="cpu"), progress=False)
