@@ -6,6 +6,8 @@ Bad input ends in one line on standard error and exit status 2.
 """
 
 import argparse
+import codecs
+import io
 import json
 import os
 import sys
@@ -13,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import soundfile
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -20,8 +23,9 @@ from jsonargparse import ArgumentParser, Namespace
 from . import __version__
 from .dataset import DatasetConfig, build, describe, verify
 from .evaluation import EvaluationConfig, report
-from .matching import match_files, verdict
-from .runtime import select_device, write_atomically
+from .match_files import match_files
+from .matching import verdict
+from .runtime import readable, select_device, write_atomically
 from .synthesizer import PARAMETERS
 from .training import TrainingConfig, fit
 
@@ -91,20 +95,29 @@ def run_match(config: MatchConfig) -> None:
         files = [file for file in files if not file.stem.endswith("_matched")]
         if not files:
             raise ValueError(f"{path} is a folder without sound files")
-    table = match_files(files, config.output_folder, config.encoder, config.seed, select_device(config.device))
-    if folder:
-        write_atomically({Path(config.output_folder, "matches.csv"): table.to_csv(index=False).encode()})
-    bad = table[table.error != ""]
-    if len(bad) == len(table):
-        raise ValueError("; ".join(bad.error))
-    for row in table[table.error == ""].to_dict("records"):
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in match_files(files, config.output_folder, config.encoder, config.seed, select_device(config.device)):
+            rows.append(row)
+            _say_match(row)
+    finally:  # interrupted, too
+        if folder and rows:
+            table = pd.DataFrame(rows).to_csv(index=False)
+            write_atomically({Path(config.output_folder, "matches.csv"): table.encode()})
+    if all(row["error"] for row in rows):
+        raise ValueError("; ".join(row["error"] for row in rows))
+    for row in rows:
+        if row["error"]:
+            print(f"pnp match: {row['error']}", file=sys.stderr)
+
+
+def _say_match(row: dict[str, Any]) -> None:
+    if not row["error"]:
         print(row["file"])
         for p in PARAMETERS:
             print(f"{p.name:>10} {row[p.name]:10.4g} ± {row[f'{p.name}_uncertainty']:.2g} {p.unit}")
         print(verdict(row["undetermined"]))
-        print(f"JTFS distance {row['encoder']:.4g} by the encoder, {row['match']:.4g} refined")
-    for error in bad.error:
-        print(f"pnp match: {error}", file=sys.stderr)
+        print(f"JTFS distance {row['encoder']:.4g} by the encoder, {row['match']:.4g} refined", flush=True)
 
 
 STAGES: dict[str, tuple[Any, Any]] = {
@@ -117,7 +130,7 @@ STAGES: dict[str, tuple[Any, Any]] = {
 
 def _from_file(stage: str, path: str) -> list[str]:
     """The keys of a YAML file that are fields of a stage, as options; raises ValueError on a key that no stage has."""
-    values = yaml.safe_load(Path(path).read_text())
+    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected lines of the form `key: value`")
     known = {name: {field.name for field in fields(config)} for name, (config, _) in STAGES.items()}
@@ -144,8 +157,26 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+# For terminals that lack them. What is not here is escaped.
+PLAIN = {"±": "+-", "−": "-", "–": "-", "·": "*", "×": "x", "≥": ">=", "…": "...", "√": "sqrt", "₁": "1", "⁵": "^5"}
+PLAIN |= {"ν": "nu", "λ": "lambda", "ω": "omega", "Φ": "Phi", "τ": "tau", "α": "alpha"}
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Error handler of a text stream: for a character that its encoding lacks, some that every encoding has."""
+    assert isinstance(error, UnicodeEncodeError)
+    character = error.object[error.start]
+    return PLAIN.get(character, ascii(character)[1:-1]), error.start + 1
+
+
+codecs.register_error("plain", _plain)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
     argv = sys.argv[1:] if argv is None else argv
     stage = f"pnp {argv[0]}" if argv and argv[0] in STAGES else "pnp"
     try:
@@ -160,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
         actions = {"info": options["info"], "check": options["verify"]} if chosen.subcommand == "dataset" else {}
         run(config(**{field.name: options[field.name] for field in fields(config)}), **actions)
     except (argparse.ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
-        print(f"{stage}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{stage}: {readable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{stage}: interrupted; the same command goes on from here", file=sys.stderr)

@@ -25,8 +25,9 @@ from . import plots
 from .dataset import ear
 from .drum import rectangular_drum
 from .encoder import AudioEncoder, load_encoder
-from .matching import Match, Step, load_audio, match, undetermined, verdict
+from .matching import Match, Step, match, undetermined, verdict
 from .metric import Map
+from .recording import load_audio
 from .synthesizer import PARAMETERS, to_theta
 from .widgets import ABPlayer, png
 

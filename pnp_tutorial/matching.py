@@ -1,6 +1,6 @@
 """From a recording to a drum: predicted by the encoder, sought in the whole box, refined on the metric's Jacobian.
 
-    load      x: onset found, one channel, 22 050 Hz, peak 1; σ: the level of its noise
+    load      x: onset found, one channel, 22 050 Hz, peak 1; σ: the level of its noise (`recording`)
     predict   ν⁰ = f_W(x)
     scan      v¹ = argmin ‖C(h(v)) − C(x)‖ over the box     C: coarse spectra; differential evolution from ν⁰ and others
     refine    ṽ = argmin ½ ‖Φ(h(v)) − Φ(x)‖² from v¹        Levenberg–Marquardt in the box, J of `metric.jacobian`
@@ -26,37 +26,27 @@ Where one parameter can make up for another, both are unsure, but not what they 
 eigenvectors of Σ, or rather of its 5 × 5 block for ν: directions, each with a spread of its own.
 """
 
-import hashlib
-import io
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-import soundfile
-import soxr
 import torch
 from scipy.optimize import OptimizeResult, differential_evolution, least_squares
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from .dataset import ear
-from .drum import N_SAMPLES, SAMPLE_RATE, rectangular_drum
-from .encoder import AudioEncoder, load_encoder
+from .drum import rectangular_drum
+from .encoder import AudioEncoder
 from .metric import Map, eigen, gram, jacobian
 from .mss import CoarseSpectra
-from .runtime import float64_device, write_atomically
+from .recording import Recording, load_recording, noise_level, noise_like
+from .runtime import float64_device
 from .synthesizer import N_PARAMETERS, NAMES, PARAMETERS, ranges, to_theta
 
-SILENCE = 1e-4  # peak, of full scale: −80 dB, above the dither of 16 bits
-ONSET = 0.02  # of the peak: −34 dB
-CANCELLED = 0.01  # peak of the channels' mean, of the loudest channel's: −40 dB
-PASSED = 0.9  # of the lower of two bands, when a file's rate is converted: SoXR fades out above
 ALIKE = 0.1  # JTFS distance at which a refinement has come close enough
 PRIOR = 1 / 3  # variance of a number drawn from [−1, 1]
 UNSURE = (PRIOR / 2) ** 0.5  # spread of a direction above which the box says more of it than the sound
@@ -74,6 +64,19 @@ class Step(NamedTuple):
 
 
 Listener = Callable[[Step], None]  # is told of every step as it is made
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a search may take. The default finds two hundred of two hundred drums (chapter 9)."""
+
+    n_drums: int = 64  # of a generation of the scan
+    n_generations: int = 60  # of a run of the scan
+    n_runs: int = 3  # of the scan, at most
+    n_iterations: int = 20  # of the refinement: so many drums are tried at most
+
+
+BUDGET = Budget()
 
 
 @dataclass(frozen=True)
@@ -148,79 +151,18 @@ class Match:
         }
 
 
-def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: int = N_SAMPLES) -> Tensor:
-    """Read any sound file as one channel from its onset on.
-
-    Channels are averaged (if they cancel, the loudest is taken) and their mean over time is taken out. What comes
-    before the onset is left out: the first sample above a fiftieth of the peak and six times the noise. The rest is cut
-    or filled with zeros to n_samples, its rate is converted, and it is scaled to a peak of 1.
-
-    Returns
-    -------
-    x : Tensor, shape (n_samples,), float64
-
-    Raises
-    ------
-    ValueError
-        If the file is missing, no audio, empty, silent, holds NaN or infinite samples, or ends at its onset.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-    try:
-        channels, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (samples, channels)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: RAW, which does not tell its rate
-        raise ValueError(f"{path} cannot be read as audio ({' '.join(str(error).split())})") from error
-    if len(channels) == 0:
-        raise ValueError(f"{path} is empty: it holds no samples")
-    if not np.isfinite(channels).all():
-        raise ValueError(f"{path} holds NaN or infinite samples")
-    x = channels.mean(1, dtype=np.float64)
-    x -= x.mean()
-    loudest = channels[:, np.ptp(channels, axis=0).argmax()].astype(np.float64)
-    loudest -= loudest.mean()
-    if np.abs(x).max() < CANCELLED * np.abs(loudest).max():
-        x = loudest
-    peak = np.abs(x).max()
-    if peak < SILENCE:
-        raise ValueError(f"{path} is silent: its peak is {peak:.1g} of full scale, expected at least {SILENCE:g}")
-    threshold = min(max(ONSET * peak, 6 * noise_level(torch.from_numpy(x))), 0.5 * peak)
-    x = x[np.argmax(np.abs(x) > threshold) :][: math.ceil((n_samples + 1) * rate / sample_rate)]
-    y = soxr.resample(x, rate, sample_rate)[:n_samples]
-    if not y.any():
-        raise ValueError(f"{path} ends {len(x)} samples after its onset at {rate} Hz: too few to be a sound")
-    return torch.from_numpy(np.pad(y, (0, n_samples - len(y))) / np.abs(y).max())
-
-
-def noise_level(x: Tensor, band: float = 1.0) -> float:
-    """Standard deviation of white noise like that in the lowest part, `band`, of the spectrum of a sound (n_samples,).
-
-    A tenth of the values in a spectrogram of white noise lie below log(10/9) of their mean. Those are found between the
-    partials of a drum and after it, where there is nothing else: so a drum alone has next to no noise, and x must not
-    be filled with zeros. Sounds of less than 64 samples are held to have none.
-    """
-    if len(x) < 64:
-        return 0.0
-    n_fft = min(4096, len(x) // 4)
-    window = torch.hann_window(n_fft, dtype=x.dtype, device=x.device)
-    X = torch.stft(x, n_fft, n_fft // 2, window=window, center=False, return_complex=True)
-    power = (X.real**2 + X.imag**2)[1:-1] / window.square().sum()
-    power = power[: math.ceil(band * len(power))]
-    return math.sqrt(np.quantile(power.cpu(), 0.1) / math.log(10 / 9))
-
-
 def scan(
     x: Tensor,
     synthesizer: Map,
     start: Tensor,
     seed: int = 0,
-    n_runs: int = 3,
+    budget: Budget = BUDGET,
     tell: Listener = lambda step: None,
 ) -> Tensor:
     """The v whose sound is closest to x in coarse spectra, sought in the whole box [−1, 1]ⁿ by differential evolution.
 
-    A population of 64 drums evolves for at most 60 generations. That now and then ends in a wrong valley; so it
-    is run again, from other drums, until one comes within a thousandth of ‖C(x)‖ or `n_runs` are done.
+    A population of drums evolves for some generations. That now and then ends in a wrong valley; so it is run again,
+    from other drums, until one comes within a thousandth of ‖C(x)‖ or the budget is spent.
 
     Parameters
     ----------
@@ -229,7 +171,8 @@ def scan(
         v (B, n), float64, to sounds (B, n_samples).
     start : Tensor, shape (n,)
         One of the drums at the beginning, such as the encoder's. The others are random.
-    seed, n_runs : int
+    seed : int
+    budget : Budget
     tell : callable
         Told of every generation.
 
@@ -256,30 +199,44 @@ def scan(
         tell(Step("scan", n_drums, best, v[:N_PARAMETERS].tolist()))
         return best < enough
 
-    for run in range(n_runs):
-        random = np.random.default_rng([seed, run])
-        population = random.uniform(-1, 1, (64, len(start)))
-        population[0] = start.cpu()
-        differential_evolution(
-            distances,
-            [(-1, 1)] * len(start),
-            init=population,
-            maxiter=60,
-            mutation=(0.4, 0.9),
-            recombination=0.9,
-            rng=random,
-            vectorized=True,
-            updating="deferred",
-            polish=False,
-            callback=generation,
-        )
+    for run in range(budget.n_runs):
+        _evolve(distances, start, np.random.default_rng([seed, run]), budget, generation)
         if best < enough:
             break
     return v
 
 
+def _evolve(
+    distances: Callable[[np.ndarray], np.ndarray],
+    start: Tensor,
+    random: np.random.Generator,
+    budget: Budget,
+    generation: Callable[[OptimizeResult], bool],
+) -> None:
+    population = random.uniform(-1, 1, (budget.n_drums, len(start)))
+    population[0] = start.cpu()
+    differential_evolution(
+        distances,
+        [(-1, 1)] * len(start),
+        init=population,
+        maxiter=budget.n_generations,
+        mutation=(0.4, 0.9),
+        recombination=0.9,
+        rng=random,
+        vectorized=True,
+        updating="deferred",
+        polish=False,
+        callback=generation,
+    )
+
+
 def refine(
-    S: Tensor, v: Tensor, features: Map, synthesizer: Map, n_iterations: int = 20, tell: Listener = lambda step: None
+    S: Tensor,
+    v: Tensor,
+    features: Map,
+    synthesizer: Map,
+    budget: Budget = BUDGET,
+    tell: Listener = lambda step: None,
 ) -> tuple[Tensor, float, Tensor]:
     """Damped Gauss–Newton steps on ½ ‖Φ(h(v)) − S‖² from v, kept in the box [−1, 1]ⁿ.
 
@@ -293,8 +250,7 @@ def refine(
     v : Tensor, shape (n,), float64
     features, synthesizer : callables
         As in `metric.jacobian`, but that the synthesizer takes v.
-    n_iterations : int
-        At most so many drums are tried.
+    budget : Budget
     tell : callable
         Told of every iteration.
 
@@ -329,7 +285,7 @@ def refine(
         bounds=(-1, 1),
         x_scale="jac",
         ftol=1e-4,
-        max_nfev=n_iterations,
+        max_nfev=budget.n_iterations,
         callback=iteration,
     )
     before = float(np.linalg.norm(residual(start)))
@@ -371,6 +327,25 @@ def verdict(words: str) -> str:
     return f"not determined by the sound: {words}" if words else "the sound determines all five parameters"
 
 
+def heard_through(noise: Tensor, where: torch.device) -> Map:
+    """h: v (B, 6) → sounds (B, n_samples) of drums as they may be in a recording of this noise (n_samples,).
+
+    ν is taken on the device `where`.
+    """
+
+    def h(v: Tensor) -> Tensor:
+        nu, level = v.split(N_PARAMETERS, -1)
+        sounds = rectangular_drum(to_theta(nu.to(where)), len(noise), dtype=noise.dtype).to(noise.device)
+        return 10 ** (LEVEL_DB / 20 * level).to(noise) * sounds + noise
+
+    return h
+
+
+def at_peak(nu: Tensor) -> Tensor:
+    """v (..., 6) of drums ν (..., 5) whose peak is that of the recording."""
+    return torch.cat([nu, torch.zeros_like(nu[..., :1])], -1)
+
+
 def match(
     audio: Tensor | str | Path,
     model: AudioEncoder,
@@ -378,14 +353,16 @@ def match(
     seed: int = 0,
     progress: bool = False,
     tell: Listener = lambda step: None,
+    budget: Budget = BUDGET,
 ) -> Match:
     """Find the drum that sounds like a recording.
 
     Parameters
     ----------
-    audio : Tensor, shape (n_samples,), from its onset on and of peak 1, or path of a sound file
-        Zeros at its end are taken for what comes after the recording, where there is no noise. Noise is held to be
-        white up to the Nyquist frequency; in a file of another rate than 22 050 Hz, up to nine tenths of the lower one.
+    audio : Tensor, shape (n_samples,), from its onset on, or path of a sound file
+        Scaled to a peak of 1: the result does not depend on the gain. Zeros at its end are taken for what comes after
+        the recording, where there is no noise. Noise is held to be white up to the Nyquist frequency; in a file of
+        another rate than 22 050 Hz, up to nine tenths of the lower one.
     model : AudioEncoder
         Such as `load_encoder()`. If `evaluation.report` has written its best constant into it, "constant" is the
         distance of that drum, else of the drum at the centre of the ranges, ν = 0.
@@ -397,73 +374,43 @@ def match(
         Show a bar.
     tell : callable
         Called with a `Step` for every generation of the scan and every iteration of the refinement.
+    budget : Budget
 
     Raises
     ------
     ValueError
-        If the file is not usable (see `load_audio`), the sound has another length, is not finite or nothing but zeros,
-        or the encoder needs the pitch.
+        If the file is not usable (see `load_recording`), the sound has another length, is not finite or nothing but
+        zeros, or the encoder needs the pitch.
     """
-    n_samples = model.config.n_samples
     if model.encoder.n_outputs < N_PARAMETERS:
         raise ValueError("this encoder was trained with known pitch: it cannot match a sound alone")
-    x = audio if isinstance(audio, Tensor) else load_audio(audio, n_samples=n_samples)
-    if x.shape != (n_samples,):
-        raise ValueError(f"expected audio of shape ({n_samples},), got {tuple(x.shape)}")
-    if not x.isfinite().all():
-        raise ValueError("expected finite audio, got NaN or infinite samples")
-    rate = SAMPLE_RATE if isinstance(audio, Tensor) else soundfile.info(audio).samplerate
-    band = 1.0 if rate == SAMPLE_RATE else PASSED * min(rate / SAMPLE_RATE, 1)
     device = next(model.parameters()).device
+    x, band = _recording(audio, model.config.n_samples)
     x = x.to(torch.float32).to(device)
-    if not x.any():
-        raise ValueError("expected audio of peak 1, got nothing but zeros")
     features = features or ear(model.config).to(device)
-    where = float64_device(device)  # of ν
     end = int(x.nonzero()[-1]) + 1
     noise_std = noise_level(x[:end], band)
-    noise = noise_std * _noise(n_samples, end, band, seed).to(device)
-
-    def drums(nu: Tensor) -> Tensor:
-        return rectangular_drum(to_theta(nu.to(where)), n_samples, dtype=torch.float32).to(device)
-
-    def heard(v: Tensor) -> Tensor:
-        nu, level = v.split(N_PARAMETERS, -1)
-        return 10 ** (LEVEL_DB / 20 * level).to(x.dtype).to(device) * drums(nu) + noise
-
-    def at_peak(nu: Tensor) -> Tensor:
-        return torch.cat([nu, torch.zeros_like(nu[..., :1])], -1)
+    noise = noise_std * noise_like(len(x), end, band, seed).to(device)
+    h = heard_through(noise, float64_device(device))
+    with torch.no_grad():
+        S, nu_encoder = features(x), model(x).cpu()
+    constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * N_PARAMETERS)
+    nu_constant = torch.tensor(constant, dtype=torch.float64)
 
     def distances(v: Tensor) -> list[float]:
         with torch.no_grad():
-            return torch.linalg.vector_norm(features(heard(v)) - S, dim=-1).tolist()
+            return torch.linalg.vector_norm(features(h(v)) - S, dim=-1).tolist()
 
-    history: list[Step] = []
-    with tqdm(
-        desc="match", unit=" drums", leave=False, disable=None if progress else True
-    ) as bar:  # None: if a terminal
-
-        def note(step: Step, before: int) -> None:
-            step = step._replace(n_drums=before + step.n_drums)
-            bar.update(step.n_drums - (history[-1].n_drums if history else 0))
-            bar.set_postfix_str(f"{step.stage}, distance {step.distance:.3g}")
-            history.append(step)
-            tell(step)
-
-        with torch.no_grad():
-            S, nu_encoder = features(x), model(x).cpu()
-        constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * N_PARAMETERS)
-        nu_constant = torch.tensor(constant, dtype=torch.float64)
+    with _Story(progress, tell) as story:
         far, predicted = distances(at_peak(torch.stack([nu_constant, nu_encoder])))
-        note(Step("predict", 1, predicted, nu_encoder.tolist()), 0)
-        v = scan(x, heard, at_peak(nu_encoder), seed, tell=partial(note, before=1))
+        story.note(Step("predict", 1, predicted, nu_encoder.tolist()))
+        v = scan(x, h, at_peak(nu_encoder), seed, budget, story.chapter())
         (scanned,) = distances(v[None])
-        if predicted < scanned:
-            v = at_peak(nu_encoder)
-        v, refined, M = refine(S, v, features, heard, tell=partial(note, before=history[-1].n_drums))
+        v = at_peak(nu_encoder) if predicted < scanned else v
+        v, refined, M = refine(S, v, features, h, budget, story.chapter())
     nu, level = v.split(N_PARAMETERS)
     with torch.no_grad():
-        x_hat = drums(nu)
+        x_hat = heard_through(torch.zeros_like(noise), float64_device(device))(at_peak(nu))
     return Match(
         x=x.cpu(),
         x_hat=x_hat.cpu(),
@@ -476,100 +423,43 @@ def match(
         distance={"constant": far, "encoder": predicted, "scan": scanned, "match": refined},
         noise=noise.cpu(),
         noise_db=20 * math.log10(max(noise_std, 1e-9)),
-        history=tuple(history),
+        history=tuple(story.steps),
     )
 
 
-def _noise(n_samples: int, end: int, band: float, seed: int) -> Tensor:
-    """White noise (n_samples,) of standard deviation 1; of it, the lowest part `band` of the spectrum, up to `end`."""
-    noise = torch.randn(n_samples, generator=torch.Generator().manual_seed(seed))[:end]
-    if band < 1:
-        spectrum = torch.fft.rfft(noise)
-        spectrum[math.ceil(band * len(spectrum)) :] = 0
-        noise = torch.fft.irfft(spectrum, end)
-    return nn.functional.pad(noise, (0, n_samples - end))
+def _recording(audio: Tensor | str | Path, n_samples: int) -> Recording:
+    if not isinstance(audio, Tensor):
+        return load_recording(audio, n_samples=n_samples)
+    if audio.shape != (n_samples,) or not audio.is_floating_point():
+        raise ValueError(f"expected audio of shape ({n_samples},), got {audio.dtype} of shape {tuple(audio.shape)}")
+    if not audio.isfinite().all():
+        raise ValueError("expected finite audio, got NaN or infinite samples")
+    if not audio.any():
+        raise ValueError("expected a sound, got nothing but zeros")
+    return Recording(audio / audio.abs().max(), 1.0)
 
 
-def save_match(result: Match, wav: str | Path, document: str | Path, source: dict[str, Any] | None = None) -> None:
-    """Write the matched drum as a 16-bit WAV and `Match.to_dict` as JSON: both whole, or an OSError and neither.
+class _Story:
+    """Keeps the steps of a match, shows them in a bar, and passes them on."""
 
-    `source` tells what it was made from, and is kept in the JSON.
-    """
-    sound = io.BytesIO()
-    soundfile.write(sound, result.x_hat.numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    text = json.dumps({"source": source or {}, **result.to_dict()}, indent=2, ensure_ascii=False)
-    write_atomically({Path(wav): sound.getvalue(), Path(document): text.encode()})
+    def __init__(self, progress: bool, tell: Listener) -> None:
+        self.steps: list[Step] = []
+        self.tell = tell
+        self.bar = tqdm(desc="match", unit=" drums", leave=False, disable=None if progress else True)  # None: terminals
 
+    def __enter__(self) -> "_Story":
+        return self
 
-def match_files(
-    paths: Sequence[str | Path],
-    output_folder: str | Path,
-    encoder: str | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Match recordings one after the other; a bad one is reported, and the others go on.
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
 
-    Of each, NAME_matched.wav and NAME_matched.json are written to the output folder. A recording whose JSON is there,
-    made from the same file, encoder and seed, is not matched again: what was interrupted goes on from there. Of several
-    recordings of one NAME, all but the first are bad.
+    def note(self, step: Step) -> None:
+        self.bar.update(step.n_drums - (self.steps[-1].n_drums if self.steps else 0))
+        self.bar.set_postfix_str(f"{step.stage}, distance {step.distance:.3g}")
+        self.steps.append(step)
+        self.tell(step)
 
-    Returns
-    -------
-    table : DataFrame, one row a recording
-        file; error (empty if there was none); the parameters, in their units, and their uncertainties, as
-        <parameter>_uncertainty; what is undetermined, in words; the JTFS distances of the drums "constant", "encoder",
-        "scan" and "match"; level_db, noise_db, n_drums and n_iterations.
-
-    Raises
-    ------
-    ValueError
-        If there is no recording, or the encoder is of no use.
-    OSError
-        If the output folder cannot be written to.
-    """
-    stems = [Path(path).stem for path in paths]
-    if not stems:
-        raise ValueError("expected at least one sound file, got none")
-    model = load_encoder(encoder, device)
-    features = ear(model.config).to(device)
-    rows: list[dict[str, Any]] = []
-    bar = tqdm(paths, unit="file", disable=None if progress and len(paths) > 1 else True)  # None: if this is a terminal
-    for i, (path, stem) in enumerate(zip(bar, stems, strict=True)):
-        wav, document = (Path(output_folder, f"{stem}_matched.{kind}") for kind in ("wav", "json"))
-        row: dict[str, Any] = {"file": str(path), "error": ""}
-        try:
-            if (first := stems.index(stem)) < i:
-                raise ValueError(f"{path} would have its match under the same name as {paths[first]}: rename it")
-            source = {"sha256": _sum(path), "encoder": encoder, "seed": seed}
-            if not (wav.is_file() and _row(document, source)):
-                save_match(match(path, model, features, seed, progress), wav, document, source)
-            row |= _row(document, source)
-        except ValueError as error:
-            row["error"] = str(error)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _sum(path: str | Path) -> str:
-    """SHA-256 of a file, empty if there is none; raises ValueError if it cannot be read."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
-
-
-def _row(document: Path, source: dict[str, Any]) -> dict[str, Any]:
-    """What a JSON file that `save_match` made from `source` says, side by side; empty if it is no such file."""
-    try:
-        content = json.loads(document.read_text())
-        if content.get("source") != source:
-            return {}
-        values = {p["name"]: p["value"] for p in content["theta"]}
-        spreads = {f"{p['name']}_uncertainty": p["uncertainty"] for p in content["theta"]}
-        words = {"undetermined": "; ".join(content["undetermined"])}
-        effort = {name: content[name] for name in ("level_db", "noise_db", "n_drums", "n_iterations")}
-        return values | spreads | words | content["jtfs_distance"] | effort
-    except (OSError, ValueError, AttributeError, KeyError):  # KeyError: an older version of this package wrote it
-        return {}
+    def chapter(self) -> Listener:
+        """A listener whose drums are counted from here on."""
+        before = self.steps[-1].n_drums
+        return lambda step: self.note(step._replace(n_drums=before + step.n_drums))

@@ -1,5 +1,6 @@
 """What has nothing to do with sound: devices, processes, files that are whole or not there, configurations compared."""
 
+import errno
 import json
 import os
 import shutil
@@ -91,6 +92,23 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
     finally:
         for name in temporary:
             Path(name).unlink(missing_ok=True)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise OSError unless files can be written to a folder, or to the first one above it that exists."""
+    folder = Path(folder)
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def readable(text: object) -> str:
+    """A path or message that any file and any terminal can take: what cannot be printed is escaped, as in \\xfc."""
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(escaped).replace("\\udc", "\\x")  # bytes that are no UTF-8
 
 
 def check_choices(config: Any) -> None:

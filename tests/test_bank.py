@@ -42,7 +42,7 @@ def test_as_many_metrics_as_drums(tiny_data, tmp_path):
 def test_files_that_are_no_bank(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="there is no bank at"):
         load_bank(tmp_path / "none.safetensors")
-    (tmp_path / "text.safetensors").write_text("a bank of sand")
+    (tmp_path / "text.safetensors").write_text("a bank of sand", encoding="utf-8")
     with pytest.raises(ValueError, match="is not a bank of this library"):
         load_bank(tmp_path / "text.safetensors")
     config = replace(tiny_data, data=str(tmp_path / "e.zarr"), metric=False)
@@ -53,7 +53,7 @@ def test_files_that_are_no_bank(tiny_data, tmp_path):
 
 def test_damaged_shipment_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(bank, "WEIGHTS", tmp_path)
-    (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(b'sound').hexdigest()}  drum\n")
+    (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(b'sound').hexdigest()}  drum\n", encoding="utf-8")
     with pytest.raises(ValueError, match="has no .*drum"):
         shipped("drum")
     (tmp_path / "drum").write_bytes(b"noise")

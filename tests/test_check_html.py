@@ -10,7 +10,7 @@ TRACEBACK = "<pre>Traceback (most recent call last)</pre>"
 def check(site, html):
     """Exit status of the check over a site of one page."""
     (site / "book").mkdir()
-    (site / "book/page.html").write_text(f"<html><article>{html}</article></html>")
+    (site / "book/page.html").write_text(f"<html><article>{html}</article></html>", encoding="utf-8")
     return check_html.main(site)
 
 

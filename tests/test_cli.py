@@ -1,6 +1,7 @@
 """The command line, as a user runs it."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -21,9 +22,13 @@ from pnp_tutorial.training import TrainingConfig
 PARAMETERS = Path(__file__).parents[1] / "book/parameters"
 
 
-def pnp(*argv, cwd=None):
-    command = [sys.executable, "-m", "pnp_tutorial", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+# The plainest terminal that there is.
+ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+
+
+def pnp(*argv, cwd=None, **environment):
+    command = [sys.executable, "-m", "pnp_tutorial", *argv]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=cwd, env=os.environ | environment)
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def test_match(encoder, sound, tmp_path):
     run = pnp("match", sound, "--encoder", encoder, "--output_folder", tmp_path / "out")
     assert (run.returncode, run.stderr) == (0, "")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"tom_matched.wav", "tom_matched.json"}
-    document = json.loads((tmp_path / "out/tom_matched.json").read_text())
+    document = json.loads((tmp_path / "out/tom_matched.json").read_text(encoding="utf-8"))
     for parameter in document["theta"]:
         value, spread = parameter["value"], parameter["uncertainty"]
         assert f"{value:.4g} ± {spread:.2g} {parameter['unit']}" in run.stdout
@@ -58,27 +63,51 @@ def test_match(encoder, sound, tmp_path):
 def test_match_of_a_sound_that_determines_all(monkeypatch, sound, capfd):
     row = {"file": "tom.wav", "error": "", "undetermined": "", "encoder": 2.0, "match": 1.0}
     row |= {name + kind: 0.5 for name in NAMES for kind in ("", "_uncertainty")}
-    monkeypatch.setattr("pnp_tutorial.__main__.match_files", lambda *options: pd.DataFrame([row]))
+    monkeypatch.setattr("pnp_tutorial.__main__.match_files", lambda *options: iter([row]))
     assert main(["match", str(sound)]) == 0
     assert "\nthe sound determines all five parameters\n" in capfd.readouterr().out
 
 
 def test_match_a_folder(encoder, sound, tmp_path):
-    """Sounds are matched into files and a table, the bad one is reported, and what is no sound is left alone."""
-    (sound.parent / "bad.flac").write_text("no sound")
+    """Sounds are matched into files and a table, whatever their names and headers and whatever the terminal; bad ones
+    are reported, and what is no sound is left alone."""
+    (sound.parent / "bad.flac").write_text("no sound", encoding="utf-8")
     (sound.parent / "bytes.raw").write_bytes(bytes(1000))
-    (sound.parent / "notes.txt").write_text("no sound either")
-    argv = ("match", sound.parent, "--encoder", encoder, "--output_folder", tmp_path / "out")
-    run = pnp(*argv)
-    assert run.returncode == 0
+    (sound.parent / "notes.txt").write_text("no sound either", encoding="utf-8")
+    latin = os.fsencode(sound.parent) + b"/dr\xfcm.wav"
+    os.rename(sound, latin)
+    soundfile.write(sound.with_name("long.flac"), soundfile.read(latin)[0], 44100)
+    content = bytearray(sound.with_name("long.flac").read_bytes())
+    content[21], content[22:26] = content[21] | 0x0F, b"\xff" * 4  # 2³⁶ − 1 samples, it says
+    sound.with_name("long.flac").write_bytes(content)
+    run = pnp("match", sound.parent, "--encoder", encoder, "--output_folder", tmp_path / "out", **ASCII)
+    assert run.returncode == 0, run.stderr
     assert_one_line(2, "", run.stderr, "match", "bad.flac cannot be read as audio")
-    names = {"tom_matched.wav", "tom_matched.json", "matches.csv"}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == names
-    table = pd.read_csv(tmp_path / "out/matches.csv", keep_default_na=False)
-    assert table.file.tolist() == [str(sound.parent / "bad.flac"), str(sound)]
-    assert table.error.astype(bool).tolist() == [True, False]
-    document = json.loads((tmp_path / "out/tom_matched.json").read_text())
-    assert float(table.match[1]) == document["jtfs_distance"]["match"]
+    assert "dr\\xfcm.wav\n log_omega" in run.stdout
+    assert " +- " in run.stdout
+    names = {f"{stem}_matched.{kind}".encode("latin-1") for stem in ("drüm", "long") for kind in ("wav", "json")}
+    assert set(os.listdir(os.fsencode(tmp_path / "out"))) == names | {b"matches.csv"}
+    table = pd.read_csv(tmp_path / "out/matches.csv", keep_default_na=False, encoding="utf-8")
+    assert [Path(name).name for name in table.file] == ["bad.flac", "dr\\xfcm.wav", "long.flac"]
+    assert table.error.astype(bool).tolist() == [True, False, False]
+    document = json.loads((tmp_path / "out/long_matched.json").read_text(encoding="utf-8"))
+    assert float(table.match[2]) == document["jtfs_distance"]["match"]
+
+
+def test_an_interrupted_folder_has_a_table_of_what_is_done(sound, tmp_path, monkeypatch, capfd):
+    def interrupted(*options):
+        yield {"file": "bad.wav", "error": "bad.wav is silent"}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pnp_tutorial.__main__.match_files", interrupted)
+    assert main(["match", str(sound.parent), "--output_folder", str(tmp_path / "out")]) == 130
+    assert pd.read_csv(tmp_path / "out/matches.csv").file.tolist() == ["bad.wav"]
+    assert capfd.readouterr().err == "pnp match: interrupted; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize(("letter", "plain"), [("±", "+-"), ("λ", "lambda"), ("ü", "\\xfc"), ("\udcfc", "\\udcfc")])
+def test_letters_that_a_terminal_lacks(letter, plain):
+    assert f"a{letter}b".encode("ascii", "plain") == f"a{plain}b".encode()
 
 
 def test_a_folder_without_sounds(encoder, tmp_path, capfd):
@@ -90,7 +119,7 @@ def test_a_folder_without_sounds(encoder, tmp_path, capfd):
 def make(path, case):
     """The bad input of a case."""
     if case == "text":
-        path.write_text("not a sound\n" * 100)
+        path.write_text("not a sound\n" * 100, encoding="utf-8")
     elif case == "zero bytes":
         path.write_bytes(b"")
     elif case != "missing":
@@ -137,7 +166,7 @@ def test_bad_sounds_for_real(case, encoder, tmp_path):
 
 
 def test_unwritable_output(encoder, sound, tmp_path):
-    (tmp_path / "out").write_text("a file, not a folder")
+    (tmp_path / "out").write_text("a file, not a folder", encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
     run = pnp("match", sound, "--encoder", encoder, "--output_folder", tmp_path / "out")
     assert_one_line(run.returncode, run.stdout, run.stderr, "match", str(tmp_path / "out"))
@@ -174,7 +203,7 @@ def test_bad_options(argv, message, capfd, tmp_path, monkeypatch):
 )
 def test_bad_files(text, message, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("c.yaml").write_text(text)
+    Path("c.yaml").write_text(text, encoding="utf-8")
     assert_one_line(main(["dataset", "--config", "c.yaml"]), *capfd.readouterr(), "dataset", message)
 
 
@@ -194,11 +223,11 @@ def test_one_file_for_data_set_and_training(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     values = {"data": "d.zarr", "n_sounds": 99, "n_samples": 2048, "J": 6, "T": 64, "loss": "parameter"}
     values |= {"metric": False, "backbone": "test_efficientnet", "n_epochs": 1, "output_folder": "run", "device": "cpu"}
-    Path("c.yaml").write_text(yaml.safe_dump(values))
+    Path("c.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     assert main(["dataset", "--config", "c.yaml", "--n_sounds", "20"]) == 0
     assert main(["train", "--config=c.yaml", "--batch_size", "4"]) == 0
     assert main(["evaluate", "--data=d.zarr", "--encoder=run/encoder.safetensors", "--output_folder=run"]) == 0
-    results = json.loads(Path("run/results.json").read_text())
+    results = json.loads(Path("run/results.json").read_text(encoding="utf-8"))
     assert (results["dataset"]["n_sounds"], results["config"]["loss"], results["config"]["batch_size"]) == (
         20,
         "parameter",
@@ -210,7 +239,7 @@ def test_one_file_for_data_set_and_training(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.parametrize("name", ["paper", "laptop"])
 def test_parameter_files_fit_the_stages(name):
-    values = yaml.safe_load((PARAMETERS / f"{name}.yaml").read_text())
+    values = yaml.safe_load((PARAMETERS / f"{name}.yaml").read_text(encoding="utf-8"))
     names = {stage: {field.name for field in fields(stage)} for stage in (DatasetConfig, TrainingConfig)}
     assert set(values) <= set.union(*names.values())
     for stage, own in names.items():
@@ -218,6 +247,6 @@ def test_parameter_files_fit_the_stages(name):
 
 
 def test_paper_file_is_the_papers_setting():
-    values = yaml.safe_load((PARAMETERS / "paper.yaml").read_text())
+    values = yaml.safe_load((PARAMETERS / "paper.yaml").read_text(encoding="utf-8"))
     assert int(values["epoch_share"] * 82_224) // values["batch_size"] * values["batch_size"] == 25_600
     assert (values["n_sounds"], values["sampling"], values["n_epochs"]) == (100_000, "grid", 70)

@@ -160,11 +160,11 @@ def test_two_processes_write_the_same_bytes(tiny_data, tmp_path):
         process = subprocess.Popen([*launch, "dataset", *options], stderr=file, start_new_session=True)
     deadline = time.time() + 120
     while not list((tmp_path / "p.zarr/done").rglob("c/*")) and time.time() < deadline:
-        assert process.poll() is None, log.read_text()
+        assert process.poll() is None, log.read_text(encoding="utf-8")
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    run = subprocess.run([*launch, "dataset", *options], capture_output=True, text=True)
+    run = subprocess.run([*launch, "dataset", *options], capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     assert run.stdout == f"{config.data}\n"  # one of them says so
     assert contents(config.data) == contents(tiny_data.data)
@@ -224,7 +224,7 @@ def test_impossible_configuration(tmp_path, monkeypatch, change, message):
 
 
 def damage_config(path):
-    (path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    (path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}', encoding="utf-8")
 
 
 def flip_a_bit(path):
@@ -268,7 +268,7 @@ def test_missing_store_and_split(tiny_data, tmp_path):
 
 
 def test_files_are_written_together_or_not_at_all(tmp_path):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(OSError, match="file"):
         write_atomically({tmp_path / "a": b"1", tmp_path / "file/b": b"2"})
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -104,7 +104,7 @@ def test_report_writes_what_it_returns(tiny_data, tiny_training, tmp_path):
     config = EvaluationConfig(trained, tiny_data.data, str(tmp_path), n_constant=8, device="cpu")
     summary = report(config, progress=False)
     table = pd.read_csv(tmp_path / "evaluation.csv")
-    results = json.loads((tmp_path / "evaluation.json").read_text())
+    results = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert len(table) == results["n_sounds"] == 4
     assert summary.loc["jtfs", "mean"] == pytest.approx(table.jtfs.mean())
     assert results["summary"]["jtfs"]["mean"] == pytest.approx(table.jtfs.mean())

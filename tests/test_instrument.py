@@ -41,7 +41,7 @@ def in_node(calls, source=SOURCE):
     of time."""
     module = base64.b64encode(source.encode()).decode()
     command = [NODE, "--input-type=module", "-e", CALL, module]
-    run = subprocess.run(command, input=json.dumps(calls), capture_output=True, text=True)
+    run = subprocess.run(command, input=json.dumps(calls), capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     return json.loads(run.stdout)

@@ -1,5 +1,6 @@
 """pyproject.toml, requirements.lock, environment.yml and CITATION.cff say the same thing."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -17,12 +18,12 @@ from packaging.specifiers import SpecifierSet
 import pnp_tutorial
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [Requirement(r) for r in sum(EXTRAS.values(), PROJECT["dependencies"])]
 LOCK = [
     Requirement(line)
-    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
     if line and not line.lstrip().startswith("#")
 ]
 MACHINES = [
@@ -55,7 +56,7 @@ def test_library_sets_no_upper_bound(dependency):
 
 
 def test_conda_environment_installs_the_lock():
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *packages, pip = conda["dependencies"]
     python = next(p.removeprefix("python=") for p in packages if p.startswith("python="))
     assert SpecifierSet(PROJECT["requires-python"]).contains(f"{python}.0")
@@ -64,7 +65,7 @@ def test_conda_environment_installs_the_lock():
 
 
 def test_one_version():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     stated = {PROJECT["version"], pnp_tutorial.__version__, str(citation["version"])}
     assert stated == {version("pnp-tutorial")}
 
@@ -77,8 +78,23 @@ def test_wheel_holds_every_file_of_the_package(tmp_path):
     package = {str(path.relative_to(tmp_path)) for path in (tmp_path / "pnp_tutorial").rglob("*") if path.is_file()}
     assert "pnp_tutorial/drum_instrument.js" in package
     build = [sys.executable, "-c", "from setuptools.build_meta import build_wheel; build_wheel('.')"]
-    run = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(build, cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     (wheel,) = tmp_path.glob("*.whl")
     held = {name for name in ZipFile(wheel).namelist() if not name.split("/")[0].endswith(".dist-info")}
     assert held == package
+
+
+def test_every_text_file_names_its_encoding():
+    """Else that of the user's locale is taken. (Ruff sees this only where it knows that a name is a path.)"""
+    nameless = []
+    for path in [
+        *(ROOT / "pnp_tutorial").glob("*.py"),
+        *(ROOT / "tools").glob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
+    ]:
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("read_text", "write_text"):
+                if not any(keyword.arg == "encoding" for keyword in call.keywords):
+                    nameless.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert nameless == []

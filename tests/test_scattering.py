@@ -18,7 +18,7 @@ from pnp_tutorial.scattering import JTFS, LogScattering, Scalogram
 
 DATA = Path(__file__).parent / "data"
 SMALL = np.load(DATA / "jtfs_small.npz")
-SMALL_META = json.loads((DATA / "jtfs_small.json").read_text())
+SMALL_META = json.loads((DATA / "jtfs_small.json").read_text(encoding="utf-8"))
 SIGNALS = torch.from_numpy(SMALL["signals"])
 
 
@@ -74,7 +74,7 @@ def paper(dtype: torch.dtype) -> scattering.LogScattering:
 
 def test_paper_configuration_equals_the_reference():
     reference = np.load(DATA / "paper.npz")
-    paths = json.loads((DATA / "paper.json").read_text())["paths"]
+    paths = json.loads((DATA / "paper.json").read_text(encoding="utf-8"))["paths"]
     coef = torch.from_numpy(reference["coef"])
     x = drum.rectangular_drum(torch.from_numpy(reference["theta"]))
     features = paper(torch.float64)

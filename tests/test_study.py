@@ -30,7 +30,7 @@ def test_rows_differ_and_have_folders_of_their_own():
 def test_results_were_made_with_the_configuration_of_today(name):
     """And with the learning rate that was best."""
     loss, config = ROWS[name]
-    row = json.loads(study.result(name).read_text())
+    row = json.loads(study.result(name).read_text(encoding="utf-8"))
     config = replace(config, learning_rate=study.tuned(loss)) if loss else config
     study.refuse_other_settings(name, config)
     assert Path(row["training"]["config"]["data"]).name == Path(config.data).name
@@ -41,7 +41,7 @@ def test_results_were_made_with_the_configuration_of_today(name):
 
 @pytest.mark.parametrize("name", [*matching_study.CONDITIONS, *matching_study.FILES, *matching_study.MEMBRANES])
 def test_matches_are_those_of_the_encoder_that_ships(name):
-    made = json.loads((matching_study.RESULTS / f"{name}.json").read_text())
+    made = json.loads((matching_study.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     assert made["encoder"] == hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()
 
 

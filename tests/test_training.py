@@ -273,11 +273,13 @@ def test_killed_run_ends_with_the_same_numbers(tiny_training, tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     metrics, deadline = tmp_path / "killed/metrics.jsonl", time.time() + 60
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2) and time.time() < deadline:
+    while (
+        not (metrics.exists() and len(metrics.read_text(encoding="utf-8").splitlines()) >= 2) and time.time() < deadline
+    ):
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert 2 <= len(metrics.read_text().splitlines()) < 6
+    assert 2 <= len(metrics.read_text(encoding="utf-8").splitlines()) < 6
     assert not (tmp_path / "killed/encoder.safetensors").exists()
     pd.testing.assert_frame_equal(fit(killed, progress=False)[NUMBERS], expected[NUMBERS], check_exact=True)
     assert same(weights(killed.output_folder), weights(whole.output_folder))
@@ -355,7 +357,7 @@ def test_pnp_is_rescaled_and_the_validation_loss_is_not(tiny_data, tiny_training
     assert torch.allclose(loss(nu_hat, batch, 3.0), expected)
     # the last line of the history is the undamped loss, in squared features
     model = load_encoder(f"{tiny_training.output_folder}/encoder.safetensors").encoder
-    results = json.loads(Path(f"{tiny_training.output_folder}/results.json").read_text())
+    results = json.loads(Path(f"{tiny_training.output_folder}/results.json").read_text(encoding="utf-8"))
     with torch.no_grad():
         recomputed = pnp_loss(model(drums.scalogram), drums.nu, drums.metric)
     assert results["validation_loss"] == pytest.approx(float(recomputed), rel=0.05)  # weights in float16
@@ -378,7 +380,7 @@ def test_known_pitch_leaves_omega_out(tiny_data, tiny_training):
 
 
 def test_results_say_how_they_came_about(tiny_data, tiny_training):
-    results = json.loads(Path(f"{tiny_training.output_folder}/results.json").read_text())
+    results = json.loads(Path(f"{tiny_training.output_folder}/results.json").read_text(encoding="utf-8"))
     assert results["config"] == asdict(tiny_training)
     assert results["dataset"] == asdict(tiny_data)
     assert results["seconds_per_epoch"] > 0

@@ -213,7 +213,7 @@ def difference(ours: Values, theirs: Values) -> float:
 def processor() -> str:
     """Name of the processor, where the system tells."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
@@ -249,7 +249,7 @@ def main(path: Path) -> None:
     for name in TURNS:
         pipes[name].send("stop")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from pybtex.database import parse_file
 from repository import ROOT, repository_url
 
 BOOK = ROOT / "book"
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"]] + [c["file"] for part in TOC["parts"] for c in part["chapters"]]
-CHAPTERS = [Path(p).name for p in PAGES if (ROOT / f"{p}.md").read_text().startswith("---\njupytext")]
+CHAPTERS = [Path(p).name for p in PAGES if (ROOT / f"{p}.md").read_text(encoding="utf-8").startswith("---\njupytext")]
 ADMONITIONS = ["admonition", "note", "tip", "important", "warning"]
 
 DIRECTIVE = re.compile(

@@ -199,7 +199,7 @@ def main(prefixes: list[str]) -> None:
             pass
     for name, rows in wanted.items():
         if not (RESULTS / f"{name}.json").exists():
-            done = [json.loads((RUNS / name / f"{i}.json").read_text()) for i in rows]
+            done = [json.loads((RUNS / name / f"{i}.json").read_text(encoding="utf-8")) for i in rows]
             about = {"seed": SEED, "version": __version__, "torch": torch.__version__, "machine": platform.platform()}
             about["encoder"] = ENCODER
             write_atomically({RESULTS / f"{name}.json": json.dumps({**about, "rows": done}).encode()})

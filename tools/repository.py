@@ -13,7 +13,7 @@ def repository_url() -> str | None:
     if not url:
         command = ["git", "remote", "get-url", "origin"]
         try:
-            url = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+            url = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8").stdout.strip()
         except FileNotFoundError:  # git is not needed to build the book
             return None
         url = url.replace("git@github.com:", "https://github.com/")

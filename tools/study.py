@@ -40,7 +40,7 @@ from pnp_tutorial.runtime import float64_device, refuse_difference, select_devic
 from pnp_tutorial.synthesizer import NAMES, ranges, to_nu, to_theta
 from pnp_tutorial.training import TrainingConfig, fit
 
-SETTINGS = yaml.safe_load((ROOT / "book/parameters/study.yaml").read_text())
+SETTINGS = yaml.safe_load((ROOT / "book/parameters/study.yaml").read_text(encoding="utf-8"))
 RESULTS = ROOT / "pnp_tutorial/results/study"
 RUNS = Path("runs/study")
 SEEDS = (0, 1, 2)
@@ -136,7 +136,9 @@ def tuning() -> dict[str, TrainingConfig]:
 
 def tuned(loss: str) -> float:
     """The learning rate whose short run came closest to the validation sounds, in mean JTFS distance."""
-    distance = {rate: np.mean(json.loads(result(f"tune-{loss}-{rate:g}").read_text())["jtfs"]) for rate in RATES}
+    distance = {
+        rate: np.mean(json.loads(result(f"tune-{loss}-{rate:g}").read_text(encoding="utf-8"))["jtfs"]) for rate in RATES
+    }
     return min(distance, key=distance.__getitem__)
 
 
@@ -175,7 +177,7 @@ def result(name: str) -> Path:
 
 def refuse_other_settings(name: str, config: TrainingConfig) -> None:
     """Raise ValueError if a row was made with others than these."""
-    training = json.loads(result(name).read_text())["training"]
+    training = json.loads(result(name).read_text(encoding="utf-8"))["training"]
     made = training["config"] | {"precision": training.get("precision", "32-true")}  # what "auto" came to
     refuse_difference(made, config, f"{result(name)} was made", ("data", "output_folder", "device"))
 
@@ -231,7 +233,10 @@ def do(name: str, config: TrainingConfig) -> None:
     print(name, flush=True)
     fit(config, progress=multiprocessing.parent_process() is None)
     model = load_encoder(f"{config.output_folder}/encoder.safetensors", DEVICE)
-    history = [json.loads(line) for line in Path(config.output_folder, "metrics.jsonl").read_text().splitlines()]
+    history = [
+        json.loads(line)
+        for line in Path(config.output_folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     heard = judge("validation", 128) if name in tuning() else judge("test", 512)
 
     def test() -> dict[str, list]:

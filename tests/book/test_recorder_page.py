@@ -23,7 +23,7 @@ def open_recorder(open_page, tmp_path):
     """Function of a URL and options of the browser's context that opens a page with a recorder in it."""
 
     def open_recorder(url=None, **options):
-        (tmp_path / "page.html").write_text("<!doctype html><title>recorder</title><body></body>")
+        (tmp_path / "page.html").write_text("<!doctype html><title>recorder</title><body></body>", encoding="utf-8")
         page = open_page(url or (tmp_path / "page.html").as_uri(), **options)
         page.evaluate(WIDGET, RECORDER_MODULE.read_text(encoding="utf-8"))
         return page

@@ -1,0 +1,123 @@
+"""Matches of sound files, on disk: a folder of recordings becomes a folder of drums.
+
+A match is kept with what it was made from, and so not made again. Whatever one file does, the others go on.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+from tqdm.auto import tqdm
+
+from . import __version__
+from .bank import shipped
+from .dataset import ear
+from .drum import SAMPLE_RATE
+from .encoder import load_encoder
+from .matching import BUDGET, Budget, Match, match
+from .runtime import check_writable, readable, write_atomically
+
+LONGEST_NAME = 255  # of a file, in bytes: most systems have no longer ones
+
+
+def save_match(result: Match, wav: str | Path, document: str | Path, source: dict[str, Any] | None = None) -> None:
+    """Write the matched drum as a 16-bit WAV and `Match.to_dict` as JSON: both whole, or an OSError and neither.
+
+    `source` tells what it was made from, and is kept in the JSON.
+    """
+    sound = io.BytesIO()
+    soundfile.write(sound, result.x_hat.numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    text = json.dumps({"source": source or {}, **result.to_dict()}, indent=2, ensure_ascii=False)
+    write_atomically({Path(wav): sound.getvalue(), Path(document): text.encode()})
+
+
+def match_files(
+    paths: Sequence[str | Path],
+    output_folder: str | Path,
+    encoder: str | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    budget: Budget = BUDGET,
+) -> Iterator[dict[str, Any]]:
+    """Match recordings one after the other; a bad one is reported, and the others go on.
+
+    Of each, NAME_matched.wav and NAME_matched.json are written to the output folder. A recording whose JSON is there,
+    made from the same sound with the same encoder, seed, budget and version of this package, is not matched again: what
+    was interrupted goes on from there. Of several recordings of one NAME, all but the first are bad.
+
+    Yields
+    ------
+    row : dict, as soon as a recording is done
+        file; error (empty if there was none); the parameters, in their units, and their uncertainties, as
+        <parameter>_uncertainty; what is undetermined, in words; the JTFS distances of the drums "constant", "encoder",
+        "scan" and "match"; level_db, noise_db, n_drums and n_iterations. Names are as `readable` has them.
+
+    Raises
+    ------
+    ValueError
+        If there is no recording, or the encoder is of no use.
+    OSError
+        If the output folder cannot be written to.
+    """
+    stems = [Path(path).stem.casefold() for path in paths]  # of two that differ in case, some systems keep one
+    if not stems:
+        raise ValueError("expected at least one sound file, got none")
+    model = load_encoder(encoder, device)
+    features = ear(model.config).to(device)
+    check_writable(output_folder)
+    encoder_sum = _sum(shipped("encoder.safetensors") if encoder is None else Path(encoder))
+    made_with = {"encoder": encoder_sum, "seed": seed, "budget": asdict(budget), "version": __version__}
+    bar = tqdm(paths, unit="file", disable=None if progress and len(paths) > 1 else True)  # None: if this is a terminal
+    for i, (path, stem) in enumerate(zip(bar, stems, strict=True)):
+        wav, document = (Path(output_folder, f"{Path(path).stem}_matched.{kind}") for kind in ("wav", "json"))
+        row: dict[str, Any] = {"file": readable(path), "error": ""}
+        result, source = None, {}
+        try:
+            if (first := stems.index(stem)) < i:
+                raise ValueError(f"{path} would have its match under the same name as {paths[first]}: rename it")
+            if len(os.fsencode(document.name)) > LONGEST_NAME:
+                raise ValueError(f"{path}: its match would have a name of more than {LONGEST_NAME} bytes: rename it")
+            source = {"sound": _sum(Path(path)), **made_with}
+            if not (wav.is_file() and _row(document, source)):
+                result = match(path, model, features, seed, progress, budget=budget)
+        except ValueError as error:
+            row["error"] = readable(error)
+        except Exception as error:  # whatever one file does, the others go on
+            row["error"] = readable(f"{path} cannot be matched ({type(error).__name__}: {error})")
+        if result is not None:
+            save_match(result, wav, document, source)
+        yield row | (_row(document, source) if not row["error"] else {})
+
+
+def _sum(path: Path) -> str:
+    """SHA-256 of a file, empty if there is none; raises ValueError if it cannot be read."""
+    try:
+        if not path.is_file():
+            return ""
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _row(document: Path, source: dict[str, Any]) -> dict[str, Any]:
+    """What a JSON file that `save_match` made from `source` says, side by side; empty if it is no such file."""
+    try:
+        content = json.loads(document.read_text(encoding="utf-8"))
+        if content.get("source") != source:
+            return {}
+        values = {p["name"]: p["value"] for p in content["theta"]}
+        spreads = {f"{p['name']}_uncertainty": p["uncertainty"] for p in content["theta"]}
+        words = {"undetermined": "; ".join(content["undetermined"])}
+        effort = {name: content[name] for name in ("level_db", "noise_db", "n_drums", "n_iterations")}
+        return values | spreads | words | content["jtfs_distance"] | effort
+    except (OSError, ValueError, AttributeError, KeyError):  # KeyError: an older version of this package wrote it
+        return {}

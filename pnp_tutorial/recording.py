@@ -1,0 +1,162 @@
+"""From a sound file to the sound that an encoder hears: one channel, from its onset on, of one rate and peak.
+
+A file is read in blocks, twice: all of it to learn its peak, and from the beginning to the end of what is heard. So an
+hour takes no more memory than ten seconds, and what a header says of a file's length is not believed.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor, nn
+
+from .drum import N_SAMPLES, SAMPLE_RATE
+
+SILENCE = 1e-4  # peak, of full scale: −80 dB, above the dither of 16 bits
+ONSET = 0.02  # of the peak: −34 dB
+CANCELLED = 0.01  # peak of the channels' mean, of the loudest channel's: −40 dB
+PASSED = 0.9  # of the lower of two bands, when a file's rate is converted: SoXR fades out above
+BLOCK = 2**18  # samples, of all channels together, that are read at once: 1 MB
+NOISE = 2**18  # samples from the beginning in which the noise before the onset is measured: 6 s at 44.1 kHz
+
+
+class Recording(NamedTuple):
+    """A sound, and how much of the spectrum it can have."""
+
+    x: Tensor  # (n_samples,), float64, from its onset on, of peak 1
+    band: float  # lowest part of the band up to the Nyquist frequency: 1, if its rate was not converted
+
+
+class _Stream(soundfile.SoundFile):
+    """A sound file that is read from its beginning to its end.
+
+    After each read, soundfile would seek to where the header says that it is: an error, where the header is wrong.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _Survey(NamedTuple):
+    """What is known of a file once it has been read."""
+
+    rate: int  # Hz
+    row: int  # of `_blocks` that is heard: 0, the mean of all channels, or 1 + a channel
+    mean: float
+    peak: float  # around that mean
+
+
+def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: int = N_SAMPLES) -> Tensor:
+    """The sound (n_samples,) of `load_recording`."""
+    return load_recording(path, sample_rate, n_samples).x
+
+
+def load_recording(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: int = N_SAMPLES) -> Recording:
+    """Read any sound file as one channel from its onset on.
+
+    Channels are averaged (if they cancel, the loudest is taken) and their mean over time is taken out. What comes
+    before the onset is left out: the first sample above a fiftieth of the peak and six times the noise of the first
+    seconds. The rest is cut or filled with zeros to n_samples, its rate is converted, and it is scaled to a peak of 1.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, no audio, empty, silent, holds NaN or infinite samples, cannot be decoded to its end, or
+        ends at its onset.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+    survey = _survey(path)
+    if survey.peak < SILENCE:
+        raise ValueError(
+            f"{path} is silent: its peak is {survey.peak:.1g} of full scale, expected at least {SILENCE:g}"
+        )
+    x = _from_onset(path, survey, math.ceil((n_samples + 1) * survey.rate / sample_rate))
+    y = soxr.resample(x, survey.rate, sample_rate)[:n_samples]
+    if not y.any():
+        raise ValueError(f"{path} ends {len(x)} samples after its onset at {survey.rate} Hz: too few to be a sound")
+    band = 1.0 if survey.rate == sample_rate else PASSED * min(survey.rate / sample_rate, 1)
+    return Recording(torch.from_numpy(np.pad(y, (0, n_samples - len(y))) / np.abs(y).max()), band)
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """Sample rate and samples of a file, block by block: (1 + channels, n), float64, the mean of all channels first."""
+    try:
+        with open(path, "rb") as file, _Stream(file) as stream:
+            while True:
+                block = stream.read(max(1, BLOCK // stream.channels), dtype="float32", always_2d=True)
+                if not len(block):
+                    return
+                if not np.isfinite(block).all():
+                    raise ValueError(f"{path} holds NaN or infinite samples")
+                yield stream.samplerate, np.stack([block.mean(1, dtype=np.float64), *block.T.astype(np.float64)])
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: RAW, which does not tell its rate
+        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read as audio ({' '.join(str(reason).split())})") from error
+
+
+def _survey(path: Path) -> _Survey:
+    n, rate = 0, 0
+    total, low, high = np.zeros(1), np.full(1, np.inf), np.full(1, -np.inf)
+    for rate, rows in _blocks(path):  # noqa: B007
+        n += rows.shape[1]
+        total, low, high = total + rows.sum(1), np.minimum(low, rows.min(1)), np.maximum(high, rows.max(1))
+    if n == 0:
+        raise ValueError(f"{path} is empty: it holds no samples")
+    mean = total / n
+    peak = np.maximum(high - mean, mean - low)
+    loudest = 1 + int((high - low)[1:].argmax())
+    row = loudest if peak[0] < CANCELLED * peak[loudest] else 0
+    return _Survey(rate, row, float(mean[row]), float(peak[row]))
+
+
+def _from_onset(path: Path, survey: _Survey, n: int) -> np.ndarray:
+    """At most n samples, from the onset on."""
+    parts = (rows[survey.row] - survey.mean for _, rows in _blocks(path))
+    x = np.concatenate([next(parts, np.zeros(0))])
+    while len(x) < NOISE and (part := next(parts, None)) is not None:
+        x = np.concatenate([x, part])
+    noise = noise_level(torch.from_numpy(x[:NOISE]))
+    threshold = min(max(ONSET * survey.peak, 6 * noise), 0.5 * survey.peak)
+    while not (above := np.abs(x) > threshold).any():
+        part = next(parts, None)
+        if part is None:
+            raise ValueError(f"{path} has changed while it was read")
+        x = part
+    x = x[above.argmax() :]
+    while len(x) < n and (part := next(parts, None)) is not None:
+        x = np.concatenate([x, part])
+    return x[:n]
+
+
+def noise_level(x: Tensor, band: float = 1.0) -> float:
+    """Standard deviation of white noise like that in the lowest part, `band`, of the spectrum of a sound (n_samples,).
+
+    A tenth of the values in a spectrogram of white noise lie below log(10/9) of their mean. Those are found between the
+    partials of a drum and after it, where there is nothing else: so a drum alone has next to no noise, and x must not
+    be filled with zeros. Sounds of less than 64 samples are held to have none.
+    """
+    if len(x) < 64:
+        return 0.0
+    n_fft = min(4096, len(x) // 4)
+    window = torch.hann_window(n_fft, dtype=x.dtype, device=x.device)
+    X = torch.stft(x, n_fft, n_fft // 2, window=window, center=False, return_complex=True)
+    power = (X.real**2 + X.imag**2)[1:-1] / window.square().sum()
+    power = power[: math.ceil(band * len(power))]
+    return math.sqrt(np.quantile(power.cpu(), 0.1) / math.log(10 / 9))
+
+
+def noise_like(n_samples: int, end: int, band: float, seed: int) -> Tensor:
+    """White noise (n_samples,) of standard deviation 1; of it, the lowest part `band` of the spectrum, up to `end`."""
+    noise = torch.randn(n_samples, generator=torch.Generator().manual_seed(seed))[:end]
+    if band < 1:
+        spectrum = torch.fft.rfft(noise)
+        spectrum[math.ceil(band * len(spectrum)) :] = 0
+        noise = torch.fft.irfft(spectrum, end)
+    return nn.functional.pad(noise, (0, n_samples - end))

@@ -1,0 +1,235 @@
+"""A folder of recordings becomes a folder of drums, whatever one of them does."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from pnp_tutorial import match_files as rooms
+from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.encoder import load_encoder
+from pnp_tutorial.match_files import match_files, save_match
+from pnp_tutorial.matching import Budget, match, undetermined
+from pnp_tutorial.synthesizer import NAMES, PARAMETERS
+
+QUICK = Budget(n_drums=8, n_generations=4, n_runs=1, n_iterations=3)
+THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)
+
+
+def drum(n):
+    return rectangular_drum(THETA, n).numpy()
+
+
+@pytest.fixture
+def encoder(tiny_training):
+    return f"{tiny_training.output_folder}/encoder.safetensors"
+
+
+def table_of(paths, folder, encoder, **options):
+    return pd.DataFrame(match_files(paths, folder, encoder, progress=False, budget=QUICK, **options))
+
+
+def test_written_files_say_the_same(encoder, tmp_path):
+    result = match(rectangular_drum(THETA, 2048), load_encoder(encoder), budget=QUICK)
+    save_match(result, tmp_path / "new/x.wav", tmp_path / "new/x.json")
+    wav, rate = soundfile.read(tmp_path / "new/x.wav")
+    assert rate == 22050
+    assert np.abs(wav - result.x_hat.numpy()).max() < 2**-14
+    document = json.loads((tmp_path / "new/x.json").read_text(encoding="utf-8"))
+    assert [p["unit"] for p in document["theta"]] == [p.unit for p in PARAMETERS]
+    assert [p["value"] for p in document["theta"]] == result.theta.tolist()
+    widths = [(p.high - p.low) / 2 for p in PARAMETERS]
+    expected = [u * width for u, width in zip(result.uncertainty.tolist(), widths, strict=True)]
+    assert [p["uncertainty"] for p in document["theta"]] == pytest.approx(expected)
+    assert document["jtfs_distance"] == result.distance
+    spreads, directions = result.directions
+    assert [direction.pop("spread") for direction in document["directions"]] == spreads.tolist()
+    assert [list(direction) for direction in document["directions"]] == [list(NAMES)] * 5
+    assert [list(direction.values()) for direction in document["directions"]] == directions.T.tolist()
+    assert document["undetermined"] == undetermined(spreads, directions)
+
+
+def write_drums(folder, n):
+    folder.mkdir()
+    for i in range(n):
+        soundfile.write(folder / f"drum{i}.wav", drum(4000 + i), 22050)
+    return sorted(folder.iterdir())
+
+
+def test_a_bad_file_does_not_stop_the_others(encoder, tmp_path):
+    paths = write_drums(tmp_path / "in", 2)
+    bad = tmp_path / "in/bad.wav"
+    bad.write_text("no sound", encoding="utf-8")
+    table = table_of([paths[0], bad, paths[1]], tmp_path / "out", encoder)
+    assert table.file.tolist() == [str(paths[0]), str(bad), str(paths[1])]
+    assert [bool(error) for error in table.error] == [False, True, False]
+    assert "cannot be read as audio" in table.error[1]
+    good = table.drop(1)
+    assert good[list(NAMES)].notna().all(axis=None)
+    assert (good.match <= good.encoder * (1 + 1e-4)).all()
+    assert good.undetermined.map(type).eq(str).all()
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("a library's own"), RecursionError()])
+def test_nor_does_anything_else_that_one_file_does(encoder, tmp_path, monkeypatch, error):
+    paths = write_drums(tmp_path / "in", 2)
+
+    def fail(path, *rest, **options):
+        if path == paths[0]:
+            raise error
+        return match(path, *rest, **options)
+
+    monkeypatch.setattr(rooms, "match", fail)
+    table = table_of(paths, tmp_path / "out", encoder)
+    assert table.error[0] == f"{paths[0]} cannot be matched ({type(error).__name__}: {error})"
+    assert table.error[1] == ""
+
+
+def test_a_file_that_may_not_be_read(encoder, tmp_path, monkeypatch):
+    paths = write_drums(tmp_path / "in", 2)
+
+    def denied(file, *rest):
+        if file.name == str(paths[0]):
+            raise PermissionError(13, "Permission denied", file.name)
+        return digest(file, *rest)
+
+    digest = rooms.hashlib.file_digest
+    monkeypatch.setattr(rooms.hashlib, "file_digest", denied)
+    table = table_of(paths, tmp_path / "out", encoder)
+    assert table.error.tolist() == [f"{paths[0]} cannot be read (Permission denied)", ""]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Paths of the sounds that are matched, and not taken from before."""
+    paths = []
+    monkeypatch.setattr(
+        rooms, "match", lambda path, *rest, **options: paths.append(path) or match(path, *rest, **options)
+    )
+    return paths
+
+
+def test_matches_that_are_there_are_not_made_again(encoder, tmp_path, made):
+    paths = write_drums(tmp_path / "in", 2)
+    first = table_of(paths[:1], tmp_path / "out", encoder)
+    made.clear()
+    both = table_of(paths, tmp_path / "out", encoder)
+    assert made == paths[1:]
+    assert both.iloc[0].to_dict() == first.iloc[0].to_dict()
+
+
+def another_sound(paths, encoder, folder):
+    soundfile.write(paths[0], drum(5000), 22050)
+    return {}
+
+
+def another_encoder(paths, encoder, folder):
+    """At the same path."""
+    content = bytearray(Path(encoder).read_bytes())
+    content[-1] ^= 1
+    Path(encoder).write_bytes(content)
+    return {}
+
+
+def another_version(paths, encoder, folder):
+    change_source(folder, version="0.0.1")
+    return {}
+
+
+def an_older_one(paths, encoder, folder):
+    """Of before its source was told so closely."""
+    document = folder / "drum0_matched.json"
+    content = json.loads(document.read_text(encoding="utf-8"))
+    content["source"] = {"sha256": content["source"]["sound"], "encoder": str(encoder), "seed": 0}
+    document.write_text(json.dumps(content), encoding="utf-8")
+    return {}
+
+
+def less_than_is_wanted(paths, encoder, folder):
+    document = folder / "drum0_matched.json"
+    source = json.loads(document.read_text(encoding="utf-8"))["source"]
+    document.write_text(json.dumps({"source": source}), encoding="utf-8")
+    return {}
+
+
+def another_seed(paths, encoder, folder):
+    return {"seed": 1}
+
+
+def change_source(folder, **changes):
+    document = folder / "drum0_matched.json"
+    content = json.loads(document.read_text(encoding="utf-8"))
+    content["source"] |= changes
+    document.write_text(json.dumps(content), encoding="utf-8")
+
+
+CHANGES = [another_sound, another_encoder, another_version, an_older_one, less_than_is_wanted, another_seed]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_match_is_made_again_if_it_would_be_another(encoder, tmp_path, made, change):
+    paths = write_drums(tmp_path / "in", 1)
+    mine = shutil.copy(encoder, tmp_path / "encoder.safetensors")
+    table_of(paths, tmp_path / "out", mine)
+    made.clear()
+    options = change(paths, mine, tmp_path / "out")
+    table_of(paths, tmp_path / "out", mine, **options)
+    assert made == paths
+    made.clear()
+    table_of(paths, tmp_path / "out", mine, **options)
+    assert made == []
+
+
+def test_names_that_would_collide(encoder, tmp_path):
+    """The first is matched, the others are bad; of two that differ in case only, some systems keep one."""
+    paths = [tmp_path / name for name in ("kick.flac", "Kick.wav", "tom.wav")]
+    for path in paths:
+        soundfile.write(path, drum(4000), 22050)
+    table = table_of(paths, tmp_path / "out", encoder)
+    assert table.error.astype(bool).tolist() == [False, True, False]
+    assert table.error[1].startswith(f"{paths[1]} would have its match under the same name as {paths[0]}")
+    with pytest.raises(ValueError, match="at least one sound file"):
+        table_of([], tmp_path, encoder)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"dr\xfcm.wav", "dr\\xfcm.wav"),
+        ("trömmel.wav".encode(), "trömmel.wav"),
+        (b"two\nlines.wav", "two\\nlines.wav"),
+        (b'-o, "q".wav', '-o, "q".wav'),
+    ],
+)
+def test_names_are_bytes(encoder, tmp_path, name, shown):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    soundfile.write(str(tmp_path / "x.wav"), drum(4000), 22050)
+    os.rename(tmp_path / "x.wav", path)
+    table = table_of([path], tmp_path / "out", encoder)
+    assert table.error.tolist() == [""]
+    assert table.file.tolist() == [f"{tmp_path}/{shown}"]
+    assert path.with_name(f"{path.stem}_matched.wav").name in os.listdir(tmp_path / "out")
+    table.to_csv(tmp_path / "matches.csv", index=False, encoding="utf-8")
+    assert pd.read_csv(tmp_path / "matches.csv").file.tolist() == table.file.tolist()
+
+
+def test_a_name_that_leaves_no_room_for_its_match(encoder, tmp_path):
+    paths = [*write_drums(tmp_path / "in", 1), tmp_path / ("x" * 250 + ".wav")]
+    soundfile.write(paths[1], drum(4000), 22050)
+    table = table_of(paths, tmp_path / "out", encoder)
+    assert table.error[0] == ""
+    assert "would have a name of more than 255 bytes: rename it" in table.error[1]
+
+
+def test_a_folder_that_cannot_be_written_to_is_known_before_work(encoder, tmp_path, made):
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+    with pytest.raises(OSError, match="out"):
+        table_of(write_drums(tmp_path / "in", 1), tmp_path / "out", encoder)
+    assert made == []
