@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .dataset import SPLITS, DatasetConfig, draw, load, read_config
-from .runtime import from_stored, write_atomically
+from .dataset import SPLITS, DatasetConfig, draw, load, read_config, stored_config
+from .runtime import write_atomically
 
 WEIGHTS = Path(__file__).parent / "weights"
 HEADER = "pnp_tutorial"  # key of our metadata in the header of a safetensors file
@@ -71,7 +71,7 @@ def load_bank(path: str | Path | None = None) -> Bank:
         raise ValueError(f"there is no bank at {path}")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            config = from_stored(DatasetConfig, json.loads(file.metadata()[HEADER]))
+            config = stored_config(json.loads(file.metadata()[HEADER]))
             tensors = [file.get_tensor(name) for name in ("nu", "metric", "split")]
         return Bank(tensors[0], tensors[1], tensors[2], config)
     except (safetensors.SafetensorError, KeyError, TypeError) as error:

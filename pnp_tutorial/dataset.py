@@ -10,7 +10,6 @@ A Zarr store keeps, row by row,
     scalogram   (filters, frames) float16     log(1 + S₁/ε), from 0 to about 10, rounded to 0.05 %
     metric      (5, 5) float64                M, in squared features per squared unit of ν, if asked for
     features    (P,) float32                  Φ(x), log-compressed JTFS, if asked for
-    audio       (n_samples,) float32          x, of peak 1, if asked for
 
 M stays in float64 though it comes out of float32 features: rounding its entries would turn small eigenvalues negative.
 Rows are computed and written in whole chunks, each with its checksum, and a chunk counts once it is marked in `done`,
@@ -22,7 +21,7 @@ import math
 import os
 import platform
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -41,7 +40,17 @@ from . import __version__
 from .drum import N_SAMPLES, rectangular_drum
 from .metric import Map, gram, push, secant_metric, tangents
 from .mss import CoarseSpectra
-from .runtime import check_choices, connect, float64_device, from_stored, refuse_difference, select_device
+from .runtime import (
+    PATIENCE_S,
+    check_fields,
+    connect,
+    first_existing,
+    float64_device,
+    from_stored,
+    refuse_difference,
+    select_device,
+    temporary_name,
+)
 from .scattering import JTFS, LogScattering, Scalogram
 from .synthesizer import N_PARAMETERS, sample_jittered_grid, sample_uniform, to_theta
 
@@ -72,8 +81,6 @@ class DatasetConfig:
         is about the size of an encoder's errors. It takes a small part of the time.
     features
         Whether to keep Φ(x), 21 kB a sound.
-    audio
-        Whether to keep x, 262 kB a sound.
     n_samples
         Length of a sound, at 22 050 Hz.
     J
@@ -96,13 +103,15 @@ class DatasetConfig:
     metric: bool = True
     secant_step: float | None = None  # the papers' metric is that of infinitesimal steps
     features: bool = False
-    audio: bool = False
     n_samples: int = N_SAMPLES
     J: int = 10  # a semitone apart down to 57 Hz; J = 13 adds 36 filters, nearly all below the lowest pitch, 40 Hz
     Q: int = 12  # a semitone
     T: int = 1024  # 46 ms: decays last from 70 ms; 64 frames
     chunk_size: int = 8
     device: str = "auto"
+
+
+Part = tuple[Tensor, Tensor | None]  # ν (B, 5) of a chunk, and its M (B, 5, 5), if known from before
 
 
 class Drums(NamedTuple):
@@ -112,7 +121,6 @@ class Drums(NamedTuple):
     scalogram: Tensor
     metric: Tensor | None = None
     features: Tensor | None = None
-    audio: Tensor | None = None
 
 
 def encoder_input(config: DatasetConfig) -> LogScattering:
@@ -154,37 +162,43 @@ def _arrays(config: DatasetConfig) -> dict[str, tuple[tuple[int, ...], str]]:
         arrays["metric"] = ((N_PARAMETERS, N_PARAMETERS), "float64")
     if config.features:
         arrays["features"] = ((len(ear(config).transform.paths),), "float32")  # type: ignore[arg-type]
-    if config.audio:
-        arrays["audio"] = ((config.n_samples,), "float32")
     return arrays
 
 
 def _create(config: DatasetConfig) -> None:
-    """Make the store with its ν and empty arrays, under another name, and move it into place."""
+    """Make the store with its ν and empty arrays, under another name, and move it into place.
+
+    If another process has been faster, its store is left as it is.
+    """
     path = Path(config.data)
     n, chunk = config.n_sounds, min(config.chunk_size, config.n_sounds)
     arrays = _arrays(config)
     size = n * (
         8 * N_PARAMETERS + 1 + sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if size > (free := shutil.disk_usage(path.parent).free):
+    if size > (free := shutil.disk_usage(first_existing(path.parent)).free):
         raise ValueError(f"{path} needs {size / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free there")
     nu, split = draw(config)
-    new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    new.chmod(0o755)
     made_with = {"pnp_tutorial": __version__, "torch": torch.__version__, "machine": platform.platform()}
-    store = zarr.open_group(new, mode="w", attributes={"config": asdict(config), "made_with": made_with})
-    # crc32c: a damaged chunk is noticed when it is read
-    codecs = [ZstdCodec(level=1), Crc32cCodec()]
-    for name, (shape, dtype) in arrays.items():
-        store.create_array(
-            name, shape=(n, *shape), chunks=(chunk, *shape), dtype=dtype, fill_value=np.nan, compressors=codecs
-        )
-    store.create_array("done", shape=(math.ceil(n / chunk),), chunks=(1,), dtype="bool")
-    store.create_array("nu", data=nu.numpy(), compressors=codecs)
-    store.create_array("split", data=split.astype("uint8"), compressors=codecs)
-    os.replace(new, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(temporary_name())
+    try:
+        store = zarr.open_group(new, mode="w", attributes={"config": asdict(config), "made_with": made_with})
+        # crc32c: a damaged chunk is noticed when it is read
+        codecs = [ZstdCodec(level=1), Crc32cCodec()]
+        for name, (shape, dtype) in arrays.items():
+            store.create_array(
+                name, shape=(n, *shape), chunks=(chunk, *shape), dtype=dtype, fill_value=np.nan, compressors=codecs
+            )
+        store.create_array("done", shape=(math.ceil(n / chunk),), chunks=(1,), dtype="bool")
+        store.create_array("nu", data=nu.numpy(), compressors=codecs)
+        store.create_array("split", data=split.astype("uint8"), compressors=codecs)
+        os.replace(new, path)
+    except OSError:
+        if not path.exists():
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _compute(
@@ -210,76 +224,123 @@ def _compute(
             if config.features:
                 rows["features"] = features(x)
         rows["scalogram"] = scalogram(x).half()
-        if config.audio:
-            rows["audio"] = x.float()
     return {name: values.cpu().numpy() for name, values in rows.items()}
 
 
-def build(config: DatasetConfig, progress: bool = True, metric: Tensor | None = None) -> Path:
+def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
+    """Raise ValueError, before any work, if a data set cannot be as `config` has it, with `metric` as in `build`."""
+    check_fields(config)
+    limit = N_CELLS**N_PARAMETERS if config.sampling == "grid" else math.inf
+    if not 10 <= config.n_sounds <= limit:
+        raise ValueError(f"expected n_sounds from 10 to {limit} with {config.sampling} sampling, got {config.n_sounds}")
+    for name, least in (("chunk_size", 1), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise ValueError(f"expected {name} ≥ {least}, got {getattr(config, name)}")
+    if config.secant_step is not None and not 0 < config.secant_step <= 2:
+        raise ValueError(f"expected secant_step in (0, 2], got {config.secant_step}")
+    if metric is not None and metric.shape != (config.n_sounds, N_PARAMETERS, N_PARAMETERS):
+        raise ValueError(f"expected metrics of shape ({config.n_sounds}, 5, 5), got {tuple(metric.shape)}")
+
+
+def build(
+    config: DatasetConfig, progress: bool = True, metric: Tensor | None = None, patience_s: float = PATIENCE_S
+) -> Path:
     """Compute the data set, or what is missing of it, and return its path.
 
     `metric` is the M (n, 5, 5) of every drum, float64, if known from before, as from `bank.load_bank`: it is then kept
     as it is.
 
-    Under torchrun or srun all processes share the work; each uses as many threads as torch does, or its GPU. May be
-    killed at any moment and called again: a chunk that was finished is not computed again. The same configuration on
-    the same machine gives the same bytes, whatever the number of processes and threads and the order of the chunks.
+    Under torchrun or srun all processes share the work; each uses as many threads as torch does, or its GPU. A process
+    that has done its share waits for the others as long as they finish chunks, and for `patience_s` seconds more, by
+    default ten minutes. May be killed at any moment and called again: a chunk that was finished is not computed again.
+    The same configuration on the same machine gives the same bytes, whatever the number of processes and threads and
+    the order of the chunks; another machine, or another version of torch, changes the last digits.
 
     Raises
     ------
     ValueError
-        If the configuration is impossible, the store was begun with another one, the disk is too small, or there are
-        not as many metrics as drums.
+        If the configuration is impossible, the store was begun with another one or by another version of this package,
+        the disk is too small, there are not as many metrics as drums, or other processes ended without their share.
     """
-    check_choices(config)
-    limit = N_CELLS**N_PARAMETERS if config.sampling == "grid" else math.inf
-    if not 10 <= config.n_sounds <= limit:
-        raise ValueError(f"expected n_sounds from 10 to {limit} with {config.sampling} sampling, got {config.n_sounds}")
-    if config.chunk_size < 1:
-        raise ValueError(f"expected chunk_size ≥ 1, got {config.chunk_size}")
-    if config.secant_step is not None and not 0 < config.secant_step <= 2:
-        raise ValueError(f"expected secant_step in (0, 2], got {config.secant_step}")
-    if metric is not None and metric.shape != (config.n_sounds, N_PARAMETERS, N_PARAMETERS):
-        raise ValueError(f"expected metrics of shape ({config.n_sounds}, 5, 5), got {tuple(metric.shape)}")
-    fabric = connect(select_device(config.device))
+    check(config, metric)
+    fabric = connect(select_device(config.device), patience_s=patience_s)
     path, device = Path(config.data), fabric.device
     if fabric.is_global_zero and not path.exists():
+        _try(config, device, metric)
         _create(config)
     fabric.barrier()
-    existing = read_config(path)
-    refuse_difference(asdict(existing), config, f"{path} was built", ignored=("data", "device"))
-
     store = _open(path, "r+")
-    nu = torch.from_numpy(store["nu"][:])
-    chunk = min(config.chunk_size, config.n_sounds)
-    missing = np.flatnonzero(~store["done"][:])[fabric.global_rank :: fabric.world_size]
+    refuse_difference(asdict(read_config(path)), config, f"{path} was built", ignored=("data", "device"))
+    missing = np.flatnonzero(~store["done"][:])
+    if len(missing):
+        _refuse_another_version(path, store)
     fabric.barrier()  # all have read what is missing before any marks a chunk as done
-    parts = {}
-    for i in missing.tolist():
-        rows = slice(i * chunk, (i + 1) * chunk)
-        parts[i] = (nu[rows], None if metric is None else metric[rows])
+    mine = missing[fabric.global_rank :: fabric.world_size].tolist()
+    parts = _parts(config, torch.from_numpy(store["nu"][:]), mine, metric)
     name = path.name if fabric.world_size == 1 else f"{path.name}, process 1 of {fabric.world_size}"
     total = sum(len(part) for part, _ in parts.values())
     with tqdm(total=total, desc=name, unit="sound", disable=not (progress and fabric.is_global_zero and parts)) as bar:
         for i, computed in _in_parallel(parts, config, device):
-            for array, values in computed.items():
-                store[array][i * chunk : i * chunk + len(values)] = values
-            store["done"][i] = True  # last: a chunk is there or it is not
+            if not store["done"][i]:  # by a process that knows nothing of this one
+                _write(store, i * config.chunk_size, computed)
+                store["done"][i] = True  # last: a chunk is there or it is not
             bar.update(len(parts[i][0]))
-    fabric.barrier()
+    _wait_for_others(path, store, patience_s)
     return path
 
 
-def _in_parallel(
-    parts: Mapping[int, tuple[Tensor, Tensor | None]], config: DatasetConfig, device: torch.device
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Rows of each chunk, of which ν and perhaps M are given, as they are ready.
+def _refuse_another_version(path: Path, store: Any) -> None:
+    version = store.attrs["made_with"]["pnp_tutorial"]
+    if version != __version__:
+        raise ValueError(
+            f"{path} was begun by version {version} of this package, and this is {__version__}: "
+            "finish it with that, or choose another path or delete it"
+        )
 
-    On a CPU, threads share the chunks: each chunk is for one alone.
-    """
+
+def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> None:
+    """Compute one sound, so that a configuration that cannot work is refused before anything is written."""
+    try:
+        middle = torch.zeros(1, N_PARAMETERS, dtype=torch.float64)
+        next(_in_parallel({0: (middle, None if metric is None else metric[:1])}, config, device))
+    except (ValueError, RuntimeError) as error:
+        settings = ", ".join(f"{name} = {getattr(config, name)}" for name in ("n_samples", "J", "Q", "T"))
+        raise ValueError(f"no data set can be made with {settings}: {error}") from error
+
+
+def _parts(config: DatasetConfig, nu: Tensor, chunks: list[int], metric: Tensor | None) -> dict[int, Part]:
+    rows = {i: slice(i * config.chunk_size, (i + 1) * config.chunk_size) for i in chunks}
+    return {i: (nu[some], None if metric is None else metric[some]) for i, some in rows.items()}
+
+
+def _write(store: Any, first: int, computed: dict[str, np.ndarray]) -> None:
+    for array, values in computed.items():
+        store[array][first : first + len(values)] = values
+
+
+def _wait_for_others(path: Path, store: Any, patience_s: float) -> None:
+    """Return when all chunks are done; raise ValueError if none has been for `patience_s` seconds."""
+    before, since = -1, time.monotonic()
+    while not (done := store["done"][:]).all():
+        if done.sum() > before:
+            before, since = done.sum(), time.monotonic()
+        elif time.monotonic() - since > patience_s:
+            raise ValueError(
+                f"{path} has {done.sum()} of {len(done)} chunks, and no other process has finished one for "
+                f"{patience_s:g} s: run `pnp dataset` again to finish it"
+            )
+        time.sleep(min(1.0, patience_s / 10))
+
+
+def _in_parallel(
+    parts: Mapping[int, Part], config: DatasetConfig, device: torch.device
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Rows of each chunk as they are ready. On a CPU, threads share the chunks: each chunk is for one alone."""
     if not parts:
         return
-    scalogram, features = encoder_input(config).to(device), ear(config).to(device)
+    scalogram = encoder_input(config).to(device)
+    is_heard = config.features or (config.metric and config.secant_step is None)
+    features: Map = ear(config).to(device) if is_heard else torch.nn.Identity()
     where = float64_device(device)  # of ν
     n_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
@@ -310,9 +371,19 @@ def read_config(path: str | Path) -> DatasetConfig:
     """The configuration that a store was built with; raises ValueError if there is no such store."""
     store = _open(path)
     try:
-        return from_stored(DatasetConfig, store.attrs["config"])
-    except (KeyError, TypeError) as error:
+        return stored_config(store.attrs["config"])
+    except KeyError as error:
         raise ValueError(f"{path} is not a data set of this library") from error
+    except TypeError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def stored_config(values: Mapping[str, Any]) -> DatasetConfig:
+    """The configuration that a store, a bank or an encoder holds, whichever version wrote it; errors as `from_stored`.
+
+    Older stores may keep audio besides, which changes nothing else.
+    """
+    return from_stored(DatasetConfig, {name: value for name, value in values.items() if name != "audio"})
 
 
 def _rows(path: str | Path, split: str) -> tuple[Any, np.ndarray]:
@@ -359,7 +430,7 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metr
     path : path of the store
     split : "train", "validation" or "test"
     names : tuple of str
-        What to read besides ν and scalogram, if it is there: "metric", "features", "audio".
+        What to read besides ν and scalogram, if it is there: "metric", "features".
 
     Raises
     ------
@@ -368,69 +439,6 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metr
     """
     store, rows = _rows(path, split)
     return _read(path, store, rows, _names(store, names))
-
-
-def stream(
-    path: str | Path,
-    split: str = "train",
-    batch_size: int = 256,
-    seed: int | None = None,
-    names: tuple[str, ...] = ("metric",),
-    buffer: int = 4096,
-) -> Iterator[Drums]:
-    """One split of a data set, once, in batches, with no more than about `buffer` rows in memory.
-
-    Parameters
-    ----------
-    path, split, names
-        As in `load`.
-    batch_size : int
-        The last batch may be smaller.
-    seed : int, optional
-        Shuffles: chunks first, then rows among those in memory; another seed, another order. In the order of the
-        store if not given.
-    buffer : int
-        Rows that are read, and shuffled, at once.
-
-    Raises
-    ------
-    ValueError
-        As `load`, and if batch_size or buffer is not positive.
-    """
-    if batch_size < 1 or buffer < 1:
-        raise ValueError(f"expected batch_size ≥ 1 and buffer ≥ 1, got {batch_size} and {buffer}")
-    store, rows = _rows(path, split)
-    names = _names(store, names)
-    random = np.random.default_rng(seed)
-    chunk_of = rows // store["scalogram"].chunks[0]
-    chunks = np.unique(chunk_of)
-    if seed is not None:
-        random.shuffle(chunks)
-    place = np.empty(chunks.max(initial=0) + 1, int)
-    place[chunks] = np.arange(len(chunks))
-    rows = rows[np.argsort(place[chunk_of], kind="stable")]
-    left: Drums | None = None
-    for start in range(0, len(rows), buffer):
-        drums = _read(path, store, np.sort(rows[start : start + buffer]), names)
-        if seed is not None:
-            drums = _take(drums, torch.from_numpy(random.permutation(len(drums.nu))))
-        if left is not None:
-            drums = _join(left, drums)
-        whole = len(drums.nu) // batch_size * batch_size
-        for i in range(0, whole, batch_size):
-            yield _take(drums, slice(i, i + batch_size))
-        left = _take(drums, slice(whole, None))
-    if left is not None and len(left.nu):
-        yield left
-
-
-def _take(drums: Drums, rows: Tensor | slice) -> Drums:
-    return Drums(**{name: values[rows] for name, values in drums._asdict().items() if values is not None})
-
-
-def _join(first: Drums, second: Drums) -> Drums:
-    both = second._asdict()
-    return Drums(**{name: torch.cat([a, both[name]]) for name, a in first._asdict().items() if a is not None})
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -489,14 +497,10 @@ def verify(path: str | Path, n_chunks: int = 2, seed: int = 0, device: str = "au
     if not (np.array_equal(nu.numpy(), store["nu"][:]) and np.array_equal(split, store["split"][:])):
         raise ValueError(f"{path} is damaged (nu or split are not those of its configuration): build it again")
     some = np.random.default_rng(seed).choice(len(starts), min(n_chunks, len(starts)), replace=False)
-    parts = {i: (nu[i * chunk : (i + 1) * chunk], None) for i in some.tolist()}
+    parts, where = _parts(config, nu, some.tolist(), None), select_device(device)
+    computed = _in_parallel(parts, config, where)
     worst = 0.0
-    for i, rows in tqdm(
-        _in_parallel(parts, config, select_device(device)),
-        desc="computed again",
-        total=len(parts),
-        disable=not progress,
-    ):
+    for i, rows in tqdm(computed, desc="computed again", total=len(parts), disable=not progress):
         for name, values in rows.items():
             stored = store[name][i * chunk : i * chunk + len(values)].astype("float64").reshape(len(values), -1)
             difference = np.linalg.norm(values.astype("float64").reshape(len(values), -1) - stored, axis=1)

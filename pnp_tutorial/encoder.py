@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from . import __version__
 from .bank import HEADER, shipped
-from .dataset import DatasetConfig, encoder_input
-from .runtime import float64_device, from_stored, write_atomically
+from .dataset import DatasetConfig, encoder_input, stored_config
+from .runtime import float64_device, write_atomically
 from .synthesizer import N_PARAMETERS
 
 
@@ -135,7 +135,7 @@ def load_encoder(path: str | Path | None = None, device: torch.device | str = "c
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         encoder = Encoder(header["backbone"], header["n_outputs"])
         encoder.load_state_dict(state)
-        model = AudioEncoder(encoder, from_stored(DatasetConfig, header["dataset"]), header["metadata"])
+        model = AudioEncoder(encoder, stored_config(header["dataset"]), header.get("metadata"))
     except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is not an encoder of this library ({' '.join(str(error).split())})") from error
     return model.to(device).eval()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields
@@ -17,6 +18,8 @@ import torch
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from lightning_fabric import Fabric
+
+PATIENCE_S = 600.0  # that processes wait for one another: more than any chunk or step takes
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
@@ -55,8 +58,13 @@ def at_least_one(rows: torch.Tensor) -> torch.Tensor:
     return rows if len(rows) else torch.nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, 1))
 
 
-def connect(device: torch.device, precision: Literal["32-true", "bf16-mixed"] = "32-true") -> "Fabric":
-    """The processes that torchrun or SLURM's srun started, one a device; this one alone otherwise."""
+def connect(
+    device: torch.device, precision: Literal["32-true", "bf16-mixed"] = "32-true", patience_s: float = PATIENCE_S
+) -> "Fabric":
+    """The processes that torchrun or SLURM's srun started, one a device; this one alone otherwise.
+
+    One that waits for another, which may have died, gives up after `patience_s` seconds, with a RuntimeError.
+    """
     # Imported here: it takes a while, and drum, metric and all that is below the data set connect nothing.
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -69,36 +77,47 @@ def connect(device: torch.device, precision: Literal["32-true", "bf16-mixed"] = 
     elif shutil.which("srun") and SLURMEnvironment.detect():
         nodes = int(os.environ["SLURM_NNODES"])
         devices = int(os.environ["SLURM_NTASKS"]) // nodes
-    # A process that has done its share waits for the slowest, however long.
-    strategy = DDPStrategy(timeout=timedelta(days=7)) if devices * nodes > 1 else "auto"
+    strategy = DDPStrategy(timeout=timedelta(seconds=patience_s)) if devices * nodes > 1 else "auto"
     fabric = Fabric(accelerator=device.type, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
     fabric.launch()
     return fabric
 
 
+def temporary_name() -> str:
+    """Of a file or folder that will be renamed: short, so that it fits where its final name fits."""
+    return f".{uuid.uuid4().hex}.tmp"
+
+
 def write_atomically(files: Mapping[Path, bytes]) -> None:
-    """Write files whole or not at all: each goes to a temporary neighbour, and all are renamed at the end."""
-    temporary: dict[str, Path] = {}
+    """Write files whole or not at all: each goes to a temporary neighbour, and all are renamed at the end.
+
+    Their permissions are those that the user's umask gives to new files. A process that is killed leaves the old files
+    or the new ones, and perhaps temporary ones; of a machine that loses power, nothing is promised.
+    """
+    temporary: dict[Path, Path] = {}
     try:
         for path, content in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            temporary[name] = path
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            os.chmod(name, 0o644)
-        for name, path in temporary.items():
-            os.replace(name, path)
+            temporary[new := path.with_name(temporary_name())] = path
+            new.write_bytes(content)
+        for new, path in temporary.items():
+            os.replace(new, path)
     finally:
-        for name in temporary:
-            Path(name).unlink(missing_ok=True)
+        for new in temporary:
+            new.unlink(missing_ok=True)
+
+
+def first_existing(folder: str | Path) -> Path:
+    """A folder, or the first one above it that exists."""
+    folder = Path(folder)
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
 
 
 def check_writable(folder: str | Path) -> None:
-    """Raise OSError unless files can be written to a folder, or to the first one above it that exists."""
-    folder = Path(folder)
-    while not folder.exists():
-        folder = folder.parent
+    """Raise OSError unless files can be written to a folder, which need not be there yet."""
+    folder = first_existing(folder)
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     with tempfile.TemporaryFile(dir=folder):
@@ -111,11 +130,19 @@ def readable(text: object) -> str:
     return "".join(escaped).replace("\\udc", "\\x")  # bytes that are no UTF-8
 
 
-def check_choices(config: Any) -> None:
-    """Raise ValueError if a field of a configuration is none of the words that it may be."""
+def check_fields(config: "DataclassInstance") -> None:
+    """Raise ValueError if a field of a configuration is of another type, or none of the words that it may be."""
     for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
-            raise ValueError(f"expected {name} to be one of {get_args(hint)}, got {getattr(config, name)!r}")
+        value = getattr(config, name)
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                raise ValueError(f"expected {name} to be one of {get_args(hint)}, got {value!r}")
+            continue
+        kinds = get_args(hint) or (hint,)  # int | None
+        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ValueError(f"expected {name} to be of type {wanted}, got {value!r}")
 
 
 def from_stored(kind: type[Config], values: Mapping[str, Any]) -> Config:

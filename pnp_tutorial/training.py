@@ -44,7 +44,7 @@ from .dataset import DatasetConfig, Drums, ear, load, read_config
 from .drum import rectangular_drum
 from .encoder import AudioEncoder, Encoder, load_encoder, refuse_other_scalogram, save
 from .losses import mss_loss, parameter_loss, pnp_loss, spectral_loss
-from .runtime import check_choices, connect, float64_device, refuse_difference, select_device, write_atomically
+from .runtime import check_fields, connect, float64_device, refuse_difference, select_device, write_atomically
 from .synthesizer import N_PARAMETERS
 
 CHECKPOINT = "checkpoint.pt"
@@ -168,7 +168,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     numbers of one that was never killed. More epochs may be asked for later, for which a scheduled damping goes on as
     it began; but not where the learning rate falls, for it has come to its end.
 
-    Under torchrun or srun all processes train one encoder; the first of them writes.
+    Under torchrun or srun all processes train one encoder; the first of them writes. If one dies, the others give up
+    after ten minutes, with a RuntimeError.
 
     Returns
     -------
@@ -359,7 +360,7 @@ def _first_damping(config: TrainingConfig, rows: Batch) -> tuple[ConstantDamping
 
 def check(config: TrainingConfig) -> None:
     """Raise ValueError, before any work, if a training cannot be as `config` has it."""
-    check_choices(config)
+    check_fields(config)
     for name in ("n_epochs", "learning_rate"):
         if not 0 < getattr(config, name) < math.inf:
             raise ValueError(f"expected {name} > 0, got {getattr(config, name)}")

@@ -16,11 +16,10 @@ import torch
 import zarr
 
 from pnp_tutorial import dataset
-from pnp_tutorial.dataset import DatasetConfig, build, describe, draw, ear, encoder_input, load, stream, verify
+from pnp_tutorial.dataset import DatasetConfig, build, describe, draw, ear, encoder_input, load, verify
 from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.mss import CoarseSpectra
-from pnp_tutorial.runtime import write_atomically
 from pnp_tutorial.scattering import log_compress
 from pnp_tutorial.synthesizer import to_theta
 
@@ -101,7 +100,7 @@ def test_seed_decides():
 
 def test_chunks_do_not_depend_on_each_other(tiny_data, tmp_path):
     """The first chunk computed last, into a store that lost it, is the same."""
-    config = replace(tiny_data, data=shutil.copytree(tiny_data.data, tmp_path / "c.zarr"))
+    config = replace(tiny_data, data=str(shutil.copytree(tiny_data.data, tmp_path / "c.zarr")))
     shutil.rmtree(tmp_path / "c.zarr/metric/c/0")
     zarr.open_group(config.data)["done"][0] = False
     with pytest.raises(ValueError, match="4 of 5 chunks"):
@@ -124,7 +123,8 @@ def test_same_bytes_whatever_happens_on_the_way(tiny_data, tmp_path, monkeypatch
     compute, calls = dataset._compute, []
 
     def fail_at_third(*args):
-        calls.append(args[0])
+        if len(args[0]) > 1:  # not the one sound that is tried first
+            calls.append(args[0])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return compute(*args)
@@ -204,25 +204,6 @@ def test_another_configuration_is_refused(tiny_data, change):
     assert contents(tiny_data.data) == before
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"n_sounds": 9}, "n_sounds from 10"),
-        ({"sampling": "unifrom"}, "sampling to be one of .* got 'unifrom'"),
-        ({"n_sounds": 100_001, "sampling": "grid"}, "n_sounds from 10 to 100000"),
-        ({"chunk_size": 0}, "chunk_size ≥ 1"),
-        ({"secant_step": 0.0}, r"secant_step in \(0, 2\]"),
-        ({"device": "abacus"}, "device 'abacus' is not available here"),
-        ({"n_sounds": 10**12}, "GB are free"),
-    ],
-)
-def test_impossible_configuration(tmp_path, monkeypatch, change, message):
-    path = tmp_path / "x.zarr"
-    with pytest.raises(ValueError, match=message):
-        build(DatasetConfig(data=str(path), **{"n_samples": 2048, "J": 6, "T": 64} | change), progress=False)
-    assert list(tmp_path.iterdir()) == []
-
-
 def damage_config(path):
     (path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}', encoding="utf-8")
 
@@ -267,75 +248,33 @@ def test_missing_store_and_split(tiny_data, tmp_path):
         load(tiny_data.data, "dev")
 
 
-def test_files_are_written_together_or_not_at_all(tmp_path):
-    (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    with pytest.raises(OSError, match="file"):
-        write_atomically({tmp_path / "a": b"1", tmp_path / "file/b": b"2"})
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    write_atomically({tmp_path / "a": b"1", tmp_path / "new/b": b"2"})
-    assert (tmp_path / "a").read_bytes() + (tmp_path / "new/b").read_bytes() == b"12"
-
-
 @pytest.fixture(scope="module")
 def full_data(tmp_path_factory):
     """A data set that keeps all there is to keep."""
     path = str(tmp_path_factory.mktemp("full") / "full.zarr")
-    config = DatasetConfig(
-        data=path, n_sounds=23, n_samples=2048, J=6, T=64, chunk_size=4, features=True, audio=True, device="cpu"
-    )
+    config = DatasetConfig(data=path, n_sounds=23, n_samples=2048, J=6, T=64, chunk_size=4, features=True, device="cpu")
     build(config, progress=False)
     return config
 
 
-def test_features_and_audio_are_kept_on_request(full_data, tiny_data):
-    drums = load(full_data.data, "test", ("audio", "features", "metric"))
+def test_features_are_kept_on_request(full_data, tiny_data):
+    drums = load(full_data.data, "test", ("features", "metric"))
     x = rectangular_drum(to_theta(drums.nu), full_data.n_samples)
-    torch.testing.assert_close(drums.audio, x.float())
     torch.testing.assert_close(drums.features, ear(full_data)(x), rtol=1e-4, atol=1e-4)
     assert drums.metric is not None
-    assert load(full_data.data, "test").audio is None  # not asked for
-    assert load(tiny_data.data, "test", ("audio",)).audio is None  # not there
+    assert load(full_data.data, "test").features is None  # not asked for
+    assert load(tiny_data.data, "test", ("features",)).features is None  # not there
     with pytest.raises(ValueError, match=r"expected names of .* got \['sound'\]"):
         load(full_data.data, "test", ("sound",))
 
 
 @pytest.mark.parametrize("metric", [True, False])
 def test_features_without_metric_are_the_same(full_data, tmp_path, metric):
-    config = replace(full_data, data=str(tmp_path / "f.zarr"), metric=metric, audio=False)
+    config = replace(full_data, data=str(tmp_path / "f.zarr"), metric=metric)
     build(config, progress=False)
     drums = load(config.data, "train", ("features", "metric"))
     torch.testing.assert_close(drums.features, load(full_data.data, "train", ("features",)).features)
     assert (drums.metric is not None) == metric
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 64])
-@pytest.mark.parametrize("seed", [None, 0])
-def test_stream_yields_every_row_once(full_data, batch_size, seed):
-    whole = load(full_data.data, "train")
-    batches = list(stream(full_data.data, "train", batch_size, seed, buffer=7))
-    assert [len(batch.nu) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    nu = torch.cat([batch.nu for batch in batches])
-    rows = {tuple(row): i for i, row in enumerate(whole.nu.tolist())}
-    order = [rows[tuple(row)] for row in nu.tolist()]
-    assert sorted(order) == list(range(len(whole.nu)))
-    assert (order == sorted(order)) == (seed is None)
-    assert torch.equal(torch.cat([batch.scalogram for batch in batches]), whole.scalogram[order])
-    assert torch.equal(torch.cat([batch.metric for batch in batches]), whole.metric[order])
-
-
-def test_stream_shuffles_by_seed_and_reads_no_more_than_its_buffer(full_data, monkeypatch):
-    def order(seed):
-        return torch.cat([batch.nu for batch in stream(full_data.data, seed=seed, batch_size=4)])
-
-    assert torch.equal(order(1), order(1))
-    assert not torch.equal(order(1), order(2))
-    read, sizes = dataset._read, []
-    monkeypatch.setattr(dataset, "_read", lambda *args: sizes.append(len(args[2])) or read(*args))
-    first = next(stream(full_data.data, batch_size=4, buffer=6, seed=0))
-    assert len(first.nu) == 4
-    assert sizes == [6]
-    with pytest.raises(ValueError, match="batch_size ≥ 1"):
-        next(stream(full_data.data, batch_size=0))
 
 
 def test_describe(full_data):
@@ -343,9 +282,9 @@ def test_describe(full_data):
     assert document["config"] == asdict(full_data)
     assert document["chunks"] == "6 of 6 done"
     assert document["splits"] == {"train": 18, "validation": 2, "test": 3}
-    assert document["arrays"]["audio"]["shape"] == [23, 2048]
-    assert document["arrays"]["audio"]["bytes_on_disk"] > 10_000
-    assert set(document["arrays"]) == {"nu", "scalogram", "metric", "features", "audio"}
+    assert document["arrays"]["metric"]["shape"] == [23, 5, 5]
+    assert document["arrays"]["metric"]["bytes_on_disk"] > 23 * 5 * 5 * 4
+    assert set(document["arrays"]) == {"nu", "scalogram", "metric", "features"}
 
 
 def test_verify_finds_nothing_wrong(full_data):

@@ -1,0 +1,95 @@
+"""Files are whole or not there, with the user's permissions; configurations are compared, old ones included."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from pnp_tutorial.runtime import (
+    check_fields,
+    check_writable,
+    first_existing,
+    from_stored,
+    readable,
+    refuse_difference,
+    write_atomically,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    path: str
+    size: int = 3
+    rate: float | None = None
+    shape: Literal["round", "square"] = "round"
+    loud: bool = False
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(OSError, match="file"):
+        write_atomically({tmp_path / "a": b"1", tmp_path / "file/b": b"2"})
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    write_atomically({tmp_path / "a": b"1", tmp_path / "new/b": b"2"})
+    assert (tmp_path / "a").read_bytes() + (tmp_path / "new/b").read_bytes() == b"12"
+    write_atomically({tmp_path / ("x" * 255): b""})  # the longest name that most systems have
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_files_have_the_permissions_of_the_users_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_atomically({tmp_path / "a": b""})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+def test_where_files_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    check_writable(tmp_path / "not/yet/there")
+    assert first_existing(tmp_path / "not/yet/there") == tmp_path
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(NotADirectoryError, match="file"):
+            check_writable(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_older_files_have_the_defaults_of_later_fields():
+    assert from_stored(Config, {"path": "p", "size": 4}) == Config("p", 4)
+    assert from_stored(Config, {"path": "p", "deep": False, "wide": None}) == Config("p")
+    with pytest.raises(TypeError, match="another version of this library wrote deep = 2"):
+        from_stored(Config, {"path": "p", "deep": 2})
+    with pytest.raises(TypeError, match="path"):
+        from_stored(Config, {})
+
+
+def test_differences_are_named():
+    refuse_difference({"path": "p"}, Config("p"), "it was made", ())
+    refuse_difference({"path": "q", "size": 3}, Config("p"), "it was made", ("path",))
+    with pytest.raises(ValueError, match='it was made with shape = "round", not "square"'):
+        refuse_difference({"path": "p"}, Config("p", shape="square"), "it was made", ())
+    with pytest.raises(ValueError, match="it was made with rate = 2.0, not null"):
+        refuse_difference({"path": "p", "rate": 2.0}, Config("p"), "it was made", ())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 2.5}, "expected size to be of type int, got 2.5"),
+        ({"size": True}, "expected size to be of type int, got True"),
+        ({"rate": "fast"}, "expected rate to be of type float or nothing, got 'fast'"),
+        ({"shape": "flat"}, r"expected shape to be one of \('round', 'square'\), got 'flat'"),
+        ({"loud": 1}, "expected loud to be of type bool, got 1"),
+        ({"path": None}, "expected path to be of type str, got None"),
+    ],
+)
+def test_fields_of_another_type(change, message):
+    check_fields(Config("p", rate=2))
+    with pytest.raises(ValueError, match=message):
+        check_fields(Config(**{"path": "p"} | change))
+
+
+def test_readable_names():
+    assert readable(os.fsdecode(b"dr\xfcm \xe2\x80\x93 1\n.wav")) == "dr\\xfcm – 1\\n.wav"
