@@ -11,7 +11,6 @@ import json
 import logging
 import multiprocessing
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -167,12 +166,12 @@ def ours(what: str) -> Contestant:
 
 def training_step(loss: str) -> Contestant:
     """A step of the paper's encoder with one loss."""
-    import device_benchmark
+    import measured
 
     from pnp_tutorial.dataset import DatasetConfig
 
     nu, _ = drums(STEP_BATCH)
-    step = device_benchmark.training_step(loss, nu, DatasetConfig(n_samples=N_SAMPLES), torch.float32)
+    step = measured.training_step(loss, nu, DatasetConfig(n_samples=N_SAMPLES), torch.float32)
     return Contestant(step, STEP_BATCH)
 
 
@@ -210,14 +209,9 @@ def difference(ours: Values, theirs: Values) -> float:
     return max(np.abs(ours[n] - theirs[n]).max() for n in compared) / largest
 
 
-def processor() -> str:
-    """Name of the processor, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main(path: Path) -> None:
+    from measured import processor  # not before: with the library comes another kymatio than that of some contestants
+
     download()
     context = multiprocessing.get_context("spawn")
     pipes = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from bs4 import BeautifulSoup
-from export_notebooks import NUMBERS
+from export_notebooks import numbering
 
 MAX_BYTES = 1_000_000
 MAX_BYTES_WITH_AUDIO = 3_000_000  # one second of sound is 60 kB of HTML
@@ -63,8 +63,8 @@ def faults(path: Path, site: Path) -> Iterator[str]:
         owner = number.find_parent(id=True)
         label = owner["id"].removeprefix("equation-") if owner else ""
         shown = re.sub(r"[^\d.]", "", number.get_text()).strip(".")
-        if label in NUMBERS and shown != NUMBERS[label]:
-            yield f"{label} is {shown} here and {NUMBERS[label]} in the notebook"
+        if label in numbering() and shown != numbering()[label]:
+            yield f"{label} is {shown} here and {numbering()[label]} in the notebook"
 
     for element in article.select("pre, code, script, mjx-container, .math"):
         element.decompose()

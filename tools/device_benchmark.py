@@ -16,17 +16,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from benchmark import processor
+from measured import processor, training_step
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from pnp_tutorial.dataset import DatasetConfig, build, ear, encoder_input
+from pnp_tutorial.dataset import DatasetConfig, build, ear
 from pnp_tutorial.drum import rectangular_drum
-from pnp_tutorial.encoder import Encoder
 from pnp_tutorial.metric import riemannian_metric
 from pnp_tutorial.runtime import select_device, write_atomically
 from pnp_tutorial.synthesizer import sample_uniform, to_theta
-from pnp_tutorial.training import Batch, TrainingConfig, make_loss
 
 BATCHES = (1, 8, 64, 256)
 STEPS = {"parameter": 256, "pnp": 256, "mss": 64, "jtfs": 64}  # the papers' batch sizes
@@ -39,30 +37,6 @@ def rate(work: Callable[[], object], n_sounds: int) -> float:
     work()
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     return n_sounds / timer.blocked_autorange(min_run_time=SECONDS).median
-
-
-def training_step(
-    loss: str, nu: Tensor, data: DatasetConfig, dtype: torch.dtype, compiled: bool = False
-) -> Callable[[], object]:
-    """A step of the papers' encoder, or of what torch.compile makes of it, on what a data set holds."""
-    torch.manual_seed(0)
-    scalogram = encoder_input(data).to(nu.device)
-    M = torch.eye(nu.shape[1], dtype=nu.dtype, device=nu.device).expand(len(nu), -1, -1)
-    batch = Batch(scalogram(rectangular_drum(to_theta(nu), data.n_samples)).half(), nu, M, M)
-    value = make_loss(TrainingConfig(loss=loss), data, device=nu.device)  # type: ignore[arg-type]
-    network = Encoder().to(nu.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(network.parameters())
-    if compiled:
-        network.compile()
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with torch.autocast(nu.device.type, dtype, enabled=dtype != torch.float32):
-            nu_hat = network(batch.S)
-        value(nu_hat, batch, 1.0).backward()
-        optimizer.step()
-
-    return step
 
 
 def dataset_rate(data: DatasetConfig, n_sounds: int) -> float:

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 
 import nbformat
 import papermill
-from export_notebooks import BOOK, CHAPTERS, export
+from export_notebooks import BOOK, chapters, export
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from myst_nb.core.read import read_myst_markdown_notebook
@@ -96,9 +96,9 @@ def give_to_jupyter_book(chapter: str, executed: nbformat.NotebookNode) -> None:
     get_cache(CACHES / library_key()).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 
-def main(chapters: list[str], jobs: int) -> int:
+def main(names: list[str], jobs: int) -> int:
     failed = []
-    largest_first = sorted(chapters, key=lambda chapter: -(BOOK / f"{chapter}.md").stat().st_size)
+    largest_first = sorted(names, key=lambda chapter: -(BOOK / f"{chapter}.md").stat().st_size)
     with ProcessPoolExecutor(jobs, get_context("spawn"), log_kernels) as pool:
         tasks = {pool.submit(execute, chapter): chapter for chapter in largest_first}
         for task in as_completed(tasks):
@@ -121,6 +121,6 @@ if __name__ == "__main__":
     parser.add_argument("chapters", nargs="*", help="names such as 03_metric; all, if none is given")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="chapters side by side")
     arguments = parser.parse_args()
-    if unknown := set(arguments.chapters) - set(CHAPTERS):
-        parser.error(f"expected chapters of {', '.join(CHAPTERS)}, got {', '.join(sorted(unknown))}")
-    sys.exit(main(arguments.chapters or CHAPTERS, arguments.jobs))
+    if unknown := set(arguments.chapters) - set(chapters()):
+        parser.error(f"expected chapters of {', '.join(chapters())}, got {', '.join(sorted(unknown))}")
+    sys.exit(main(arguments.chapters or chapters(), arguments.jobs))

@@ -10,8 +10,10 @@ raw mark-up reaches a reader.
 import os
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 import jupytext
 import nbformat
@@ -20,9 +22,6 @@ from pybtex.database import parse_file
 from repository import ROOT, repository_url
 
 BOOK = ROOT / "book"
-TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-PAGES = [TOC["root"]] + [c["file"] for part in TOC["parts"] for c in part["chapters"]]
-CHAPTERS = [Path(p).name for p in PAGES if (ROOT / f"{p}.md").read_text(encoding="utf-8").startswith("---\njupytext")]
 ADMONITIONS = ["admonition", "note", "tip", "important", "warning"]
 
 DIRECTIVE = re.compile(
@@ -38,6 +37,22 @@ import sys
 
 if "google.colab" in sys.modules:
     %pip install --quiet "{requirement}\""""
+
+
+@cache
+def pages() -> list[str]:
+    """All pages of the book, in its order."""
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    return [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+
+
+@cache
+def chapters() -> list[str]:
+    """Names of the pages that are notebooks."""
+    is_notebook = {
+        page: (ROOT / f"{page}.md").read_text(encoding="utf-8").startswith("---\njupytext") for page in pages()
+    }
+    return [Path(page).name for page in pages() if is_notebook[page]]
 
 
 def requirement() -> str:
@@ -64,11 +79,12 @@ def options(match: re.Match) -> dict[str, str]:
     return dict(re.findall(r"^:([\w-]+): *(.*)$", match["options"], re.MULTILINE))
 
 
+@cache
 def numbering() -> dict[str, str]:
     """The number of every labelled equation and figure, as Sphinx counts them."""
     numbers: dict[str, str] = {}
     counts: dict[tuple[str, str], int] = {}
-    for page in PAGES:
+    for page in pages():
         match = re.match(r"(\d+)_", Path(page).name)
         chapter = f"{int(match[1])}." if match else ""
 
@@ -88,15 +104,16 @@ def numbering() -> dict[str, str]:
     return numbers
 
 
-NUMBERS = numbering()
-REFERENCES = parse_file(str(BOOK / "references.bib")).entries
+@cache
+def references() -> Any:
+    return parse_file(str(BOOK / "references.bib")).entries
 
 
 def citation(keys: str, textual: bool) -> str:
     """Markdown of {cite:t}`keys` or {cite:p}`keys`."""
     papers = []
     for key in keys.split(","):
-        entry = REFERENCES[key.strip()]
+        entry = references()[key.strip()]
         names = [" ".join(p.prelast_names + p.last_names) for p in entry.persons["author"]]
         who = names[0] + (f" and {names[1]}" if len(names) == 2 else " et al." * (len(names) > 2))
         text = f"{who} ({entry.fields['year']})" if textual else f"{who}, {entry.fields['year']}"
@@ -114,7 +131,7 @@ def directive(match: re.Match) -> str:
         return indent(text, "> ", lambda line: True)
     if name == "figure":
         given = options(match)
-        number = NUMBERS[given["name"]]
+        number = numbering()[given["name"]]
         return f"![{given['alt']}]({image_url(title)})\n\n*Figure {number}. {body}*"
     raise ValueError(f"no plain Markdown for the directive {{{name}}}")
 
@@ -122,9 +139,9 @@ def directive(match: re.Match) -> str:
 def role(match: re.Match) -> str:
     name, target = match["name"], match["target"]
     if name == "eq":
-        return f"({NUMBERS[target]})"
+        return f"({numbering()[target]})"
     if name == "numref":
-        return f"Figure {NUMBERS[target]}"
+        return f"Figure {numbering()[target]}"
     if name in ("cite:p", "cite:t"):
         return citation(target, textual=name == "cite:t")
     raise ValueError(f"no plain Markdown for the role {{{name}}}")
@@ -132,13 +149,13 @@ def role(match: re.Match) -> str:
 
 def link(match: re.Match) -> str:
     text, name = match["text"], match["page"]
-    return f"[{text}]({page_url(name)})" if name in CHAPTERS else text
+    return f"[{text}]({page_url(name)})" if name in chapters() else text
 
 
 def plain_markdown(source: str) -> str:
     source = DIRECTIVE.sub(directive, source)
     source = re.sub(r"^\([\w-]+\)=\n", "", source, flags=re.MULTILINE)
-    source = EQUATION.sub(lambda m: f"$${m['tex'].rstrip()} \\tag{{{NUMBERS[m['label']]}}}\n$$", source)
+    source = EQUATION.sub(lambda m: f"$${m['tex'].rstrip()} \\tag{{{numbering()[m['label']]}}}\n$$", source)
     source = re.sub(r"\{(?P<name>[\w:]+)\}`(?P<target>[^`]+)`", role, source)
     return re.sub(r"\[(?P<text>[^\]]+)\]\((?P<page>\w+)\.md\)", link, source)
 
@@ -159,7 +176,7 @@ def export(chapter: str) -> nbformat.NotebookNode:
             cell.metadata["cellView"] = "form"
         if "caption" in settings.get("figure", {}):
             figure = settings["figure"]
-            caption = plain_markdown(f"*Figure {NUMBERS[figure['name']]}. {figure['caption']}*")
+            caption = plain_markdown(f"*Figure {numbering()[figure['name']]}. {figure['caption']}*")
             cells.append(nbformat.v4.new_markdown_cell(caption))
     install = nbformat.v4.new_code_cell(INSTALL.format(requirement=requirement()))
     notebook.cells = [cells[0], install, *cells[1:]]
@@ -176,7 +193,7 @@ def export(chapter: str) -> nbformat.NotebookNode:
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for chapter in CHAPTERS:
+    for chapter in chapters():
         path = folder / f"{chapter}.ipynb"
         nbformat.write(export(chapter), path)
         print(path)

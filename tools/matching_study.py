@@ -41,14 +41,23 @@ from pnp_tutorial.runtime import write_atomically
 from pnp_tutorial.synthesizer import sample_uniform, to_nu, to_theta
 
 RESULTS = ROOT / "pnp_tutorial/results/matching"
-ENCODER = hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()
-RUNS = Path("runs/matching", ENCODER[:12])  # what another encoder began is not gone on with
 SEED = 2026  # of the drums, which no training has seen
 N_DRUMS = 200
 N_SOME = 12  # of them, matched without one of the stages too
 N_NEAREST = 3  # drums of the bank from which those are refined
 N_BAD = 12  # of them, in each condition that is not clean
 SLIP = round(0.02 * SAMPLE_RATE)  # 20 ms
+
+
+@cache
+def encoder_sum() -> str:
+    """SHA-256 of the encoder."""
+    return hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()
+
+
+def runs(name: str) -> Path:
+    """Folder of the sounds of a condition; what another encoder began is not gone on with."""
+    return Path("runs/matching", encoder_sum()[:12], name)
 
 
 def noisy(x: Tensor, snr_db: float) -> Tensor:
@@ -149,7 +158,7 @@ def one(name: str, i: int) -> None:
         x = rectangular_drum(to_theta(nu))
         if name in FILES:
             condition, rate = FILES[name]
-            x, channels = RUNS / name / f"{i}.wav", condition(x, rate)
+            x, channels = runs(name) / f"{i}.wav", condition(x, rate)
             x.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(x, channels, rate, subtype="PCM_16")
         else:
@@ -185,23 +194,23 @@ def one(name: str, i: int) -> None:
         distance, alone, _ = min(ends, key=itemgetter(0))
         row["bank_only"] = {"nu_hat": numbers(alone), "distance": float(f"{distance:.4g}")}
         row["bank_only"]["n_drums"] = sum(n_drums for *_, n_drums in ends)  # those of the bank are heard once for all
-    write_atomically({RUNS / name / f"{i}.json": json.dumps(row).encode()})
+    write_atomically({runs(name) / f"{i}.json": json.dumps(row).encode()})
 
 
 def main(prefixes: list[str]) -> None:
     sizes = {name: N_DRUMS if name == "clean" else N_BAD for name in (*CONDITIONS, *FILES)}
     sizes |= dict.fromkeys(MEMBRANES, len(PLAYED))
     wanted = {name: range(n) for name, n in sizes.items() if name.startswith(tuple(prefixes) or ("",))}
-    missing = [(name, i) for name, rows in wanted.items() for i in rows if not (RUNS / name / f"{i}.json").exists()]
+    missing = [(name, i) for name, rows in wanted.items() for i in rows if not (runs(name) / f"{i}.json").exists()]
     missing = [(name, i) for name, i in missing if not (RESULTS / f"{name}.json").exists()]
     with ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:
         for _ in tqdm(pool.map(one, *zip(*missing, strict=True)), total=len(missing)) if missing else ():
             pass
     for name, rows in wanted.items():
         if not (RESULTS / f"{name}.json").exists():
-            done = [json.loads((RUNS / name / f"{i}.json").read_text(encoding="utf-8")) for i in rows]
+            done = [json.loads((runs(name) / f"{i}.json").read_text(encoding="utf-8")) for i in rows]
             about = {"seed": SEED, "version": __version__, "torch": torch.__version__, "machine": platform.platform()}
-            about["encoder"] = ENCODER
+            about["encoder"] = encoder_sum()
             write_atomically({RESULTS / f"{name}.json": json.dumps({**about, "rows": done}).encode()})
 
 

@@ -17,7 +17,7 @@ from itertools import zip_longest
 import numpy as np
 from bs4 import BeautifulSoup
 from execute import code_cells, execute, with_outputs
-from export_notebooks import BOOK, CHAPTERS
+from export_notebooks import BOOK, chapters
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
 from PIL import Image
@@ -129,5 +129,5 @@ def pair(chapter: str) -> tuple[NotebookNode, list[str]]:
 
 
 if __name__ == "__main__":
-    for chapter in sys.argv[1:] or CHAPTERS:
+    for chapter in sys.argv[1:] or chapters():
         write(chapter)

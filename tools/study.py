@@ -40,7 +40,6 @@ from pnp_tutorial.runtime import float64_device, refuse_difference, select_devic
 from pnp_tutorial.synthesizer import NAMES, ranges, to_nu, to_theta
 from pnp_tutorial.training import TrainingConfig, fit
 
-SETTINGS = yaml.safe_load((ROOT / "book/parameters/study.yaml").read_text(encoding="utf-8"))
 RESULTS = ROOT / "pnp_tutorial/results/study"
 RUNS = Path("runs/study")
 SEEDS = (0, 1, 2)
@@ -114,13 +113,26 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
 HYBRID_RATE = 3e-4
 
 
+@cache
+def settings() -> dict[str, Any]:
+    """What all rows have in common."""
+    return yaml.safe_load((ROOT / "book/parameters/study.yaml").read_text(encoding="utf-8"))
+
+
 def of(config: type) -> dict[str, Any]:
     """The settings that are fields of a configuration."""
-    return {field.name: SETTINGS[field.name] for field in fields(config) if field.name in SETTINGS}
+    return {field.name: settings()[field.name] for field in fields(config) if field.name in settings()}
 
 
-DATA = DatasetConfig(**of(DatasetConfig))
-DEVICE = float64_device(select_device(DATA.device))  # of ν
+@cache
+def data() -> DatasetConfig:
+    return DatasetConfig(**of(DatasetConfig))
+
+
+@cache
+def device() -> torch.device:
+    """On which ν is, too."""
+    return float64_device(select_device(data().device))
 
 
 def tuning() -> dict[str, TrainingConfig]:
@@ -166,7 +178,7 @@ def hybrids() -> dict[str, tuple[TrainingConfig, TrainingConfig]]:
         loss, config = rows()[first]
         config = replace(config, learning_rate=tuned(loss))
         start = {"start_from": f"{config.output_folder}/encoder.safetensors", "output_folder": str(RUNS / name)}
-        own = {"data": DATA.data, "damping": "adaptive", "learning_rate": HYBRID_RATE}
+        own = {"data": data().data, "damping": "adaptive", "learning_rate": HYBRID_RATE}
         named[name] = config, replace(config, **(start | own | change))
     return named
 
@@ -188,7 +200,7 @@ def rounded(values: Tensor) -> list:
 
 
 def synthesizer(theta: Tensor) -> Tensor:
-    return rectangular_drum(theta, DATA.n_samples, dtype=torch.float32)
+    return rectangular_drum(theta, data().n_samples, dtype=torch.float32)
 
 
 def drum(nu: Tensor) -> Tensor:
@@ -199,20 +211,20 @@ class Judge:
     """Distances of predictions from the first sounds of a split, whose features are computed once, and kept."""
 
     def __init__(self, split: str, n_sounds: int) -> None:
-        drums = load(SETTINGS["data"], split)
-        self.drums, self.features = Drums(drums.nu[:n_sounds], drums.scalogram[:n_sounds]), ear(DATA).to(DEVICE)
+        drums = load(data().data, split)
+        self.drums, self.features = Drums(drums.nu[:n_sounds], drums.scalogram[:n_sounds]), ear(data()).to(device())
         path = RUNS / f"features-{split}-{n_sounds}.pt"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with torch.no_grad():
-                S = [self.features(drum(some)).cpu() for some in self.drums.nu.to(DEVICE).split(8)]
+                S = [self.features(drum(some)).cpu() for some in self.drums.nu.to(device()).split(8)]
             torch.save(torch.cat(S), path)
         self.S = torch.load(path, weights_only=True)
 
     def listen(self, nu: Tensor) -> tuple[Tensor, Tensor]:
         """Features Φ(g(ν)) (n, P) and distance by MSS (n,) of g(ν) from the sounds of the split."""
         S, mss = [], []
-        parts = zip(*(rows.to(DEVICE).split(8) for rows in (nu, self.drums.nu)), strict=True)
+        parts = zip(*(rows.to(device()).split(8) for rows in (nu, self.drums.nu)), strict=True)
         for some, true in tqdm(list(parts), desc="listen", leave=False):
             x = drum(some)
             S.append(self.features(x).cpu())
@@ -232,7 +244,7 @@ def do(name: str, config: TrainingConfig) -> None:
     """Train, test and write one row."""
     print(name, flush=True)
     fit(config, progress=multiprocessing.parent_process() is None)
-    model = load_encoder(f"{config.output_folder}/encoder.safetensors", DEVICE)
+    model = load_encoder(f"{config.output_folder}/encoder.safetensors", device())
     history = [
         json.loads(line)
         for line in Path(config.output_folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -263,8 +275,8 @@ def do_all(named: dict[str, TrainingConfig]) -> None:
         if result(name).exists():
             refuse_other_settings(name, config)
     missing = {name: config for name, config in named.items() if not result(name).exists()}
-    for data in {config.data for config in missing.values()}:
-        prepare(data)
+    for path in {config.data for config in missing.values()}:
+        prepare(path)
     n = min(torch.get_num_threads(), len(missing))
     if n <= 1:
         for name, config in missing.items():
@@ -275,14 +287,14 @@ def do_all(named: dict[str, TrainingConfig]) -> None:
             pass
 
 
-def build_copy(data: str, nu: Tensor, metric: Tensor) -> None:
+def build_copy(path: str, nu: Tensor, metric: Tensor) -> None:
     """The data set once more, with other coordinates and metrics."""
-    unfinished = shutil.copytree(DATA.data, f"{data}.new", dirs_exist_ok=True)
+    unfinished = shutil.copytree(data().data, f"{path}.new", dirs_exist_ok=True)
     store = zarr.open_group(unfinished, mode="r+")
     store["nu"][:] = nu.numpy()
     store["metric"][:] = metric.numpy()
-    store.attrs["changed_by"] = f"tools/study.py: {data}"
-    os.replace(unfinished, data)
+    store.attrs["changed_by"] = f"tools/study.py: {path}"
+    os.replace(unfinished, path)
 
 
 def ends(u: Map) -> Tensor:
@@ -307,15 +319,15 @@ def shape_metric(nu: Tensor, metric: Tensor, u: Map) -> tuple[Tensor, Tensor]:
     return new.clamp(-1, 1), slope[:, :, None] * metric * slope[:, None, :]
 
 
-def prepare(data: str) -> None:
+def prepare(path: str) -> None:
     """Build the data set, and the one that is wanted of those that differ from it, unless they are there."""
     bank = load_bank()
-    refuse_difference(asdict(bank.config), DATA, "the bank was built", ("data", "chunk_size", "device"))
-    build(DATA, metric=bank.metric)
-    if data in SECANTS:
-        build(replace(DATA, data=data, secant_step=SECANTS[data]))
-    elif data in SHAPES and not Path(data).exists():
-        build_copy(data, *shape_metric(bank.nu, bank.metric, SHAPES[data][0]))
+    refuse_difference(asdict(bank.config), data(), "the bank was built", ("data", "chunk_size", "device"))
+    build(data(), metric=bank.metric)
+    if path in SECANTS:
+        build(replace(data(), data=path, secant_step=SECANTS[path]))
+    elif path in SHAPES and not Path(path).exists():
+        build_copy(path, *shape_metric(bank.nu, bank.metric, SHAPES[path][0]))
 
 
 def from_shape(nu: Tensor, u: Map, inverse: Map) -> Tensor:
@@ -335,7 +347,7 @@ def main(prefixes: list[str]) -> None:
     named, taking_over = rows(), those(HYBRIDS)
     firsts = {HYBRIDS[name][0] for name in taking_over if not result(name).exists()}
     needed = {named[name][0] for name in (*those(named), *firsts)}
-    prepare(DATA.data)
+    prepare(data().data)
     judge("validation", 128)  # what it keeps is for all processes
     short = tuning()
     do_all({name: short[name] for name in short if name.startswith((*wanted, *(f"tune-{loss}-" for loss in needed)))})
@@ -343,7 +355,7 @@ def main(prefixes: list[str]) -> None:
         return
     heard = judge("test", 512)
     if not result("constant").exists():  # the floor: one drum, whatever the sound
-        train = load(SETTINGS["data"]).nu[:256].to(DEVICE)
+        train = load(data().data).nu[:256].to(device())
         nu = best_constant(train, heard.features, synthesizer, progress=True).cpu()
         write_atomically({result("constant"): json.dumps(heard(nu.expand_as(heard.drums.nu))).encode()})
     tuned_rows = {name: replace(config, learning_rate=tuned(loss)) for name, (loss, config) in named.items()}
