@@ -18,7 +18,7 @@ study encoder: export MALLOC_MMAP_MAX_ = 0
 study encoder: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study matching benchmark gpu
+.PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study matching benchmark compat gpu
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -89,6 +89,9 @@ matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from it
 
 benchmark: $(INSTALLED) ## Time JTFS and metric against kymatio's development version (7 minutes on a quiet machine)
 	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json
+
+compat: $(INSTALLED) ## Test with the oldest and the newest versions of all dependencies (10 minutes and 6 GB a Python)
+	$(BIN)/python tools/compat.py $(PYTHONS) --jobs $(JOBS)
 
 gpu: $(INSTALLED) ## Measure what this machine's GPU does in a second: metrics, training steps (3 minutes)
 	$(BIN)/python tools/device_benchmark.py pnp_tutorial/results/speed-cuda.json --device cuda

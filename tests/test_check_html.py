@@ -44,7 +44,7 @@ def test_faults(tmp_path, html, status):
 
 @pytest.mark.parametrize(("shown", "status"), [("(2.1)", 0), ("(2.2)", 1)])
 def test_page_and_notebook_number_alike(tmp_path, monkeypatch, shown, status):
-    monkeypatch.setitem(check_html.NUMBERS, "eq-test", "2.1")
+    monkeypatch.setitem(check_html.numbering(), "eq-test", "2.1")
     html = f'<div id="equation-eq-test"><span class="eqno">{shown}</span></div>'
     assert check(tmp_path, html) == status
 

@@ -7,13 +7,14 @@ import math
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
+import playwright
 import pytest
 import torch
 import traitlets
 from bs4 import BeautifulSoup
-from playwright._impl._driver import compute_driver_executable
 
 from pnp_tutorial import drum
 from pnp_tutorial.synthesizer import PARAMETERS, to_theta
@@ -21,7 +22,7 @@ from pnp_tutorial.widgets import MODULE, START, DrumInstrument
 
 SAMPLE_RATE = drum.SAMPLE_RATE
 SOURCE = MODULE.read_text(encoding="utf-8")
-NODE = shutil.which("node") or compute_driver_executable()[0]  # Playwright brings one along
+NODE = shutil.which("node") or shutil.which("node", path=Path(playwright.__file__).parent / "driver")
 
 # A data URL is a module in every version of node; a .js file is one only in some.
 CALL = """

@@ -1,6 +1,6 @@
 """The player of a recording and its match, in a real browser: in the page of the built book, and as a widget.
 
-Not collected by plain `pytest`: `make book` runs it on what it has built.
+Not collected by plain `pytest`: `make test` runs it on what `make book` has built.
 """
 
 from pathlib import Path

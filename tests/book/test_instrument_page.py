@@ -1,6 +1,6 @@
 """The drum to play, in a real browser: in the page of the built book, and as the front end of the widget.
 
-Not collected by plain `pytest`: `make book` runs it on what it has built.
+Not collected by plain `pytest`: `make test` runs it on what `make book` has built.
 """
 
 import json
