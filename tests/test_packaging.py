@@ -55,6 +55,17 @@ def test_library_sets_no_upper_bound(dependency):
     assert {bound.operator for bound in Requirement(dependency).specifier} == {">="}
 
 
+# What Colab had on 2026-08-19. `pip install` of this package must leave it as it is.
+COLAB = {"torch": "2.11.0", "numpy": "2.1.3", "matplotlib": "3.10.0", "ipywidgets": "7.7.1"}
+
+
+@pytest.mark.parametrize("name", COLAB)
+def test_what_colab_has_stays(name):
+    requirement = next(r for r in REQUIREMENTS if r.name == name)
+    assert requirement.specifier.contains(COLAB[name])
+    assert SpecifierSet(PROJECT["requires-python"]).contains("3.13.0")
+
+
 def test_conda_environment_installs_the_lock():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *packages, pip = conda["dependencies"]
