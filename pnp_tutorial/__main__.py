@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import soundfile
+import torch.distributed
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
@@ -158,8 +159,8 @@ def _parser() -> ArgumentParser:
 
 
 # For terminals that lack them. What is not here is escaped.
-PLAIN = {"±": "+-", "−": "-", "–": "-", "·": "*", "×": "x", "≥": ">=", "…": "...", "√": "sqrt", "₁": "1", "⁵": "^5"}
-PLAIN |= {"ν": "nu", "λ": "lambda", "ω": "omega", "Φ": "Phi", "τ": "tau", "α": "alpha"}
+PLAIN = {"±": "+-", "−": "-", "–": "-", "·": "*", "×": "x", "≥": ">=", "…": "...", "√": "sqrt", "₀": "0", "₁": "1"}
+PLAIN |= {"ν": "nu", "λ": "lambda", "ω": "omega", "Φ": "Phi", "τ": "tau", "α": "alpha", "⁵": "^5"}
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -192,6 +193,12 @@ def main(argv: list[str] | None = None) -> int:
         run(config(**{field.name: options[field.name] for field in fields(config)}), **actions)
     except (argparse.ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
         print(f"{stage}: {readable(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise
+        reason = str(error).partition("\n")[0]
+        print(f"{stage}: another process has ended or does not answer ({reason})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{stage}: interrupted; the same command goes on from here", file=sys.stderr)

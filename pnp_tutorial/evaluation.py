@@ -128,9 +128,7 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     for name, values in table.items():
         sample = (values.to_numpy(),)
         generator = np.random.default_rng(seed)
-        interval = scipy.stats.bootstrap(
-            sample, np.mean, method="percentile", random_state=generator
-        ).confidence_interval
+        interval = scipy.stats.bootstrap(sample, np.mean, method="percentile", rng=generator).confidence_interval
         summary[name] = {"mean": float(values.mean()), "low": float(interval.low), "high": float(interval.high)}
     return pd.DataFrame.from_dict(summary, orient="index")
 

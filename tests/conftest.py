@@ -1,5 +1,10 @@
 """What several tests share: a data set of short sounds, and an encoder trained on it for a moment."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
 
 # Imports are inside the fixtures: most tests need neither timm nor zarr.
@@ -33,3 +38,15 @@ def tiny_training(tiny_data, tmp_path_factory):
     )
     fit(config, progress=False)
     return config
+
+
+def as_slurm_starts_them(code: str) -> list[subprocess.Popen]:
+    """Two processes of one group that run a program, and that nobody ends if one of them dies."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
+    environments = [os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+    command = [sys.executable, "-c", code]
+    return [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for environment in environments]

@@ -85,6 +85,7 @@ def test_match_a_folder(encoder, sound, tmp_path):
     assert_one_line(2, "", run.stderr, "match", "bad.flac cannot be read as audio")
     assert "dr\\xfcm.wav\n log_omega" in run.stdout
     assert " +- " in run.stdout
+    assert " log10 rad/s\n" in run.stdout
     names = {f"{stem}_matched.{kind}".encode("latin-1") for stem in ("drüm", "long") for kind in ("wav", "json")}
     assert set(os.listdir(os.fsencode(tmp_path / "out"))) == names | {b"matches.csv"}
     table = pd.read_csv(tmp_path / "out/matches.csv", keep_default_na=False, encoding="utf-8")

@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import zarr
+from conftest import as_slurm_starts_them
 
 from pnp_tutorial.dataset import DatasetConfig, build, load
 
@@ -129,15 +129,7 @@ def test_a_peer_that_dies_does_not_hold_the_others_for_ever(tiny_data, tmp_path)
         "d._compute = lambda nu, *rest: die(nu) or f(nu, *rest)\n"
         f"d.build(d.DatasetConfig(**{asdict(config)!r}), progress=False, patience_s=3)"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0", "OMP_NUM_THREADS": "1"}
-    peers = []
-    for rank in ("0", "1"):
-        environment = os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank}
-        peers.append(subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE))
+    peers = as_slurm_starts_them(code)
     assert peers[1].wait(60) == -signal.SIGKILL
     _, errors = peers[0].communicate(timeout=60)
     assert peers[0].returncode == 1

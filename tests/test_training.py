@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from conftest import as_slurm_starts_them
 
 from pnp_tutorial import training
 from pnp_tutorial.damping import damping_matrix, largest_damping
@@ -224,6 +225,26 @@ def test_two_processes_as_a_user_starts_them(tiny_training, tmp_path):
     alone = fit(replace(config, output_folder=str(tmp_path / "one")), progress=False)
     together = pd.read_json(tmp_path / "metrics.jsonl", lines=True)
     assert together.training_loss[0] == pytest.approx(alone.training_loss[0], rel=0.1)
+
+
+def test_a_peer_that_dies_ends_the_others_with_one_line(tiny_training, tmp_path):
+    """Two processes as SLURM starts them, without an agent that ends them all."""
+    config = replace(tiny_training, output_folder=str(tmp_path / "run"), loss="parameter", n_epochs=100)
+    options = [f"--{key}={'null' if value is None else value}" for key, value in asdict(config).items()]
+    code = (
+        "import os, signal, sys, pnp_tutorial.training as t; from pnp_tutorial.__main__ import main\n"
+        "keep = t.keep_or_undo\n"
+        "die = lambda epoch: os.environ['RANK'] == '1' and epoch == 1 and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "t.keep_or_undo = lambda state, epoch, loss: die(epoch) or keep(state, epoch, loss)\n"
+        f"sys.exit(main(['train', *{options!r}]))"
+    )
+    peers = as_slurm_starts_them(code)
+    assert peers[1].wait(60) == -signal.SIGKILL
+    _, errors = peers[0].communicate(timeout=60)
+    assert peers[0].returncode == 2
+    assert "pnp train: another process has ended or does not answer (" in errors.decode()
+    assert "Traceback" not in errors.decode()
+    assert len((tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()) >= 1
 
 
 @pytest.mark.parametrize("batch_size", [8, 6])
