@@ -392,22 +392,8 @@ def match(
     noise_std = noise_level(x[:end], band)
     noise = noise_std * noise_like(len(x), end, band, seed).to(device)
     h = heard_through(noise, float64_device(device))
-    with torch.no_grad():
-        S, nu_encoder = features(x), model(x).cpu()
-    constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * N_PARAMETERS)
-    nu_constant = torch.tensor(constant, dtype=torch.float64)
-
-    def distances(v: Tensor) -> list[float]:
-        with torch.no_grad():
-            return torch.linalg.vector_norm(features(h(v)) - S, dim=-1).tolist()
-
     with _Story(progress, tell) as story:
-        far, predicted = distances(at_peak(torch.stack([nu_constant, nu_encoder])))
-        story.note(Step("predict", 1, predicted, nu_encoder.tolist()))
-        v = scan(x, h, at_peak(nu_encoder), seed, budget, story.chapter())
-        (scanned,) = distances(v[None])
-        v = at_peak(nu_encoder) if predicted < scanned else v
-        v, refined, M = refine(S, v, features, h, budget, story.chapter())
+        v, M, nu_encoder, nu_constant, distance = _search(x, h, model, features, seed, budget, story)
     nu, level = v.split(N_PARAMETERS)
     with torch.no_grad():
         x_hat = heard_through(torch.zeros_like(noise), float64_device(device))(at_peak(nu))
@@ -417,14 +403,37 @@ def match(
         nu=nu,
         theta=to_theta(nu),
         level_db=LEVEL_DB * float(level),
-        covariance=covariance(M, refined)[:N_PARAMETERS, :N_PARAMETERS],
+        covariance=covariance(M, distance["match"])[:N_PARAMETERS, :N_PARAMETERS],
         nu_encoder=nu_encoder,
         nu_constant=nu_constant,
-        distance={"constant": far, "encoder": predicted, "scan": scanned, "match": refined},
+        distance=distance,
         noise=noise.cpu(),
         noise_db=20 * math.log10(max(noise_std, 1e-9)),
         history=tuple(story.steps),
     )
+
+
+def _search(
+    x: Tensor, h: Map, model: AudioEncoder, features: Map, seed: int, budget: Budget, story: "_Story"
+) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
+    """Predict, scan, refine: v, its metric, what the encoder predicted, its best constant, and their distances."""
+    with torch.no_grad():
+        S, nu_encoder = features(x), model(x).cpu()
+    constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * N_PARAMETERS)
+    nu_constant = torch.tensor(constant, dtype=torch.float64)
+
+    def distances(v: Tensor) -> list[float]:
+        with torch.no_grad():
+            return torch.linalg.vector_norm(features(h(v)) - S, dim=-1).tolist()
+
+    far, predicted = distances(at_peak(torch.stack([nu_constant, nu_encoder])))
+    story.note(Step("predict", 1, predicted, nu_encoder.tolist()))
+    v = scan(x, h, at_peak(nu_encoder), seed, budget, story.chapter())
+    (scanned,) = distances(v[None])
+    v = at_peak(nu_encoder) if predicted < scanned else v
+    v, refined, M = refine(S, v, features, h, budget, story.chapter())
+    distance = {"constant": far, "encoder": predicted, "scan": scanned, "match": refined}
+    return v, M, nu_encoder, nu_constant, distance
 
 
 def _recording(audio: Tensor | str | Path, n_samples: int) -> Recording:
