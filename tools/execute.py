@@ -26,12 +26,14 @@ from repository import ROOT
 EXECUTED = ROOT / "_build/executed"
 CACHES = ROOT / "_build/execution_cache"
 TIMEOUT_S = 600  # of a cell
+# The text forms of figures and sounds, which the tests compare and nobody sees.
+SUMMARIES = "import sys; sys.path.append({!r}); import summaries; summaries.register()"
 
 
 def library_key() -> str:
     """Hash of everything that a chapter's outputs depend on, besides its own cells."""
     digest = hashlib.sha256((ROOT / "requirements.lock").read_bytes())
-    for path in sorted((ROOT / "pnp_tutorial").rglob("*")):
+    for path in [ROOT / "tools/summaries.py", *sorted((ROOT / "pnp_tutorial").rglob("*"))]:
         if path.is_file() and "__pycache__" not in path.parts:
             digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -59,9 +61,9 @@ def execute(chapter: str) -> nbformat.NotebookNode:
         if notebook.metadata.get("key") == wanted:
             return notebook
     os.environ["OMP_NUM_THREADS"] = "1"
-    notebook = papermill.execute_notebook(
-        export(chapter), None, cwd=EXECUTED, progress_bar=False, execution_timeout=TIMEOUT_S
-    )
+    notebook = export(chapter)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(SUMMARIES.format(str(ROOT / "tools"))))
+    notebook = papermill.execute_notebook(notebook, None, cwd=EXECUTED, progress_bar=False, execution_timeout=TIMEOUT_S)
     notebook.metadata["key"] = wanted
     nbformat.write(notebook, path)
     return notebook
@@ -82,7 +84,7 @@ def with_outputs(chapter: str, executed: nbformat.NotebookNode) -> nbformat.Note
     """A chapter's notebook as MyST-NB reads it, with the outputs of the executed one."""
     notebook = source(chapter)
     notebook.metadata |= {name: value for name, value in executed.metadata.items() if name == "widgets"}
-    _, *cells = code_cells(executed)  # the first one installs the package on Colab
+    _, _, *cells = code_cells(executed)  # those that register summaries, and install the package on Colab
     for cell, done in zip(code_cells(notebook), cells, strict=True):
         cell.outputs, cell.execution_count = done.outputs, done.execution_count
     return notebook

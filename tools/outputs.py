@@ -3,39 +3,27 @@
     python tools/outputs.py              # write book/outputs/*.txt anew; a change then shows in the diff
     python tools/outputs.py 03_metric
 
-Kept is the text that a cell prints or shows, and of its pictures the mean grey of 12 × 6 tiles. A cell tagged
-`nbval-ignore-output`, which tells the time, say, is left out. Numbers may differ by 10⁻⁴ of their size; a cell whose
-numbers depend more on the machine states by how much, as the option `tolerance` of its source.
+Kept is the text that a cell prints or shows, and what `summaries` tells of its figures and sounds. A cell tagged
+`nbval-ignore-output`, which tells the time, say, is left out. Numbers may differ by 10⁻⁴ of their size, or by one in
+the last of four decimal digits or more; a cell whose numbers depend more on the machine states by how much, as the
+option `tolerance` of its source.
 """
 
-import base64
-import io
 import re
 import sys
 from itertools import zip_longest
 
-import numpy as np
 from bs4 import BeautifulSoup
 from execute import code_cells, execute, with_outputs
 from export_notebooks import BOOK, chapters
 from nbformat import NotebookNode
 from nbformat.v4 import new_output
-from PIL import Image
 
 OUTPUTS = BOOK / "outputs"
 HEAD = "=== "
 TOLERANCE = 1e-4
-TILES = (12, 6)  # of a picture, across and down
-PICTURE = "picture "
-GREYS = 4.0  # of 255, by which a tile may differ
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)")
-
-
-def picture(png: str) -> str:
-    """Mean grey, from 0 to 255, of the tiles of a PNG in base64, a line a row."""
-    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("L").resize(TILES, Image.Resampling.BOX)
-    return "\n".join(PICTURE + " ".join(f"{value:3}" for value in row) for row in np.asarray(image))
+NUMBER = re.compile(r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?)")
 
 
 def table(html: str) -> str:
@@ -52,9 +40,7 @@ def text(cell: NotebookNode) -> str:
             parts.append(output.text)
             continue
         data = output.get("data", {})
-        if "image/png" in data:
-            parts.append(picture(data["image/png"]))
-        elif "<table" in data.get("text/html", ""):
+        if "<table" in data.get("text/html", ""):
             parts.append(table(data["text/html"]))
         elif "text/plain" in data:
             parts.append(data["text/plain"])
@@ -89,23 +75,26 @@ def read(chapter: str) -> list[str]:
 def as_before(new: str, old: str, tolerance: float) -> str:
     """A line with the old numbers in place of those that differ from them no more than is allowed.
 
-    Where a tolerance is stated, the last digit of a decimal fraction may differ by one, as rounding makes it. If the
-    words differ, the line stays as it is.
+    If the words differ, or one number differs by more, the line stays as it is.
     """
     parts, old_parts = NUMBER.split(new), NUMBER.split(old)  # words and numbers take turns
     if [word.split() for word in parts[::2]] != [word.split() for word in old_parts[::2]]:
         return new
-    for i in range(1, len(parts), 2):
-        a, b = float(parts[i]), float(old_parts[i])
-        allowed = max(abs(a), abs(b)) * tolerance
-        if old.startswith(PICTURE):
-            allowed = max(GREYS, 255 * tolerance)
-        elif tolerance > TOLERANCE and "." in old_parts[i]:
-            digits, _, exponent = old_parts[i].partition(".")[2].partition("e")
-            allowed = max(allowed, 1.01 * 10.0 ** (int(exponent or 0) - len(digits)))
-        if abs(a - b) > allowed:
-            return new
-    return old
+    pairs = zip(parts[1::2], old_parts[1::2], strict=True)
+    return old if all(abs(float(a) - float(b)) <= allowed(b, tolerance) for a, b in pairs) else new
+
+
+def allowed(number: str, tolerance: float) -> float:
+    """By how much a number, as it is printed, may differ.
+
+    By a share of it; and of a decimal fraction of four digits or more, as of all in a cell that states a tolerance, the
+    last digit by one, as rounding makes it.
+    """
+    mantissa, _, exponent = number.partition("e")
+    n_digits, decimals = len(mantissa.replace(".", "").lstrip("0")), mantissa.partition(".")[2]
+    last_digit = 10.0 ** (int(exponent or 0) - len(decimals))
+    may_round = "." in mantissa and (n_digits >= 4 or tolerance > TOLERANCE)
+    return max(abs(float(number)) * tolerance, 1.01 * last_digit if may_round else 0.0)
 
 
 def pair(chapter: str) -> tuple[NotebookNode, list[str]]:
