@@ -4,9 +4,9 @@
     python tools/outputs.py 03_metric
 
 Kept is the text that a cell prints or shows, and what `summaries` tells of its figures and sounds. A cell tagged
-`nbval-ignore-output`, which tells the time, say, is left out. Numbers may differ by 10⁻⁴ of their size, or by one in
-the last of four decimal digits or more; a cell whose numbers depend more on the machine states by how much, as the
-option `tolerance` of its source.
+`nbval-ignore-output` is left out: it tells the time, say, or the course of a tiny training. Numbers may differ by 10⁻⁴
+of their size, or by one in the last of four decimal digits or more; a cell whose numbers depend more on the machine
+states by how much, as the option `tolerance` of its source.
 """
 
 import re
