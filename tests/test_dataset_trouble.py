@@ -114,7 +114,7 @@ def test_two_that_know_nothing_of_each_other_build_one_data_set(tiny_data, tmp_p
     )
     both = [subprocess.Popen([sys.executable, "-c", code, str(i)], stderr=subprocess.PIPE) for i in (0, 1)]
     for process in both:
-        _, errors = process.communicate(timeout=100)
+        _, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors.decode()
     assert [name for name in os.listdir(tmp_path) if name.endswith(".tmp")] == []
     assert contents(tmp_path / "0.zarr") == contents(tmp_path / "2.zarr")
@@ -130,8 +130,8 @@ def test_a_peer_that_dies_does_not_hold_the_others_for_ever(tiny_data, tmp_path)
         f"d.build(d.DatasetConfig(**{asdict(config)!r}), progress=False, patience_s=3)"
     )
     peers = as_slurm_starts_them(code)
-    assert peers[1].wait(60) == -signal.SIGKILL
-    _, errors = peers[0].communicate(timeout=60)
+    assert peers[1].wait(240) == -signal.SIGKILL
+    _, errors = peers[0].communicate(timeout=240)
     assert peers[0].returncode == 1
     assert "d.zarr has 3 of 5 chunks, and no other process has finished one for 3 s" in errors.decode()
 

@@ -239,8 +239,8 @@ def test_a_peer_that_dies_ends_the_others_with_one_line(tiny_training, tmp_path)
         f"sys.exit(main(['train', *{options!r}]))"
     )
     peers = as_slurm_starts_them(code)
-    assert peers[1].wait(60) == -signal.SIGKILL
-    _, errors = peers[0].communicate(timeout=60)
+    assert peers[1].wait(240) == -signal.SIGKILL
+    _, errors = peers[0].communicate(timeout=240)
     assert peers[0].returncode == 2
     assert "pnp train: another process has ended or does not answer (" in errors.decode()
     assert "Traceback" not in errors.decode()
