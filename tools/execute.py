@@ -13,6 +13,7 @@ import hashlib
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from multiprocessing import get_context
 
 import nbformat
@@ -30,6 +31,7 @@ TIMEOUT_S = 600  # of a cell
 SUMMARIES = "import sys; sys.path.append({!r}); import summaries; summaries.register()"
 
 
+@cache
 def library_key() -> str:
     """Hash of everything that a chapter's outputs depend on, besides its own cells."""
     digest = hashlib.sha256((ROOT / "requirements.lock").read_bytes())
@@ -61,6 +63,7 @@ def execute(chapter: str) -> nbformat.NotebookNode:
         if notebook.metadata.get("key") == wanted:
             return notebook
     os.environ["OMP_NUM_THREADS"] = "1"
+    EXECUTED.mkdir(parents=True, exist_ok=True)
     notebook = export(chapter)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(SUMMARIES.format(str(ROOT / "tools"))))
     notebook = papermill.execute_notebook(notebook, None, cwd=EXECUTED, progress_bar=False, execution_timeout=TIMEOUT_S)
@@ -72,7 +75,7 @@ def execute(chapter: str) -> nbformat.NotebookNode:
 def log_kernels() -> None:
     """Keep what kernels say of themselves, which is nothing to a reader, in a file."""
     EXECUTED.mkdir(parents=True, exist_ok=True)
-    log = os.open(EXECUTED / "kernels.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(EXECUTED / "kernels.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stderr.fileno())
 
 
