@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +51,8 @@ def as_slurm_starts_them(code: str) -> list[subprocess.Popen]:
     environments = [os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
     command = [sys.executable, "-c", code]
     return [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for environment in environments]
+
+
+def contents(path: str | Path) -> dict[str, bytes]:
+    """Every file of a store that holds numbers, by name."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file() and "/c/" in str(p)}

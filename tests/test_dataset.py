@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from conftest import contents
 
 from pnp_tutorial import dataset
 from pnp_tutorial.dataset import DatasetConfig, build, describe, draw, ear, encoder_input, load, verify
@@ -22,11 +23,6 @@ from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.scattering import log_compress
 from pnp_tutorial.synthesizer import to_theta
-
-
-def contents(path):
-    """Every file of the store that holds numbers, by name."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file() and "/c/" in str(p)}
 
 
 def test_rows_are_what_they_say(tiny_data):

@@ -12,14 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import zarr
-from conftest import as_slurm_starts_them
+from conftest import as_slurm_starts_them, contents
 
 from pnp_tutorial.dataset import DatasetConfig, build, load
-
-
-def contents(path):
-    """Every file of the store that holds numbers, by name."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file() and "/c/" in str(p)}
 
 
 @pytest.mark.parametrize(
