@@ -34,9 +34,13 @@ def table(html: str) -> str:
 
 def text(cell: NotebookNode) -> str:
     """What a cell has put out, as lines of text."""
-    parts = []
+    parts, printing = [], False
     for output in cell.outputs:
-        if output.output_type == "stream":
+        was_printing, printing = printing, output.output_type == "stream"
+        if printing and was_printing:  # one text: where a kernel cuts it depends on the time
+            parts[-1] += output.text
+            continue
+        if printing:
             parts.append(output.text)
             continue
         data = output.get("data", {})

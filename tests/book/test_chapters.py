@@ -62,6 +62,17 @@ def test_every_stated_tolerance_is_of_a_cell_that_is_compared(chapter):
     assert not any("nbval-ignore-output" in cell.metadata.get("tags", []) for cell in stated)
 
 
+def test_where_a_kernel_cuts_what_a_cell_prints_makes_no_difference():
+    def cell(*texts):
+        return nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("stream", text=text) for text in texts])
+
+    assert outputs.text(cell("one line", ", two\n", "three\n")) == outputs.text(cell("one line, two\nthree\n"))
+    table = nbformat.v4.new_output("display_data", {"text/plain": "shown"})
+    mixed = cell("a\n", "b")
+    mixed.outputs.insert(1, table)
+    assert outputs.text(mixed) == "a\nshown\nb"
+
+
 @pytest.mark.parametrize("chapter", chapters())
 def test_exported_prose_is_plain_markdown(chapter):
     prose = [cell.source for cell in export(chapter).cells if cell.cell_type == "markdown"]
