@@ -1,4 +1,4 @@
-"""Command line: `pnp dataset`, `pnp train`, `pnp evaluate`, `pnp match`.
+"""Command line: `pnp dataset`, `pnp train`, `pnp evaluate`, `pnp match`, `pnp synthesizers`.
 
 The fields of a stage's configuration are its options. `--config FILE` takes a flat YAML file, the same that papermill
 gives to the training chapter: a stage takes the keys that are its own and leaves those of the others.
@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from . import __version__
+from .checks import check_synthesizer
 from .dataset import DatasetConfig, build, describe, verify
 from .evaluation import EvaluationConfig, report
 from .match_files import match_files
 from .matching import verdict
-from .runtime import readable, select_device, write_atomically
-from .synthesizer import PARAMETERS
+from .metric import Map
+from .runtime import load_object, readable, select_device, write_atomically
+from .synthesizer import REGISTRY, Synthesizer, find_synthesizer
 from .training import TrainingConfig, fit
 
 
@@ -54,6 +57,15 @@ class MatchConfig:
     encoder: str | None = None
     seed: int = 0
     device: str = "auto"
+    synthesizer: Synthesizer | None = None
+    ear: str | Map | None = None
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """Which synthesizer is shown; those of the library, if none is given."""
+
+    synthesizer: Synthesizer | None = None
 
 
 def _first_process() -> bool:
@@ -61,10 +73,12 @@ def _first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
 
 
-def run_dataset(config: DatasetConfig, info: bool = False, check: bool = False) -> None:
-    """Draw drums; compute what the encoder sees of them, and their metrics. Resumes what was begun."""
+def run_dataset(
+    config: DatasetConfig, info: bool = False, check: bool = False, given: Mapping[str, Any] | None = None
+) -> None:
+    """Draw sounds; compute what the encoder sees of them, and their metrics. Resumes what was begun."""
     if check:
-        error = verify(config.data, device=config.device)
+        error = verify(config.data, device=config.device, **(given or {}))
         print(f"{config.data}: checksums are right; computed again, two chunks differ by {error:.1g} at most")
     elif info:
         print(yaml.safe_dump(describe(config.data), sort_keys=False, default_flow_style=None), end="")
@@ -87,7 +101,7 @@ def run_evaluate(config: EvaluationConfig) -> None:
 
 
 def run_match(config: MatchConfig) -> None:
-    """Find the drums that sound like recordings; write their sounds and their parameters."""
+    """Find the parameters that sound like recordings; write them, and their sounds."""
     path = Path(config.audio)
     kinds = {kind.lower() for kind in soundfile.available_formats()} - {"raw"} | {"aif", "oga"}  # RAW tells no rate
     files, folder = [path], path.is_dir()
@@ -98,9 +112,12 @@ def run_match(config: MatchConfig) -> None:
             raise ValueError(f"{path} is a folder without sound files")
     rows: list[dict[str, Any]] = []
     try:
-        for row in match_files(files, config.output_folder, config.encoder, config.seed, select_device(config.device)):
+        device, out = select_device(config.device), config.output_folder
+        given: dict[str, Any] = {"synthesizer": config.synthesizer, "ear": config.ear}
+        for file, row in zip(files, match_files(files, out, config.encoder, config.seed, device, **given), strict=True):
             rows.append(row)
-            _say_match(row)
+            if not row["error"]:
+                _say_match(row, Path(out, f"{file.stem}_matched.json"))
     finally:  # interrupted, too
         if folder and rows:
             table = pd.DataFrame(rows).to_csv(index=False)
@@ -112,13 +129,23 @@ def run_match(config: MatchConfig) -> None:
             print(f"pnp match: {row['error']}", file=sys.stderr)
 
 
-def _say_match(row: dict[str, Any]) -> None:
-    if not row["error"]:
-        print(row["file"])
-        for p in PARAMETERS:
-            print(f"{p.name:>10} {row[p.name]:10.4g} ± {row[f'{p.name}_uncertainty']:.2g} {p.unit}")
-        print(verdict(row["undetermined"]))
-        print(f"JTFS distance {row['encoder']:.4g} by the encoder, {row['match']:.4g} refined", flush=True)
+def _say_match(row: dict[str, Any], document: Path) -> None:
+    print(row["file"])
+    for p in json.loads(document.read_text(encoding="utf-8"))["theta"]:
+        print(f"{p['name']:>10} {p['value']:10.4g} ± {p['uncertainty']:.2g} {p['unit']}")
+    print(verdict(row["undetermined"]))
+    print(f"distance of features {row['encoder']:.4g} by the encoder, {row['match']:.4g} refined", flush=True)
+
+
+def run_synthesizers(config: ListConfig) -> None:
+    """List the synthesizers of the library, or show one of your own and try whether it keeps its promises."""
+    for synthesizer in [config.synthesizer] if config.synthesizer else map(find_synthesizer, REGISTRY):
+        seconds = synthesizer.n_samples / synthesizer.sample_rate
+        print(f"{synthesizer.name}: {seconds:.3g} s at {synthesizer.sample_rate:g} Hz")
+        for p in synthesizer.parameters:
+            print(f"{p.name:>12}  {p.low:g} to {p.high:g} {p.unit}, {p.scale}: {p.meaning}")
+    if config.synthesizer and (broken := check_synthesizer(config.synthesizer)):
+        raise ValueError(f"{config.synthesizer.name} breaks its promises: {'; '.join(broken)}")
 
 
 STAGES: dict[str, tuple[Any, Any]] = {
@@ -126,6 +153,11 @@ STAGES: dict[str, tuple[Any, Any]] = {
     "train": (TrainingConfig, run_train),
     "evaluate": (EvaluationConfig, run_evaluate),
     "match": (MatchConfig, run_match),
+    "synthesizers": (ListConfig, run_synthesizers),
+}
+OBJECTS = {
+    "synthesizer": f"{', '.join(REGISTRY)}, or your own: file.py:OBJECT or module:OBJECT",
+    "ear": "jtfs, mss, coarse, or your own: file.py:OBJECT or module:OBJECT",
 }
 
 
@@ -142,15 +174,25 @@ def _from_file(stage: str, path: str) -> list[str]:
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in own.items()]
 
 
+def _object(option: str, name: str) -> Any:
+    """The synthesizer or ear that the command line names."""
+    if option == "synthesizer":
+        return find_synthesizer(name)
+    return load_object(name) if ":" in name else name
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="pnp", description="Perceptual-neural-physical sound matching.", exit_on_error=False)
     parser.add_argument("--version", action="version", version=f"pnp {__version__}")
     stages = parser.add_subcommands()
     for name, (config, run) in STAGES.items():
         stage = ArgumentParser(description=run.__doc__, exit_on_error=False)
-        if name != "match":
+        if name not in ("match", "synthesizers"):
             stage.add_argument("--config", metavar="FILE", help="YAML file of options; those given here come first")
-        stage.add_class_arguments(config, as_positional=True)
+        stage.add_class_arguments(config, as_positional=True, skip=set(OBJECTS))
+        for option, words in OBJECTS.items():
+            if option in {field.name for field in fields(config)}:
+                stage.add_argument(f"--{option}", metavar="NAME", help=words)
         if name == "dataset":
             stage.add_argument("--info", action="store_true", help="print what the data set at DATA is, and stop")
             stage.add_argument("--verify", action="store_true", help="check its sums, compute a sample anew, and stop")
@@ -160,7 +202,17 @@ def _parser() -> ArgumentParser:
 
 # For terminals that lack them. What is not here is escaped.
 PLAIN = {"±": "+-", "−": "-", "–": "-", "·": "*", "×": "x", "≥": ">=", "…": "...", "√": "sqrt", "₀": "0", "₁": "1"}
-PLAIN |= {"ν": "nu", "λ": "lambda", "ω": "omega", "Φ": "Phi", "τ": "tau", "α": "alpha", "⁵": "^5"}
+PLAIN |= {
+    "ν": "nu",
+    "λ": "lambda",
+    "ω": "omega",
+    "Φ": "Phi",
+    "τ": "tau",
+    "α": "alpha",
+    "γ": "gamma",
+    "θ": "theta",
+    "ⁿ": "^n",
+}
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
@@ -190,7 +242,12 @@ def main(argv: list[str] | None = None) -> int:
         config, run = STAGES[chosen.subcommand]
         options = chosen[chosen.subcommand].as_dict()
         actions = {"info": options["info"], "check": options["verify"]} if chosen.subcommand == "dataset" else {}
-        run(config(**{field.name: options[field.name] for field in fields(config)}), **actions)
+        given = {field.name: options[field.name] for field in fields(config)}
+        objects = {name: _object(name, given.pop(name)) for name in OBJECTS if given.get(name)}
+        given = {name: value for name, value in given.items() if name not in OBJECTS}
+        if actions.get("check"):
+            actions["given"] = objects
+        run(config(**given, **objects), **actions)
     except (argparse.ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
         print(f"{stage}: {readable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2

@@ -14,17 +14,18 @@ import math
 import torch
 from torch import Tensor
 
-from .drum import N_SAMPLES, SAMPLE_RATE
 from .runtime import float64_device, full_precision
-from .synthesizer import Parameter, check_domain, check_last_axis
+from .synthesizer import Parameter, Synthesizer, check_domain
 
+N_SAMPLES = 32768  # 4 s
+SAMPLE_RATE = 8192  # Hz
 BANDWIDTH = 2.0  # octaves, of the whole glide: ten σ of its window, as in the papers' code
 
 # Both papers' grids are spaced logarithmically over these ranges.
 PARAMETERS = (
-    Parameter("f_c", "f_c", "Hz", 512.0, 1024.0, "pitch at the middle of the glide"),
-    Parameter("f_m", "f_m", "Hz", 4.0, 16.0, "tempo: two events a period"),
-    Parameter("gamma", "γ", "octaves/s", 0.5, 4.0, "speed of the glide"),
+    Parameter("f_c", "f_c", "Hz", 512.0, 1024.0, "pitch at the middle of the glide", "log"),
+    Parameter("f_m", "f_m", "Hz", 4.0, 16.0, "tempo: two events a period", "log"),
+    Parameter("gamma", "γ", "octaves/s", 0.5, 4.0, "speed of the glide", "log"),
 )
 
 
@@ -37,17 +38,6 @@ def check_theta(theta: Tensor, sample_rate: float = SAMPLE_RATE) -> None:
     """
     domain = ((0, sample_rate / 4), (0, sample_rate / 4), (-math.inf, math.inf))
     check_domain(theta, PARAMETERS, domain, f"will not do at a sample rate of {sample_rate:g} Hz")
-
-
-def to_theta(nu: Tensor) -> Tensor:
-    """θ (..., 3) in Hz, Hz and octaves/s of scaled parameters ν (..., 3): [−1, 1] spans each range logarithmically.
-
-    Raises ValueError on another shape.
-    """
-    check_last_axis(nu, "nu", PARAMETERS)
-    low = torch.tensor([p.low for p in PARAMETERS], dtype=nu.dtype, device=nu.device)
-    high = torch.tensor([p.high for p in PARAMETERS], dtype=nu.dtype, device=nu.device)
-    return low * (high / low) ** ((nu + 1) / 2)
 
 
 def _expm1_over(u: Tensor) -> Tensor:
@@ -104,3 +94,6 @@ def arpeggiator(
     window = torch.exp(-((glide / (0.1 * BANDWIDTH)) ** 2) / 2)
     carrier = torch.sin(2 * math.pi * f_c * t * _expm1_over(math.log(2) * glide))
     return (window * torch.sin(2 * math.pi * f_m * t) * carrier).to(device=device, dtype=dtype)
+
+
+ARPEGGIATOR = Synthesizer("arpeggiator", PARAMETERS, arpeggiator, N_SAMPLES, SAMPLE_RATE, from_onset=False)

@@ -6,7 +6,6 @@ Sums in `weights/SHA256SUMS` guard both files; `weights/MODEL_CARD.md` tells wha
 
 import hashlib
 import json
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -17,18 +16,20 @@ import torch
 from torch import Tensor
 
 from .dataset import SPLITS, DatasetConfig, draw, load, read_config, stored_config
-from .runtime import write_atomically
+from .metric import Map
+from .runtime import as_stored, write_atomically
+from .synthesizer import Synthesizer
 
 WEIGHTS = Path(__file__).parent / "weights"
 HEADER = "pnp_tutorial"  # key of our metadata in the header of a safetensors file
 
 
 class Bank(NamedTuple):
-    """Drums and their metrics."""
+    """Sounds and their metrics."""
 
-    nu: Tensor  # (n, 5), float64
-    metric: Tensor  # (n, 5, 5), float64, in squared features per squared unit of ν
-    split: Tensor  # (n,), uint8, index into `dataset.SPLITS`
+    nu: Tensor  # (n_sounds, n), float64
+    metric: Tensor  # (n_sounds, n, n), float64, in squared features per squared unit of ν
+    split: Tensor  # (n_sounds,), uint8, index into `dataset.SPLITS`
     config: DatasetConfig
 
 
@@ -45,12 +46,12 @@ def shipped(name: str) -> Path:
     return path
 
 
-def save_bank(data: str | Path, path: str | Path) -> None:
-    """Write ν, M and split of all drums of a finished data set, in its order, atomically, as safetensors.
+def save_bank(data: str | Path, path: str | Path, synthesizer: Synthesizer | None = None) -> None:
+    """Write ν, M and split of all sounds of a finished data set, in its order, atomically, as safetensors.
 
-    Raises ValueError as `dataset.load` does, and if the data set has no metrics.
+    Raises ValueError as `dataset.read_config` and `dataset.load` do, and if the data set has no metrics.
     """
-    config = read_config(data)
+    config = read_config(data, synthesizer)
     if not config.metric:
         raise ValueError(f"{data} was built without the metric M")
     nu, split = draw(config)
@@ -58,20 +59,23 @@ def save_bank(data: str | Path, path: str | Path) -> None:
     for i, name in enumerate(SPLITS):
         metric[torch.from_numpy(split == i)] = load(data, name).metric  # type: ignore[assignment]
     tensors = {"nu": nu, "metric": metric, "split": torch.from_numpy(split.astype("uint8"))}
-    write_atomically({Path(path): safetensors.torch.save(tensors, {HEADER: json.dumps(asdict(config))})})
+    write_atomically({Path(path): safetensors.torch.save(tensors, {HEADER: json.dumps(as_stored(config))})})
 
 
-def load_bank(path: str | Path | None = None) -> Bank:
-    """Read a bank that `save_bank` wrote; the one that ships with the package, if no path is given.
+def load_bank(
+    path: str | Path | None = None, synthesizer: Synthesizer | None = None, ear: str | Map | None = None
+) -> Bank:
+    """Read a bank that `save_bank` wrote; that of drums, which ships with the package, if no path is given.
 
-    Raises ValueError if there is no such file, or it is no bank of this library.
+    Synthesizer and ear are as in `dataset.read_config`.
+    Raises ValueError if there is no such file, it is no bank of this library, or was made with another synthesizer.
     """
     path = shipped("bank.safetensors") if path is None else Path(path)
     if not path.is_file():
         raise ValueError(f"there is no bank at {path}")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            config = stored_config(json.loads(file.metadata()[HEADER]))
+            config = stored_config(json.loads(file.metadata()[HEADER]), synthesizer, ear, str(path))
             tensors = [file.get_tensor(name) for name in ("nu", "metric", "split")]
         return Bank(tensors[0], tensors[1], tensors[2], config)
     except (safetensors.SafetensorError, KeyError, TypeError) as error:

@@ -1,15 +1,15 @@
-"""The data set: for every drum its ν, the encoder's input log(1 + S₁(x)/ε) and the metric M(ν), once, to disk.
+"""The data set: for every sound its ν, the encoder's input log(1 + S₁(x)/ε) and the metric M(ν), once, to disk.
 
     ν → θ → x = g(θ) → log-compressed scalogram        (what the encoder sees)
-    ν → M(ν) = JᵀJ over the log-compressed JTFS        (what the PNP loss weighs errors with; or a secant metric)
+    ν → M(ν) = JᵀJ over the ear's features             (what the PNP loss weighs errors with; or a secant metric)
 
 A Zarr store keeps, row by row,
 
-    nu          (5,) float64                  parameters, scaled to [−1, 1]
+    nu          (n,) float64                  parameters, scaled to [−1, 1]
     split       uint8                         index into `SPLITS`
     scalogram   (filters, frames) float16     log(1 + S₁/ε), from 0 to about 10, rounded to 0.05 %
-    metric      (5, 5) float64                M, in squared features per squared unit of ν, if asked for
-    features    (P,) float32                  Φ(x), log-compressed JTFS, if asked for
+    metric      (n, n) float64                M, in squared features per squared unit of ν, if asked for
+    features    (P,) float32                  Φ(x), if asked for
 
 M stays in float64 though it comes out of float32 features: rounding its entries would turn small eigenvalues negative.
 Rows are computed and written in whole chunks, each with its checksum, and a chunk counts once it is marked in `done`,
@@ -22,10 +22,9 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -37,27 +36,40 @@ from tqdm.auto import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from . import __version__
-from .drum import N_SAMPLES, rectangular_drum
+from .checks import check_synthesizer
+from .drum import DRUM
 from .metric import Map, gram, push, secant_metric, tangents
-from .mss import CoarseSpectra
+from .mss import MSS, CoarseSpectra
 from .runtime import (
     PATIENCE_S,
+    as_stored,
     check_fields,
     connect,
     first_existing,
     float64_device,
     from_stored,
+    object_name,
     refuse_difference,
     select_device,
     temporary_name,
 )
 from .scattering import JTFS, LogScattering, Scalogram
-from .synthesizer import N_PARAMETERS, sample_jittered_grid, sample_uniform, to_theta
+from .synthesizer import REGISTRY, Synthesizer, stored_synthesizer
 
 SPLITS = ("train", "validation", "test")
-N_CELLS = 10  # of the grid, along each axis: the paper's
-INNER = (2, 7)  # first and last cell, on every axis, of the validation cube: the authors'
-N_GRID_TEST = 10_000  # test sounds, drawn from the cells around that cube: the authors'
+
+
+def jtfs(n_samples: int, sample_rate: float) -> LogScattering:
+    """The papers' Φ for sounds of 65 536 samples, J = 13; for shorter ones with as many octaves fewer."""
+    return LogScattering(JTFS(n_samples, J=int(math.log2(n_samples)) - 3, sample_rate=sample_rate))
+
+
+# Ears that are known by name: each makes Φ for sounds of some n_samples and sample_rate.
+EARS: dict[str, Callable[[int, float], Map]] = {
+    "jtfs": jtfs,
+    "mss": lambda n_samples, sample_rate: MSS(),
+    "coarse": CoarseSpectra,
+}
 
 
 @dataclass(frozen=True)
@@ -68,21 +80,32 @@ class DatasetConfig:
     ----------
     data
         Path of the Zarr store.
+    synthesizer
+        g: of the library, or any `Synthesizer`.
+    ear
+        Φ: "jtfs", "mss" or "coarse"; or any differentiable map from sounds (..., n_samples) to vectors (..., P).
     sampling
-        "uniform" over [−1, 1]⁵, or "grid": one point in each cell of the paper's 10⁵ grid.
+        "uniform" over [−1, 1]ⁿ, or "grid": one point in each cell of a regular grid, as both papers have it.
     n_sounds
-        Number of drums; of the grid, as many of its 100 000 points, drawn at random.
+        Number of sounds; of the grid, as many of its points, drawn at random.
+    n_cells
+        Of the grid, along each axis: 10 for the paper's drums.
+    n_inner
+        Cells along each axis of the cube in the middle of the grid whose sounds are for validation.
+    n_grid_test
+        Sounds for testing, drawn from the cells around that cube; what is left is for training. (Uniform sounds are
+        split 8 : 1 : 1.)
     seed
         Of ν.
     metric
-        Whether to keep M, which takes most of the time and which only the PNP loss needs.
+        Whether to keep M, which takes most of the time and which only the PNP loss needs. Its cost grows with n.
     secant_step
         If given, M is not that of Φ but `metric.secant_metric` of coarse spectra, for steps in ν as wide as that; 0.1
         is about the size of an encoder's errors. It takes a small part of the time.
     features
-        Whether to keep Φ(x), 21 kB a sound.
+        Whether to keep Φ(x); of a drum by JTFS, 21 kB a sound.
     n_samples
-        Length of a sound, at 22 050 Hz.
+        Length of a sound; 0, for short: the synthesizer's own.
     J
         Octaves of the encoder's scalogram below the Nyquist frequency.
     Q
@@ -97,24 +120,35 @@ class DatasetConfig:
     """
 
     data: str = "data/drums.zarr"
+    synthesizer: Synthesizer = DRUM
+    ear: str | Map = "jtfs"
     sampling: Literal["uniform", "grid"] = "uniform"
     n_sounds: int = 1024
+    n_cells: int = 10  # the paper's, as are the next two
+    n_inner: int = 6
+    n_grid_test: int = 10_000
     seed: int = 0
     metric: bool = True
     secant_step: float | None = None  # the papers' metric is that of infinitesimal steps
     features: bool = False
-    n_samples: int = N_SAMPLES
+    n_samples: int = 0
     J: int = 10  # a semitone apart down to 57 Hz; J = 13 adds 36 filters, nearly all below the lowest pitch, 40 Hz
     Q: int = 12  # a semitone
     T: int = 1024  # 46 ms: decays last from 70 ms; 64 frames
     chunk_size: int = 8
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.synthesizer, Synthesizer) and isinstance(self.n_samples, int) and self.n_samples >= 0:
+            n_samples = self.n_samples or self.synthesizer.n_samples
+            object.__setattr__(self, "n_samples", n_samples)
+            object.__setattr__(self, "synthesizer", replace(self.synthesizer, n_samples=n_samples))
 
-Part = tuple[Tensor, Tensor | None]  # ν (B, 5) of a chunk, and its M (B, 5, 5), if known from before
+
+Part = tuple[Tensor, Tensor | None]  # ν (B, n) of a chunk, and its M (B, n, n), if known from before
 
 
-class Drums(NamedTuple):
+class Rows(NamedTuple):
     """Rows of a data set: shapes and dtypes at the head of this module, with a leading axis n; None: not there."""
 
     nu: Tensor
@@ -125,30 +159,51 @@ class Drums(NamedTuple):
 
 def encoder_input(config: DatasetConfig) -> LogScattering:
     """Log-compressed scalogram: audio (..., n_samples) → (..., filters, frames)."""
-    return LogScattering(Scalogram(config.n_samples, config.J, config.Q, config.T))
+    rate = config.synthesizer.sample_rate
+    return LogScattering(Scalogram(config.n_samples, config.J, config.Q, config.T, sample_rate=rate))
 
 
-def ear(config: DatasetConfig) -> LogScattering:
-    """The paper's Φ for sounds of 65536 samples, J = 13; for shorter ones with as many octaves fewer."""
-    return LogScattering(JTFS(config.n_samples, J=int(math.log2(config.n_samples)) - 3))
+def ear(config: DatasetConfig, device: torch.device | str = "cpu") -> Map:
+    """Φ of a data set, on a device.
+
+    Raises ValueError if it is the name of an ear that the library does not have, as in a store that was made with a
+    map of its user's own, or a map for another sample rate.
+    """
+    features = config.ear
+    if isinstance(features, str):
+        if features not in EARS:
+            raise ValueError(
+                f"the ear {features!r} is not one of this library, {', '.join(EARS)}: pass it, as --ear file.py:OBJECT "
+                "on the command line, or as `ear`"
+            )
+        features = EARS[features](config.n_samples, config.synthesizer.sample_rate)
+    rate = getattr(features, "sample_rate", config.synthesizer.sample_rate)
+    if rate != config.synthesizer.sample_rate:
+        raise ValueError(f"the ear is for {rate:g} Hz, and the synthesizer has {config.synthesizer.sample_rate:g} Hz")
+    return features.to(device) if isinstance(features, torch.nn.Module) else features
+
+
+def ear_name(config: DatasetConfig) -> str:
+    return config.ear if isinstance(config.ear, str) else object_name(config.ear)
 
 
 def draw(config: DatasetConfig) -> tuple[Tensor, np.ndarray]:
-    """ν (n, 5), float64, and the index into `SPLITS` of every row, (n,).
+    """ν (n_sounds, n), float64, and the index into `SPLITS` of every row, (n_sounds,).
 
-    Uniform sounds are split 8 : 1 : 1 in the order in which they were drawn. On the grid, as the authors did,
-    the inner 6⁵ cells are for validation, 10 000 of the others, at random, for testing, and the rest for training.
+    Uniform sounds are split 8 : 1 : 1 in the order in which they were drawn. On the grid, as the authors did, the inner
+    n_innerⁿ cells are for validation, n_grid_test of the others, at random, for testing, and the rest for training.
     """
-    n = config.n_sounds
+    n, synthesizer = config.n_sounds, config.synthesizer
     if config.sampling == "uniform":
         split = np.searchsorted([int(0.8 * n), int(0.8 * n) + (n - int(0.8 * n)) // 2], np.arange(n), side="right")
-        return sample_uniform(n, config.seed), split
-    nu = sample_jittered_grid(N_CELLS, config.seed)
-    cells = np.stack(np.unravel_index(np.arange(len(nu)), (N_CELLS,) * N_PARAMETERS))
-    inner = ((cells >= INNER[0]) & (cells <= INNER[1])).all(0)
+        return synthesizer.sample_uniform(n, config.seed), split
+    nu = synthesizer.sample_jittered_grid(config.n_cells, config.seed)
+    cells = np.stack(np.unravel_index(np.arange(len(nu)), (config.n_cells,) * nu.shape[1]))
+    first = (config.n_cells - config.n_inner) // 2
+    inner = ((cells >= first) & (cells < first + config.n_inner)).all(0)
     random = np.random.default_rng(config.seed)
     split = np.where(inner, SPLITS.index("validation"), SPLITS.index("train"))
-    split[random.choice(np.flatnonzero(~inner), N_GRID_TEST, replace=False)] = SPLITS.index("test")
+    split[random.choice(np.flatnonzero(~inner), config.n_grid_test, replace=False)] = SPLITS.index("test")
     rows = np.sort(random.choice(len(nu), n, replace=False))
     return nu[rows], split[rows]
 
@@ -159,9 +214,9 @@ def _arrays(config: DatasetConfig) -> dict[str, tuple[tuple[int, ...], str]]:
     arrays: dict[str, tuple[tuple[int, ...], str]] = {}
     arrays["scalogram"] = (tuple(encoder_input(config)(silence).shape), "float16")
     if config.metric:
-        arrays["metric"] = ((N_PARAMETERS, N_PARAMETERS), "float64")
+        arrays["metric"] = ((len(config.synthesizer.parameters),) * 2, "float64")
     if config.features:
-        arrays["features"] = ((len(ear(config).transform.paths),), "float32")  # type: ignore[arg-type]
+        arrays["features"] = (tuple(ear(config)(silence).shape), "float32")
     return arrays
 
 
@@ -173,9 +228,8 @@ def _create(config: DatasetConfig) -> None:
     path = Path(config.data)
     n, chunk = config.n_sounds, min(config.chunk_size, config.n_sounds)
     arrays = _arrays(config)
-    size = n * (
-        8 * N_PARAMETERS + 1 + sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())
-    )
+    own = 8 * len(config.synthesizer.parameters) + 1  # ν and split
+    size = n * (own + sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values()))
     if size > (free := shutil.disk_usage(first_existing(path.parent)).free):
         raise ValueError(f"{path} needs {size / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free there")
     nu, split = draw(config)
@@ -183,7 +237,7 @@ def _create(config: DatasetConfig) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(temporary_name())
     try:
-        store = zarr.open_group(new, mode="w", attributes={"config": asdict(config), "made_with": made_with})
+        store = zarr.open_group(new, mode="w", attributes={"config": as_stored(config), "made_with": made_with})
         # crc32c: a damaged chunk is noticed when it is read
         codecs = [ZstdCodec(level=1), Crc32cCodec()]
         for name, (shape, dtype) in arrays.items():
@@ -205,12 +259,12 @@ def _compute(
     nu: Tensor, config: DatasetConfig, scalogram: Map, features: Map, metric: Tensor | None = None
 ) -> dict[str, np.ndarray]:
     """The rows of one chunk; they depend on nothing outside it, and its M is computed if it is not given."""
-    synthesizer = partial(rectangular_drum, n_samples=config.n_samples)
+    synthesizer = config.synthesizer
     rows = {}
     with torch.no_grad():
         if config.metric and metric is None and config.secant_step is not None:
-            coarse = CoarseSpectra(config.n_samples).to(nu.device)
-            metric = secant_metric(nu, coarse, partial(synthesizer, dtype=torch.float32), step=config.secant_step)
+            coarse = CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(nu.device)
+            metric = secant_metric(nu, coarse, lambda nu: synthesizer(nu, torch.float32), config.secant_step)
         if config.metric and metric is None:
             x, dx = tangents(nu, synthesizer)
             S, J = push(features, x, dx)
@@ -218,7 +272,7 @@ def _compute(
             if config.features:
                 rows["features"] = S
         else:
-            x = synthesizer(to_theta(nu))
+            x = synthesizer(nu)
             if config.metric and metric is not None:
                 rows["metric"] = metric
             if config.features:
@@ -230,16 +284,24 @@ def _compute(
 def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
     """Raise ValueError, before any work, if a data set cannot be as `config` has it, with `metric` as in `build`."""
     check_fields(config)
-    limit = N_CELLS**N_PARAMETERS if config.sampling == "grid" else math.inf
-    if not 10 <= config.n_sounds <= limit:
-        raise ValueError(f"expected n_sounds from 10 to {limit} with {config.sampling} sampling, got {config.n_sounds}")
-    for name, least in (("chunk_size", 1), ("seed", 0)):
+    n = len(config.synthesizer.parameters)
+    for name, least in (("chunk_size", 1), ("seed", 0), ("n_samples", 1), ("n_cells", 1), ("n_grid_test", 0)):
         if getattr(config, name) < least:
             raise ValueError(f"expected {name} ≥ {least}, got {getattr(config, name)}")
+    limit = math.inf
+    if config.sampling == "grid":
+        limit = len(config.synthesizer.sample_jittered_grid(config.n_cells))
+        if not 0 <= config.n_inner <= config.n_cells or config.n_grid_test > limit - config.n_inner**n:
+            raise ValueError(
+                f"a grid of {config.n_cells} cells along each of {n} axes has no {config.n_inner} inner ones "
+                f"and {config.n_grid_test} sounds around them for testing"
+            )
+    if not 10 <= config.n_sounds <= limit:
+        raise ValueError(f"expected n_sounds from 10 to {limit} with {config.sampling} sampling, got {config.n_sounds}")
     if config.secant_step is not None and not 0 < config.secant_step <= 2:
         raise ValueError(f"expected secant_step in (0, 2], got {config.secant_step}")
-    if metric is not None and metric.shape != (config.n_sounds, N_PARAMETERS, N_PARAMETERS):
-        raise ValueError(f"expected metrics of shape ({config.n_sounds}, 5, 5), got {tuple(metric.shape)}")
+    if metric is not None and metric.shape != (config.n_sounds, n, n):
+        raise ValueError(f"expected metrics of shape ({config.n_sounds}, {n}, {n}), got {tuple(metric.shape)}")
 
 
 def build(
@@ -247,8 +309,8 @@ def build(
 ) -> Path:
     """Compute the data set, or what is missing of it, and return its path.
 
-    `metric` is the M (n, 5, 5) of every drum, float64, if known from before, as from `bank.load_bank`: it is then kept
-    as it is.
+    `metric` is the M (n_sounds, n, n) of every sound, float64, if known from before, as from `bank.load_bank`: it is
+    then kept as it is.
 
     Under torchrun or srun all processes share the work; each uses as many threads as torch does, or its GPU. A process
     that has done its share waits for the others as long as they finish chunks, and for `patience_s` seconds more, by
@@ -259,8 +321,9 @@ def build(
     Raises
     ------
     ValueError
-        If the configuration is impossible, the store was begun with another one or by another version of this package,
-        the disk is too small, there are not as many metrics as drums, or other processes ended without their share.
+        If the configuration is impossible, the synthesizer breaks a promise (see `check_synthesizer`), the store was
+        begun with another configuration or by another version of this package, the disk is too small, there are not as
+        many metrics as sounds, or other processes ended without their share.
     """
     check(config, metric)
     fabric = connect(select_device(config.device), patience_s=patience_s)
@@ -270,7 +333,8 @@ def build(
         _create(config)
     fabric.barrier()
     store = _open(path, "r+")
-    refuse_difference(asdict(read_config(path)), config, f"{path} was built", ignored=("data", "device"))
+    stored = read_config(path, config.synthesizer)
+    refuse_difference(as_stored(stored), config, f"{path} was built", ignored=("data", "device"))
     missing = np.flatnonzero(~store["done"][:])
     if len(missing):
         _refuse_another_version(path, store)
@@ -300,12 +364,15 @@ def _refuse_another_version(path: Path, store: Any) -> None:
 
 def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> None:
     """Compute one sound, so that a configuration that cannot work is refused before anything is written."""
+    synthesizer = config.synthesizer
+    if synthesizer.name not in REGISTRY and (broken := check_synthesizer(synthesizer)):
+        raise ValueError(f"{synthesizer.name} breaks its promises: {'; '.join(broken)}")
     try:
-        middle = torch.zeros(1, N_PARAMETERS, dtype=torch.float64)
+        middle = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64)
         next(_in_parallel({0: (middle, None if metric is None else metric[:1])}, config, device))
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # of an ear of the user's own, too
         settings = ", ".join(f"{name} = {getattr(config, name)}" for name in ("n_samples", "J", "Q", "T"))
-        raise ValueError(f"no data set can be made with {settings}: {error}") from error
+        raise ValueError(f"no data set can be made with {settings}, ear = {ear_name(config)}: {error}") from error
 
 
 def _parts(config: DatasetConfig, nu: Tensor, chunks: list[int], metric: Tensor | None) -> dict[int, Part]:
@@ -340,7 +407,7 @@ def _in_parallel(
         return
     scalogram = encoder_input(config).to(device)
     is_heard = config.features or (config.metric and config.secant_step is None)
-    features: Map = ear(config).to(device) if is_heard else torch.nn.Identity()
+    features = ear(config, device) if is_heard else torch.nn.Identity()
     where = float64_device(device)  # of ν
     n_threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(
@@ -367,31 +434,53 @@ def _open(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:
         raise ValueError(f"{path} is not a data set of this library") from error
 
 
-def read_config(path: str | Path) -> DatasetConfig:
-    """The configuration that a store was built with; raises ValueError if there is no such store."""
+def read_config(
+    path: str | Path, synthesizer: Synthesizer | None = None, ear: str | Map | None = None
+) -> DatasetConfig:
+    """The configuration that a store was built with.
+
+    A synthesizer of the user's own must be given; an ear of his own as well, before it can be heard with.
+    Raises ValueError if there is no such store, or it was made with another synthesizer or ear.
+    """
     store = _open(path)
     try:
-        return stored_config(store.attrs["config"])
+        return stored_config(store.attrs["config"], synthesizer, ear, str(path))
     except KeyError as error:
         raise ValueError(f"{path} is not a data set of this library") from error
     except TypeError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def stored_config(values: Mapping[str, Any]) -> DatasetConfig:
+def stored_config(
+    values: Mapping[str, Any], synthesizer: Synthesizer | None = None, ear: str | Map | None = None, what: str = "this"
+) -> DatasetConfig:
     """The configuration that a store, a bank or an encoder holds, whichever version wrote it; errors as `from_stored`.
 
-    Older stores may keep audio besides, which changes nothing else.
+    Synthesizer and ear are as in `read_config`, and `what` is the file, for messages. Names that it holds are looked up
+    in the library, and never imported. Older stores may keep audio besides, which changes nothing else.
     """
-    return from_stored(DatasetConfig, {name: value for name, value in values.items() if name != "audio"})
+    values = {name: value for name, value in values.items() if name != "audio"}
+    values["synthesizer"] = stored_synthesizer(values.get("synthesizer"), synthesizer, what)
+    config = from_stored(DatasetConfig, values)
+    if ear is None:
+        return config
+    heard = replace(config, ear=ear)
+    if ear_name(heard) != config.ear:
+        raise ValueError(f"{what} was made with the ear {config.ear!r}, and {ear_name(heard)!r} is given")
+    return heard
 
 
 def _rows(path: str | Path, split: str) -> tuple[Any, np.ndarray]:
     """The store of a finished data set, and the rows of one split."""
     if split not in SPLITS:
         raise ValueError(f"expected a split of {SPLITS}, got {split!r}")
-    read_config(path)
     store = _open(path)
+    if "config" not in store.attrs:
+        raise ValueError(f"{path} is not a data set of this library")
+    try:  # a store that only another version can read
+        stored_config({name: value for name, value in store.attrs["config"].items() if name != "synthesizer"})
+    except TypeError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     try:
         done, rows = store["done"][:], np.flatnonzero(store["split"][:] == SPLITS.index(split))
     except (KeyError, ValueError, RuntimeError) as error:
@@ -401,7 +490,7 @@ def _rows(path: str | Path, split: str) -> tuple[Any, np.ndarray]:
     return store, rows
 
 
-def _read(path: str | Path, store: Any, rows: np.ndarray, names: tuple[str, ...]) -> Drums:
+def _read(path: str | Path, store: Any, rows: np.ndarray, names: tuple[str, ...]) -> Rows:
     arrays = {}
     for name in names:
         try:
@@ -411,18 +500,18 @@ def _read(path: str | Path, store: Any, rows: np.ndarray, names: tuple[str, ...]
         if not values.isfinite().all():  # a chunk that is not there reads as NaN
             raise ValueError(f"{path} is damaged (rows of {name} are missing): delete it and build it again")
         arrays[name] = values
-    return Drums(**arrays)
+    return Rows(**arrays)
 
 
 def _names(store: Any, names: tuple[str, ...]) -> tuple[str, ...]:
     """Those arrays that every store has, and those of `names` that this one has."""
-    unknown = set(names) - set(Drums._fields)
+    unknown = set(names) - set(Rows._fields)
     if unknown:
-        raise ValueError(f"expected names of {Drums._fields}, got {sorted(unknown)}")
+        raise ValueError(f"expected names of {Rows._fields}, got {sorted(unknown)}")
     return ("nu", "scalogram", *(name for name in names if name in store and name not in ("nu", "scalogram")))
 
 
-def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metric",)) -> Drums:
+def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metric",)) -> Rows:
     """One split of a data set, in memory, in the order of the store.
 
     Parameters
@@ -446,24 +535,36 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Raises ValueError if there is no such store.
     """
-    config, store = read_config(path), _open(path)
-    done, split = store["done"][:], store["split"][:]
+    store = _open(path)
+    try:
+        config, made_with = dict(store.attrs["config"]), dict(store.attrs["made_with"])
+        done, split = store["done"][:], store["split"][:]
+    except KeyError as error:
+        raise ValueError(f"{path} is not a data set of this library") from error
     arrays = {}
-    for name in ("nu", *_arrays(config)):
+    for name in (name for name in Rows._fields if name in store):
         files = [file.stat().st_size for file in (Path(path) / name).rglob("*") if file.is_file()]
         array = store[name]
         arrays[name] = {"shape": list(array.shape), "dtype": str(array.dtype), "bytes_on_disk": sum(files)}
     return {
         "path": str(path),
-        "config": asdict(config),
-        "made_with": dict(store.attrs["made_with"]),
+        "config": {"synthesizer": DRUM.to_dict(), "ear": "jtfs"} | config,  # older stores say neither
+        "made_with": made_with,
         "chunks": f"{int(done.sum())} of {len(done)} done",
         "splits": {name: int((split == i).sum()) for i, name in enumerate(SPLITS)},
         "arrays": arrays,
     }
 
 
-def verify(path: str | Path, n_chunks: int = 2, seed: int = 0, device: str = "auto", progress: bool = True) -> float:
+def verify(
+    path: str | Path,
+    n_chunks: int = 2,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+    synthesizer: Synthesizer | None = None,
+    ear: str | Map | None = None,
+) -> float:
     """Check a data set: every checksum, ν against the configuration, and some chunks against a new computation.
 
     Parameters
@@ -474,6 +575,7 @@ def verify(path: str | Path, n_chunks: int = 2, seed: int = 0, device: str = "au
     seed : int
         Of that draw.
     device : "auto", "cpu", "cuda" or "mps"
+    synthesizer, ear : as in `read_config`
 
     Returns
     -------
@@ -486,7 +588,7 @@ def verify(path: str | Path, n_chunks: int = 2, seed: int = 0, device: str = "au
     ValueError
         If the store is missing, unfinished or damaged, or differs from the new computation by more than 10⁻².
     """
-    config, store = read_config(path), _open(path)
+    config, store = read_config(path, synthesizer, ear), _open(path)
     names = tuple(_arrays(config))
     chunk = min(config.chunk_size, config.n_sounds)
     starts = range(0, config.n_sounds, chunk)

@@ -22,11 +22,20 @@ from torch import Tensor
 from torch.nn.functional import hardshrink, pad
 
 from .runtime import float64_device, full_precision
-from .synthesizer import PARAMETERS, check_domain
+from .synthesizer import Parameter, Synthesizer, check_domain
 
 N_SAMPLES = 65536
 SAMPLE_RATE = 22050  # Hz
 POSITION = (0.4, 0.4)  # of the sides, for strike and ear: both papers
+
+# Ranges: Han, Lostanlen and Lagrange (2023), section 4.
+PARAMETERS = (
+    Parameter("log_omega", "log₁₀ ω₁", "log₁₀ rad/s", 2.4, 3.8, "pitch"),
+    Parameter("tau", "τ₁", "s", 0.07, 0.8, "sustain of the first mode"),
+    Parameter("log_p", "log₁₀ p", "1", -5.0, -0.7, "how much faster high partials die"),
+    Parameter("log_D", "log₁₀ D", "1", -5.0, -0.52, "inharmonicity"),
+    Parameter("alpha", "α", "1", 1e-5, 1.0, "shape: ratio of the sides"),
+)
 
 
 def check_theta(theta: Tensor) -> None:
@@ -297,3 +306,6 @@ def rectangular_drum(
     heard = heard.nonzero()[:, 0].to(theta.device)
     omega, sigma, amplitude = (value[..., heard] for value in modes(theta, n_modes, strike, ear))
     return modal_sum(omega, sigma, amplitude, n_samples, sample_rate, normalize=normalize, dtype=dtype, device=device)
+
+
+DRUM = Synthesizer("drum", PARAMETERS, rectangular_drum, N_SAMPLES, SAMPLE_RATE, peak_normalized=True)

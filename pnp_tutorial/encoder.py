@@ -1,4 +1,4 @@
-"""The encoder f_W: from a sound to the drum that may have made it.
+"""The encoder f_W: from a sound to the parameters that may have made it.
 
     ν̃ = tanh(BatchNorm(A · network(BatchNorm(log(1 + S₁(x)/ε)))))        S₁: constant-Q scalogram
 
@@ -8,7 +8,6 @@ the scalogram in front of it and takes sounds.
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 from . import __version__
 from .bank import HEADER, shipped
 from .dataset import DatasetConfig, encoder_input, stored_config
-from .runtime import float64_device, write_atomically
-from .synthesizer import N_PARAMETERS
+from .metric import Map
+from .runtime import as_stored, float64_device, write_atomically
+from .synthesizer import Synthesizer
 
 
 class Encoder(nn.Module):
@@ -30,18 +30,18 @@ class Encoder(nn.Module):
 
     Parameters
     ----------
+    n_outputs : int
+        Parameters to predict: those of the synthesizer that are not known.
     backbone : str
         Any convolutional network of timm by name; weights are random.
-    n_outputs : int
-        5, or 4 where the pitch ω₁ is known: then ν̃ holds the other four parameters.
 
-    Raises ValueError if timm has no such network, or if n_outputs is neither 5 nor 4.
+    Raises ValueError if timm has no such network, or if n_outputs < 1.
     """
 
-    def __init__(self, backbone: str = "efficientnet_b0", n_outputs: int = N_PARAMETERS) -> None:
+    def __init__(self, n_outputs: int, backbone: str = "efficientnet_b0") -> None:
         super().__init__()
-        if n_outputs not in (N_PARAMETERS, N_PARAMETERS - 1):
-            raise ValueError(f"expected 5 outputs, or 4 with known pitch, got {n_outputs}")
+        if n_outputs < 1:
+            raise ValueError(f"expected n_outputs ≥ 1, got {n_outputs}")
         if not timm.is_model(backbone):
             raise ValueError(f"timm has no network {backbone!r}: see timm.list_models()")
         self.name, self.n_outputs = backbone, n_outputs
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """f_W on sounds: audio (..., n_samples) at 22 050 Hz → ν̃ (..., n_outputs), in float64, as θ needs it.
+    """f_W on sounds: audio (..., n_samples) → ν̃ (..., n_outputs), in float64, as θ needs it.
 
     From a device without float64, ν̃ comes to the CPU.
 
@@ -69,16 +69,24 @@ class AudioEncoder(nn.Module):
     ----------
     encoder : Encoder
     config : DatasetConfig
-        Of the data set that it was trained on: says which scalogram it takes.
+        Of the data set that it was trained on: says which scalogram it takes, and of which synthesizer.
+    known : tuple of str
+        Names of the parameters that it does not predict, as they are given.
     metadata : dict
         What is known of its training and results; kept in the header of the file.
 
     Raises ValueError on audio of another length.
     """
 
-    def __init__(self, encoder: Encoder, config: DatasetConfig, metadata: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        config: DatasetConfig,
+        known: tuple[str, ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder, self.config, self.metadata = encoder, config, metadata or {}
+        self.encoder, self.config, self.known, self.metadata = encoder, config, known, metadata or {}
         self.scalogram = encoder_input(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +94,23 @@ class AudioEncoder(nn.Module):
         return nu_hat.to(float64_device(nu_hat.device)).to(torch.float64)
 
 
+def sought(data: DatasetConfig, known: tuple[str, ...]) -> list[int]:
+    """Columns of ν that an encoder predicts: all but those of known parameters."""
+    return [j for j, name in enumerate(data.synthesizer.names) if name not in known]
+
+
+def complete(nu_hat: Tensor, nu: Tensor, columns: list[int]) -> Tensor:
+    """ν̃ (..., n) of what an encoder predicts, ν̃ (..., k) in those columns, and of the true ν (..., n) in the others."""
+    return nu.index_copy(-1, torch.tensor(columns, device=nu.device), nu_hat.to(nu.dtype))
+
+
 def refuse_other_scalogram(model: AudioEncoder, data: DatasetConfig, path: str | Path) -> None:
     """Raise ValueError if a data set, that at `path`, holds other scalograms than an encoder was trained on."""
+    own, other = model.config.synthesizer.name, data.synthesizer.name
+    if own != other:
+        raise ValueError(
+            f"the encoder was trained on sounds of the synthesizer {own!r}, but {path} has those of {other!r}"
+        )
     for name in ("n_samples", "J", "Q", "T"):
         own, other = getattr(model.config, name), getattr(data, name)
         if own != other:
@@ -97,14 +120,16 @@ def refuse_other_scalogram(model: AudioEncoder, data: DatasetConfig, path: str |
 def save(model: AudioEncoder, path: str | Path) -> None:
     """Write an encoder atomically as safetensors: matrices and kernels in float16, the rest in float32.
 
-    The header carries JSON: backbone, outputs, configuration of the data set, library version, and `model.metadata`.
+    The header carries JSON: backbone, outputs, known parameters, configuration of the data set, library version, and
+    `model.metadata`.
     """
     state = {name: values.half() if values.ndim > 1 else values for name, values in model.encoder.state_dict().items()}
     header = {
         "version": __version__,
         "backbone": model.encoder.name,
         "n_outputs": model.encoder.n_outputs,
-        "dataset": asdict(model.config),
+        "known": list(model.known),
+        "dataset": as_stored(model.config),
         "metadata": model.metadata,
     }
     tensors = {name: values.cpu().contiguous() for name, values in state.items()}
@@ -112,19 +137,25 @@ def save(model: AudioEncoder, path: str | Path) -> None:
     write_atomically({Path(path): content})
 
 
-def load_encoder(path: str | Path | None = None, device: torch.device | str = "cpu") -> AudioEncoder:
+def load_encoder(
+    path: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    synthesizer: Synthesizer | None = None,
+    ear: str | Map | None = None,
+) -> AudioEncoder:
     """Read an encoder that `save` or `pnp train` wrote, ready to predict.
 
     Parameters
     ----------
     path : path, optional
-        The encoder that ships with the package, if not given.
+        The encoder that ships with the package, that of drums, if not given.
     device : device
+    synthesizer, ear : as in `dataset.read_config`
 
     Raises
     ------
     ValueError
-        If there is no such file, or it is no encoder of this library.
+        If there is no such file, it is no encoder of this library, or one for another synthesizer.
     """
     path = shipped("encoder.safetensors") if path is None else Path(path)
     if not path.is_file():
@@ -133,9 +164,12 @@ def load_encoder(path: str | Path | None = None, device: torch.device | str = "c
         with safetensors.safe_open(path, "pt") as file:
             header = json.loads(file.metadata()[HEADER])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        encoder = Encoder(header["backbone"], header["n_outputs"])
+        config = stored_config(header["dataset"], synthesizer, ear, str(path))
+        encoder = Encoder(header["n_outputs"], header["backbone"])
         encoder.load_state_dict(state)
-        model = AudioEncoder(encoder, stored_config(header["dataset"]), header.get("metadata"))
+        # Older files do not name what was known: it was the first parameter, a drum's pitch.
+        known = header.get("known", config.synthesizer.names[: len(config.synthesizer.names) - header["n_outputs"]])
+        model = AudioEncoder(encoder, config, tuple(known), header.get("metadata"))
     except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is not an encoder of this library ({' '.join(str(error).split())})") from error
     return model.to(device).eval()

@@ -1,4 +1,4 @@
-"""Losses between a prediction ν̃ and the truth ν, all (B, 5); only ν̃ carries a gradient.
+"""Losses between a prediction ν̃ and the truth ν, all (B, n); only ν̃ carries a gradient.
 
     P-loss      mean over batch and parameters of (ν̃ − ν)²
     spectral    mean over the batch of ½ ‖Φ(g(ν̃)) − Φ(g(ν))‖²
@@ -12,15 +12,13 @@ P-loss (Han, Lostanlen and Lagrange, 2023, equations 3 to 8).
 import torch
 from torch import Tensor
 
-from .drum import rectangular_drum
 from .metric import Map
 from .mss import mss_distance
-from .synthesizer import to_theta
 
 
 def _check_pair(nu_hat: Tensor, nu: Tensor) -> None:
     if nu_hat.shape != nu.shape or nu.ndim < 1:
-        raise ValueError(f"nu_hat and nu must have one shape (..., 5), got {tuple(nu_hat.shape)} and {tuple(nu.shape)}")
+        raise ValueError(f"nu_hat and nu must have one shape (..., n), got {tuple(nu_hat.shape)} and {tuple(nu.shape)}")
 
 
 def parameter_loss(nu_hat: Tensor, nu: Tensor) -> Tensor:
@@ -29,15 +27,8 @@ def parameter_loss(nu_hat: Tensor, nu: Tensor) -> Tensor:
     return (nu_hat - nu.detach()).square().mean()
 
 
-def spectral_loss(
-    nu_hat: Tensor,
-    nu: Tensor,
-    features: Map,
-    synthesizer: Map = rectangular_drum,
-    to_theta: Map = to_theta,
-    target: Tensor | None = None,
-) -> Tensor:
-    """½ ‖Φ(g(ν̃)) − Φ(g(ν))‖², mean over the batch, a scalar; Φ, g and `to_theta` as in `metric.jacobian`.
+def spectral_loss(nu_hat: Tensor, nu: Tensor, features: Map, synthesizer: Map, target: Tensor | None = None) -> Tensor:
+    """½ ‖Φ(g(ν̃)) − Φ(g(ν))‖², mean over the batch, a scalar; Φ and g as in `metric.jacobian`.
 
     Differentiates through features and synthesizer: the costly loss that PNP approximates. `target` is Φ(g(ν)), where
     it is known from before.
@@ -46,20 +37,20 @@ def spectral_loss(
     _check_pair(nu_hat, nu)
     if target is None:
         with torch.no_grad():
-            target = features(synthesizer(to_theta(nu.to(torch.float64))))
-    difference = features(synthesizer(to_theta(nu_hat.to(torch.float64)))) - target
+            target = features(synthesizer(nu.to(torch.float64)))
+    difference = features(synthesizer(nu_hat.to(torch.float64))) - target
     return difference.square().sum(-1).mean() / 2
 
 
-def mss_loss(nu_hat: Tensor, nu: Tensor, synthesizer: Map = rectangular_drum, to_theta: Map = to_theta) -> Tensor:
+def mss_loss(nu_hat: Tensor, nu: Tensor, synthesizer: Map) -> Tensor:
     """Multi-scale spectral loss, the paper's rival: `mss.mss_distance` of g(ν̃) from g(ν), mean over the batch.
 
     A scalar; raises ValueError if the shapes differ.
     """
     _check_pair(nu_hat, nu)
     with torch.no_grad():
-        target = synthesizer(to_theta(nu.to(torch.float64)))
-    return mss_distance(synthesizer(to_theta(nu_hat.to(torch.float64))), target).mean()
+        target = synthesizer(nu.to(torch.float64))
+    return mss_distance(synthesizer(nu_hat.to(torch.float64)), target).mean()
 
 
 def pnp_loss(nu_hat: Tensor, nu: Tensor, metric: Tensor, damping: float | Tensor = 0.0) -> Tensor:
@@ -68,7 +59,7 @@ def pnp_loss(nu_hat: Tensor, nu: Tensor, metric: Tensor, damping: float | Tensor
     Parameters
     ----------
     nu_hat, nu : Tensors, shape (..., n)
-        n is 5, or 4 where the pitch is known and left out of the metric.
+        Without the known parameters, which are left out of the metric, too.
     metric : Tensor, shape (..., n, n)
         M(ν), precomputed by `metric.riemannian_metric`.
     damping : float or scalar Tensor

@@ -1,4 +1,4 @@
-"""Matches of sound files, on disk: a folder of recordings becomes a folder of drums.
+"""Matches of sound files, on disk: a folder of recordings becomes a folder of matched sounds.
 
 A match is kept with what it was made from, and so not made again. Whatever one file does, the others go on.
 """
@@ -8,7 +8,6 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,26 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .bank import shipped
-from .dataset import ear
-from .drum import SAMPLE_RATE
+from .dataset import ear as make_ear
+from .dataset import ear_name
 from .encoder import load_encoder
 from .matching import BUDGET, Budget, Match, match
-from .runtime import check_writable, readable, write_atomically
+from .metric import Map
+from .runtime import as_stored, check_writable, readable, write_atomically
+from .synthesizer import Synthesizer
 
 LONGEST_NAME = 255  # of a file, in bytes: most systems have no longer ones
 
 
 def save_match(result: Match, wav: str | Path, document: str | Path, source: dict[str, Any] | None = None) -> None:
-    """Write the matched drum as a 16-bit WAV and `Match.to_dict` as JSON: both whole, or an OSError and neither.
+    """Write the matched sound as WAV and `Match.to_dict` as JSON: both whole, or an OSError and neither.
 
-    `source` tells what it was made from, and is kept in the JSON.
+    The WAV has 16 bits, or floats where a level has a meaning. `source` tells what it was made from, and is kept
+    in the JSON.
     """
     sound = io.BytesIO()
-    soundfile.write(sound, result.x_hat.numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    rate, subtype = round(result.synthesizer.sample_rate), "PCM_16" if result.synthesizer.peak_normalized else "FLOAT"
+    soundfile.write(sound, result.x_hat.numpy(), rate, format="WAV", subtype=subtype)
     text = json.dumps({"source": source or {}, **result.to_dict()}, indent=2, ensure_ascii=False)
     write_atomically({Path(wav): sound.getvalue(), Path(document): text.encode()})
 
@@ -46,8 +49,12 @@ def match_files(
     device: torch.device | str = "cpu",
     progress: bool = True,
     budget: Budget = BUDGET,
+    synthesizer: Synthesizer | None = None,
+    ear: str | Map | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Match recordings one after the other; a bad one is reported, and the others go on.
+
+    Synthesizer and ear are those of the encoder, as in `load_encoder`, if they are none of the library.
 
     Of each, NAME_matched.wav and NAME_matched.json are written to the output folder. A recording whose JSON is there,
     made from the same sound with the same encoder, seed, budget and version of this package, is not matched again: what
@@ -57,8 +64,8 @@ def match_files(
     ------
     row : dict, as soon as a recording is done
         file; error (empty if there was none); the parameters, in their units, and their uncertainties, as
-        <parameter>_uncertainty; what is undetermined, in words; the JTFS distances of the drums "constant", "encoder",
-        "scan" and "match"; level_db, noise_db, n_drums and n_iterations. Names are as `readable` has them.
+        <parameter>_uncertainty; what is undetermined, in words; the distances in features of "constant", "encoder",
+        "scan" and "match"; level_db, noise_db, n_heard and n_iterations. Names are as `readable` has them.
 
     Raises
     ------
@@ -70,15 +77,17 @@ def match_files(
     stems = [Path(path).stem.casefold() for path in paths]  # of two that differ in case, some systems keep one
     if not stems:
         raise ValueError("expected at least one sound file, got none")
-    model = load_encoder(encoder, device)
-    features = ear(model.config).to(device)
+    model = load_encoder(encoder, device, synthesizer, ear)
+    features = make_ear(model.config, device)
     check_writable(output_folder)
     encoder_sum = _sum(shipped("encoder.safetensors") if encoder is None else Path(encoder))
-    made_with = {"encoder": encoder_sum, "seed": seed, "budget": asdict(budget), "version": __version__}
+    made_with = {"encoder": encoder_sum, "seed": seed, "budget": as_stored(budget), "version": __version__}
+    made_with |= {"synthesizer": model.config.synthesizer.to_dict(), "ear": ear_name(model.config)}
     bar = tqdm(paths, unit="file", disable=None if progress and len(paths) > 1 else True)  # None: if this is a terminal
     for i, (path, stem) in enumerate(zip(bar, stems, strict=True)):
         wav, document = (Path(output_folder, f"{Path(path).stem}_matched.{kind}") for kind in ("wav", "json"))
         row: dict[str, Any] = {"file": readable(path), "error": ""}
+        done: dict[str, Any] = {}
         result, source = None, {}
         try:
             if (first := stems.index(stem)) < i:
@@ -86,7 +95,8 @@ def match_files(
             if len(os.fsencode(document.name)) > LONGEST_NAME:
                 raise ValueError(f"{path}: its match would have a name of more than {LONGEST_NAME} bytes: rename it")
             source = {"sound": _sum(Path(path)), **made_with}
-            if not (wav.is_file() and _row(document, source)):
+            done = _row(document, source) if wav.is_file() else {}
+            if not done:
                 result = match(path, model, features, seed, progress, budget=budget)
         except ValueError as error:
             row["error"] = readable(error)
@@ -94,7 +104,8 @@ def match_files(
             row["error"] = readable(f"{path} cannot be matched ({type(error).__name__}: {error})")
         if result is not None:
             save_match(result, wav, document, source)
-        yield row | (_row(document, source) if not row["error"] else {})
+            done = _row(document, source)
+        yield row | done
 
 
 def _sum(path: Path) -> str:
@@ -117,7 +128,7 @@ def _row(document: Path, source: dict[str, Any]) -> dict[str, Any]:
         values = {p["name"]: p["value"] for p in content["theta"]}
         spreads = {f"{p['name']}_uncertainty": p["uncertainty"] for p in content["theta"]}
         words = {"undetermined": "; ".join(content["undetermined"])}
-        effort = {name: content[name] for name in ("level_db", "noise_db", "n_drums", "n_iterations")}
-        return values | spreads | words | content["jtfs_distance"] | effort
+        effort = {name: content[name] for name in ("level_db", "noise_db", "n_heard", "n_iterations")}
+        return values | spreads | words | content["distance"] | effort
     except (OSError, ValueError, AttributeError, KeyError):  # KeyError: an older version of this package wrote it
         return {}

@@ -1,4 +1,4 @@
-"""A sound of the reader's own, uploaded or recorded, becomes a drum: for Jupyter and Colab.
+"""A sound of the reader's own, uploaded or recorded, is matched: for Jupyter and Colab.
 
 It stands apart from `widgets`, so that chapters without an encoder need not wait for its imports.
 """
@@ -22,18 +22,16 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from . import plots
-from .dataset import ear
-from .drum import rectangular_drum
+from .dataset import ear, ear_name
 from .encoder import AudioEncoder, load_encoder
 from .matching import Match, Step, match, undetermined, verdict
 from .metric import Map
-from .recording import load_audio
-from .synthesizer import PARAMETERS, to_theta
+from .recording import load_recording
+from .synthesizer import Synthesizer
 from .widgets import ABPlayer, png
 
 RECORDER_MODULE = Path(__file__).with_name("recorder.js")
 REDRAW_S = 1.0  # from one picture to the next, at least: each takes a third of a second itself
-MEASURES = {"predict": "JTFS distance", "scan": "distance of coarse spectra", "refine": "JTFS distance"}
 
 
 class Recorder(anywidget.AnyWidget):
@@ -59,7 +57,7 @@ class Recorder(anywidget.AnyWidget):
 
 
 class MatchMaker(widgets.VBox):
-    """Upload a sound or record one, press "Match", and watch how its drum is found; then hear both.
+    """Upload a sound or record one, press "Match", and watch how its parameters are found; then hear both.
 
     While a match runs, which takes a minute or so, the kernel's main thread is busy with it: other cells wait. To give
     it up, interrupt the kernel.
@@ -80,7 +78,8 @@ class MatchMaker(widgets.VBox):
     def __init__(self, model: AudioEncoder | None = None, features: Map | None = None) -> None:
         self.result: Match | None = None
         self._model = model or load_encoder()
-        self._features = features or ear(self._model.config).to(next(self._model.parameters()).device)
+        self._features = features or ear(self._model.config, next(self._model.parameters()).device)
+        self._synthesizer = self._model.config.synthesizer
         self._sound: tuple[str, bytes] | None = None  # name and content of the file to match
         self._upload = widgets.FileUpload(accept="audio/*", multiple=False, description="Upload")
         self._recorder = Recorder()
@@ -101,7 +100,8 @@ class MatchMaker(widgets.VBox):
 
         Returns the match; None if the file is not usable, and then the widget says why.
         """
-        path = Path(path)
+        path, synthesizer = Path(path), self._synthesizer
+        heard = ear_name(self._model.config)
         self.result = None
         self._button.disabled = True
         self.children = [self._controls, self._status]
@@ -112,16 +112,20 @@ class MatchMaker(widgets.VBox):
         def tell(step: Step) -> None:
             nonlocal drawn
             story.append(step)
-            theta = to_theta(torch.tensor(step.nu, dtype=torch.float64))
-            distance = f"{MEASURES[step.stage]} {step.distance:.3g}"
-            self._say(f"{path.name}: {step.stage}, drums heard: {step.n_drums}, {distance}", *in_units(theta))
+            nu = torch.tensor(step.v, dtype=torch.float64)[: len(synthesizer.parameters)]
+            measure = "coarse spectra" if step.stage == "scan" else heard
+            distance = f"distance of {measure} {step.distance:.3g}"
+            self._say(
+                f"{path.name}: {step.stage}, sounds heard: {step.n_heard}, {distance}", *in_units(nu, synthesizer)
+            )
             if time.monotonic() - drawn > REDRAW_S:
-                self._draw(story, x, rectangular_drum(theta, len(x)), "best drum so far")
+                self._draw(story, x, synthesizer(nu), "best so far")
                 drawn = time.monotonic()
 
         try:
-            x = load_audio(path, n_samples=self._model.config.n_samples)
-            result = match(path, self._model, self._features, tell=tell)  # the path, which tells the file's own rate
+            recording = load_recording(path, synthesizer)
+            x = recording.x
+            result = match(recording, self._model, self._features, tell=tell)
         except ValueError as error:
             self.children = [self._controls, self._status]
             self._say(str(error).replace(str(path), path.name))
@@ -131,14 +135,16 @@ class MatchMaker(widgets.VBox):
             raise
         finally:
             self._button.disabled = self._sound is None
-        distances = f"JTFS distance {result.distance['match']:.3g}; the encoder's drum {result.distance['encoder']:.3g}"
+        found, first = result.distance["match"], result.distance["encoder"]
+        distances = f"distance of {heard} {found:.3g}; by the encoder alone {first:.3g}"
         self._draw(story, result.x, result.x_hat, "match")
         self._say(
-            f"{path.name}: match, drums heard: {story[-1].n_drums}, {distances}",
-            *in_units(result.theta, result.uncertainty),
+            f"{path.name}: match, sounds heard: {story[-1].n_heard}, {distances}",
+            *in_units(result.nu, synthesizer, result.uncertainty),
             unsure(result),
         )
-        player = ABPlayer({"recording": result.x, "match": result.x_hat}, distances)
+        sounds = {"recording": result.x, "match": result.x_hat}
+        player = ABPlayer(sounds, synthesizer.sample_rate, distances)
         self.children = [self._controls, self._status, player, self._image]
         self.result = result
         return result
@@ -162,7 +168,7 @@ class MatchMaker(widgets.VBox):
         self._status.value = f'<div style="line-height: 1.4">{text}</div>'  # lines of text, not of buttons
 
     def _draw(self, story: Sequence[Step], x: Tensor, x_hat: Tensor, title: str) -> None:
-        self._image.value = png(picture(story, x, x_hat, title))
+        self._image.value = png(picture(story, x, x_hat, self._synthesizer.sample_rate, title))
         if self._image not in self.children:
             self.children = [*self.children, self._image]
 
@@ -175,11 +181,11 @@ def uploaded(value: Any) -> tuple[str, bytes] | None:
     return None
 
 
-def in_units(theta: Tensor, uncertainty: Tensor | None = None) -> list[str]:
-    """A line for each parameter of θ (5,): meaning, symbol, value, unit; ± that of ν (5,), if given, as one of θ."""
-    lines = []
-    for j, (p, value) in enumerate(zip(PARAMETERS, theta.tolist(), strict=True)):
-        spread = "" if uncertainty is None else f" ± {float(uncertainty[j]) * (p.high - p.low) / 2:.2g}"
+def in_units(nu: Tensor, synthesizer: Synthesizer, uncertainty: Tensor | None = None) -> list[str]:
+    """A line for each parameter of ν (n,): meaning, symbol, value, unit; ± its uncertainty (n,), if given."""
+    lines, slope = [], synthesizer.slope(nu)
+    for j, (p, value) in enumerate(zip(synthesizer.parameters, synthesizer.to_theta(nu).tolist(), strict=True)):
+        spread = "" if uncertainty is None else f" ± {float(uncertainty[j] * slope[j]):.2g}"
         number = f"{value:#.4g}".replace("-", "−")
         lines.append(f"{p.meaning}: {p.symbol} = {number}{spread}{'' if p.unit == '1' else f' {p.unit}'}")
     return lines
@@ -187,21 +193,21 @@ def in_units(theta: Tensor, uncertainty: Tensor | None = None) -> list[str]:
 
 def unsure(result: Match) -> str:
     """A line that tells which parameters, or combinations of them, the sound does not determine."""
-    return verdict("; ".join(undetermined(*result.directions, [p.symbol for p in PARAMETERS])))
+    return verdict("; ".join(undetermined(*result.directions, result.synthesizer.symbols)))
 
 
-def picture(story: Sequence[Step], x: Tensor, x_hat: Tensor, title: str) -> Axes:
-    """Distance over the drums heard, above the spectrograms of the recording x and of the drum x_hat, (n_samples,)."""
+def picture(story: Sequence[Step], x: Tensor, x_hat: Tensor, sample_rate: float, title: str) -> Axes:
+    """Distance over the sounds heard, above the spectrograms of the recording x and the match x_hat, (n_samples,)."""
     with plots.style():
         axes = plt.figure(figsize=(8, 5)).subplot_mosaic("dd;rm", height_ratios=(2, 3))
     above = axes["d"]
-    measures = {"JTFS (encoder, refinement)": ("predict", "refine"), "coarse spectra (scan)": ("scan",)}
+    measures = {"features (encoder, refinement)": ("predict", "refine"), "coarse spectra (scan)": ("scan",)}
     for (label, stages), line in zip(measures.items(), ("o", "-"), strict=True):
-        points = [(step.n_drums, step.distance) for step in story if step.stage in stages]
+        points = [(step.n_heard, step.distance) for step in story if step.stage in stages]
         above.semilogy(*np.reshape(points, (-1, 2)).T, line, label=label)
-    above.set(xlabel="drums heard", ylabel="distance")
+    above.set(xlabel="sounds heard", ylabel="distance")
     above.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     for name, sound, label in (("r", x, "recording"), ("m", x_hat, title)):
-        plots.spectrogram(sound, ax=axes[name], max_hz=5000).set_title(label)
+        plots.spectrogram(sound, sample_rate, axes[name], max_hz=min(5000, sample_rate / 2)).set_title(label)
     axes["m"].set_ylabel("")
     return above

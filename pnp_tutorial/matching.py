@@ -1,20 +1,21 @@
-"""From a recording to a drum: predicted by the encoder, sought in the whole box, refined on the metric's Jacobian.
+"""From a recording to parameters: predicted by the encoder, sought in the whole box, refined on the metric's Jacobian.
 
-    load      x: onset found, one channel, 22 050 Hz, peak 1; σ: the level of its noise (`recording`)
+    load      x: one channel, of the synthesizer's length and rate; σ: the level of its noise (`recording`)
     predict   ν⁰ = f_W(x)
     scan      v¹ = argmin ‖C(h(v)) − C(x)‖ over the box     C: coarse spectra; differential evolution from ν⁰ and others
     refine    ṽ = argmin ½ ‖Φ(h(v)) − Φ(x)‖² from v¹        Levenberg–Marquardt in the box, J of `metric.jacobian`
 
-where h hears a drum as it may be in the recording: v = (ν, l) has six numbers in [−1, 1], and
+where h hears a sound as it may be in the recording:
 
-    h(v) = 10^(12 l / 20) g(ν) + σ n
+    h(v) = 10^(12 l / 20) g(ν) + σ n,    v = (ν, l) in [−1, 1]ⁿ⁺¹
 
-for what has the peak may be no drum (a click, noise), or the drum's own peak be missing: l is its level, 12 dB up or
-down. The noise n is white, and one for all drums; it ends where the recording ends, in time and, for files of another
-rate than 22 050 Hz, in frequency.
+If the synthesizer's sounds all have a peak of 1, recordings are scaled to that peak. But what has the peak may be no
+such sound (a click, noise), or its own peak be missing: l is its level, 12 dB up or down. For other synthesizers l = 0,
+and v = ν. The noise n is white, and one for all sounds; it ends where the recording ends, in time and, for files of
+another sample rate, in frequency.
 
-Refinement alone seldom helps: along pitch, the distance in Φ has a dent at every semitone, which is how far its filters
-are apart. The distance in C has none, and is so cheap that thousands of drums can be tried.
+Refinement alone seldom helps: along pitch, the distance in JTFS has a dent at every semitone, which is how far its
+filters are apart. The distance in C has none, and is so cheap that thousands of sounds can be tried.
 
 What a sound does not determine is told by the metric M = JᵀJ at ṽ. Let the features move by d, the distance that is
 left or 1 if that is more, and let [−1, 1] have its own variance, 1/3. Then v has the covariance Σ, and v_j is uncertain
@@ -23,7 +24,7 @@ by u_j,
     Σ = (M / d² + 3 I)⁻¹,    u_j = √Σ_jj,  at most 1/√3, where nothing is known of v_j.
 
 Where one parameter can make up for another, both are unsure, but not what they do together. That is told by the
-eigenvectors of Σ, or rather of its 5 × 5 block for ν: directions, each with a spread of its own.
+eigenvectors of Σ, or rather of its n × n block for ν: directions, each with a spread of its own.
 """
 
 import math
@@ -39,28 +40,27 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .dataset import ear
-from .drum import rectangular_drum
 from .encoder import AudioEncoder
 from .metric import Map, eigen, gram, jacobian
 from .mss import CoarseSpectra
 from .recording import Recording, load_recording, noise_level, noise_like
 from .runtime import float64_device
-from .synthesizer import N_PARAMETERS, NAMES, PARAMETERS, ranges, to_theta
+from .synthesizer import Synthesizer
 
-ALIKE = 0.1  # JTFS distance at which a refinement has come close enough
+ALIKE = 0.1  # distance in features at which a refinement has come close enough
 PRIOR = 1 / 3  # variance of a number drawn from [−1, 1]
 UNSURE = (PRIOR / 2) ** 0.5  # spread of a direction above which the box says more of it than the sound
 MINOR = 0.3  # component of a unit vector that is not worth a word: less than a tenth of its square
-LEVEL_DB = 12  # of the drum in the recording, up or down
+LEVEL_DB = 12  # of the sound in the recording, up or down
 
 
 class Step(NamedTuple):
     """One line of the story of a match."""
 
     stage: str  # "predict", "scan" or "refine"
-    n_drums: int  # drums that were heard up to here
+    n_heard: int  # sounds that were heard up to here
     distance: float  # of the best of them: of coarse spectra in "scan", else of Φ
-    nu: list[float]  # that drum's parameters
+    v: list[float]  # where that is
 
 
 Listener = Callable[[Step], None]  # is told of every step as it is made
@@ -70,10 +70,10 @@ Listener = Callable[[Step], None]  # is told of every step as it is made
 class Budget:
     """How long a search may take. The default finds two hundred of two hundred drums (chapter 9)."""
 
-    n_drums: int = 64  # of a generation of the scan
+    n_sounds: int = 64  # of a generation of the scan
     n_generations: int = 60  # of a run of the scan
     n_runs: int = 3  # of the scan, at most
-    n_iterations: int = 20  # of the refinement: so many drums are tried at most
+    n_iterations: int = 20  # of the refinement: so many sounds are tried at most
 
 
 BUDGET = Budget()
@@ -81,23 +81,26 @@ BUDGET = Budget()
 
 @dataclass(frozen=True)
 class Match:
-    """A recording and the drum that was found for it.
+    """A recording and the sound that was found for it.
 
     Attributes
     ----------
-    x, x_hat : Tensors (n_samples,), the recording as it was heard and the matched drum, both of peak 1
-    nu, theta : Tensors (5,), the drum's parameters
-    level_db : float, of the drum in the recording, above a peak of 1
-    covariance : Tensor (5, 5), of ν, as at the head of this module
-    nu_encoder, nu_constant : Tensors (5,), what the encoder predicted, and the best constant drum that it knows
+    synthesizer : Synthesizer
+    x, x_hat : Tensors (n_samples,), the recording as it was heard and the matched sound, both of peak 1 if all of the
+        synthesizer's are
+    nu, theta : Tensors (n,), the parameters found
+    level_db : float, of the sound in the recording, above that of the synthesizer
+    covariance : Tensor (n, n), of ν, as at the head of this module
+    nu_encoder, nu_constant : Tensors (n,), what the encoder predicted, and the best constant that it knows
     distance : dict of floats
-        JTFS distance from the recording of the drums "constant", "encoder", "scan" and "match", all heard through its
-        noise, the first two with a peak of 1. That of "match" is the least of the last three.
-    noise : Tensor (n_samples,), σ n, through which drums were heard
-    noise_db : float, level of that noise, in decibels below the recording's peak
+        Distance in features from the recording of the sounds "constant", "encoder", "scan" and "match", all heard
+        through its noise, the first two at the synthesizer's level. That of "match" is the least of the last three.
+    noise : Tensor (n_samples,), σ n, through which sounds were heard
+    noise_db : float, level of that noise, in decibels above 1
     history : tuple of Steps
     """
 
+    synthesizer: Synthesizer
     x: Tensor
     x_hat: Tensor
     nu: Tensor
@@ -113,37 +116,40 @@ class Match:
 
     @property
     def uncertainty(self) -> Tensor:
-        """Of each ν_j (5,), whatever the others are."""
+        """Of each ν_j (n,), whatever the others are."""
         return self.covariance.diagonal().sqrt()
 
     @property
     def directions(self) -> tuple[Tensor, Tensor]:
-        """Spreads (5,) of ν, the largest first, and the unit vectors (5, 5) along which it has them, as columns."""
+        """Spreads (n,) of ν, the largest first, and the unit vectors (n, n) along which it has them, as columns."""
         variances, directions = eigen(self.covariance)
         return variances.clamp_min(0).sqrt().flip(0), directions.flip(1)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: parameters with name, symbol, unit, value, uncertainty; directions; distances, noise and effort."""
-        low, high = ranges()
-        spread = self.uncertainty * (high - low) / 2
+        """For JSON: synthesizer; parameters with name, symbol, unit, value, uncertainty; directions; distances, noise,
+        effort.
+        """
+        synthesizer, names = self.synthesizer, self.synthesizer.names
+        spread = self.uncertainty * synthesizer.slope(self.nu)
         parameters = [
             {"name": p.name, "symbol": p.symbol, "unit": p.unit, "meaning": p.meaning, "value": value, "uncertainty": u}
-            for p, value, u in zip(PARAMETERS, self.theta.tolist(), spread.tolist(), strict=True)
+            for p, value, u in zip(synthesizer.parameters, self.theta.tolist(), spread.tolist(), strict=True)
         ]
         spreads, vectors = self.directions
         directions = [
-            {"spread": spread, **dict(zip(NAMES, vector, strict=True))}
+            {"spread": spread, **dict(zip(names, vector, strict=True))}
             for spread, vector in zip(spreads.tolist(), vectors.T.tolist(), strict=True)
         ]
         named = {"encoder": self.nu_encoder, "constant": self.nu_constant}
-        others = {name: dict(zip(NAMES, to_theta(nu).tolist(), strict=True)) for name, nu in named.items()}
-        effort = {"n_drums": self.history[-1].n_drums, "n_iterations": sum(s.stage == "refine" for s in self.history)}
+        others = {name: dict(zip(names, synthesizer.to_theta(nu).tolist(), strict=True)) for name, nu in named.items()}
+        effort = {"n_heard": self.history[-1].n_heard, "n_iterations": sum(s.stage == "refine" for s in self.history)}
         return {
+            "synthesizer": synthesizer.name,
             "theta": parameters,
             "nu": self.nu.tolist(),
             "directions": directions,
-            "undetermined": undetermined(spreads, vectors),
-            "jtfs_distance": self.distance,
+            "undetermined": undetermined(spreads, vectors, names),
+            "distance": self.distance,
             "level_db": self.level_db,
             "noise_db": self.noise_db,
             **effort,
@@ -155,22 +161,24 @@ def scan(
     x: Tensor,
     synthesizer: Map,
     start: Tensor,
+    sample_rate: float,
     seed: int = 0,
     budget: Budget = BUDGET,
     tell: Listener = lambda step: None,
 ) -> Tensor:
     """The v whose sound is closest to x in coarse spectra, sought in the whole box [−1, 1]ⁿ by differential evolution.
 
-    A population of drums evolves for some generations. That now and then ends in a wrong valley; so it is run again,
-    from other drums, until one comes within a thousandth of ‖C(x)‖ or the budget is spent.
+    A population of sounds evolves for some generations. That now and then ends in a wrong valley; so it is run again,
+    from others, until one comes within a thousandth of ‖C(x)‖ or the budget is spent.
 
     Parameters
     ----------
-    x : Tensor, shape (n_samples,), of peak 1
+    x : Tensor, shape (n_samples,)
     synthesizer : callable
         v (B, n), float64, to sounds (B, n_samples).
     start : Tensor, shape (n,)
-        One of the drums at the beginning, such as the encoder's. The others are random.
+        One of those at the beginning, such as the encoder's. The others are random.
+    sample_rate : float, Hz
     seed : int
     budget : Budget
     tell : callable
@@ -180,14 +188,14 @@ def scan(
     -------
     v : Tensor, shape (n,), float64, on the CPU
     """
-    coarse = CoarseSpectra(len(x)).to(x.device)
+    coarse = CoarseSpectra(len(x), sample_rate).to(x.device)
     target = coarse(x)
     enough = 1e-3 * float(target.norm())
-    best, v, n_drums = math.inf, start, 0
+    best, v, n_heard = math.inf, start, 0
 
     def distances(population: np.ndarray) -> np.ndarray:  # (n, B)
-        nonlocal n_drums
-        n_drums += population.shape[1]
+        nonlocal n_heard
+        n_heard += population.shape[1]
         with torch.no_grad():
             sounds = synthesizer(torch.from_numpy(population.T.copy()))
             return (coarse(sounds) - target).norm(dim=-1).cpu().numpy()
@@ -196,7 +204,7 @@ def scan(
         nonlocal best, v
         if intermediate_result.fun < best:
             best, v = float(intermediate_result.fun), torch.from_numpy(intermediate_result.x.copy())
-        tell(Step("scan", n_drums, best, v[:N_PARAMETERS].tolist()))
+        tell(Step("scan", n_heard, best, v.tolist()))
         return best < enough
 
     for run in range(budget.n_runs):
@@ -213,7 +221,7 @@ def _evolve(
     budget: Budget,
     generation: Callable[[OptimizeResult], bool],
 ) -> None:
-    population = random.uniform(-1, 1, (budget.n_drums, len(start)))
+    population = random.uniform(-1, 1, (budget.n_sounds, len(start)))
     population[0] = start.cpu()
     differential_evolution(
         distances,
@@ -269,11 +277,11 @@ def refine(
             return (features(synthesizer(torch.from_numpy(v)[None]))[0] - S).cpu().double().numpy()
 
     def J(v: np.ndarray) -> np.ndarray:
-        return jacobian(torch.from_numpy(v)[None], features, synthesizer, lambda v: v)[1][0].cpu().double().numpy()
+        return jacobian(torch.from_numpy(v)[None], features, synthesizer)[1][0].cpu().double().numpy()
 
     def iteration(intermediate_result: OptimizeResult) -> None:
         distance = math.sqrt(2 * intermediate_result.cost)
-        tell(Step("refine", count, distance, intermediate_result.x[:N_PARAMETERS].tolist()))
+        tell(Step("refine", count, distance, intermediate_result.x.tolist()))
         if distance < ALIKE:
             raise StopIteration
 
@@ -290,7 +298,7 @@ def refine(
     )
     before = float(np.linalg.norm(residual(start)))
     if before**2 < 2 * result.cost:  # SciPy moves a start on the box's edge inwards, and may not get back
-        tell(Step("refine", count, before, start[:N_PARAMETERS].tolist()))
+        tell(Step("refine", count, before, start.tolist()))
         return torch.from_numpy(start), before, gram(torch.from_numpy(J(start)))
     return torch.from_numpy(result.x), math.sqrt(2 * result.cost), gram(torch.from_numpy(result.jac))
 
@@ -302,15 +310,15 @@ def covariance(metric: Tensor, distance: float) -> Tensor:
     return directions * variances @ directions.mT
 
 
-def undetermined(spreads: Tensor, directions: Tensor, names: Sequence[str] = NAMES) -> list[str]:
+def undetermined(spreads: Tensor, directions: Tensor, names: Sequence[str]) -> list[str]:
     """In words, that of which the box says more than the sound: "log_D", or combinations like "0.8 tau + 0.6 alpha".
 
     It is the span of those `Match.directions` whose spread is above `UNSURE`. First come the parameters that lie in it,
     up to `MINOR`, then the directions that are left of it, least determined first.
     """
     is_unsure = spreads > UNSURE
-    span = directions[:, is_unsure]  # (5, K)
-    alone = span.square().sum(1) > 1 - MINOR**2  # (5,)
+    span = directions[:, is_unsure]  # (n, K)
+    alone = span.square().sum(1) > 1 - MINOR**2  # (n,)
     rest = span * spreads[is_unsure] * ~alone[:, None]
     _, combinations = eigen(rest @ rest.mT)
     words = [name for name, is_alone in zip(names, alone.tolist(), strict=True) if is_alone]
@@ -324,30 +332,32 @@ def undetermined(spreads: Tensor, directions: Tensor, names: Sequence[str] = NAM
 
 def verdict(words: str) -> str:
     """A line that tells what is `undetermined`, in words that semicolons join, or none."""
-    return f"not determined by the sound: {words}" if words else "the sound determines all five parameters"
+    return f"not determined by the sound: {words}" if words else "the sound determines all parameters"
 
 
-def heard_through(noise: Tensor, where: torch.device) -> Map:
-    """h: v (B, 6) → sounds (B, n_samples) of drums as they may be in a recording of this noise (n_samples,).
+def heard_through(noise: Tensor, synthesizer: Synthesizer, where: torch.device) -> Map:
+    """h: v (B, n + 1), or ν (B, n), → sounds (B, n_samples) as they may be in a recording of this noise (n_samples,).
 
     ν is taken on the device `where`.
     """
+    n = len(synthesizer.parameters)
 
     def h(v: Tensor) -> Tensor:
-        nu, level = v.split(N_PARAMETERS, -1)
-        sounds = rectangular_drum(to_theta(nu.to(where)), len(noise), dtype=noise.dtype).to(noise.device)
-        return 10 ** (LEVEL_DB / 20 * level).to(noise) * sounds + noise
+        sounds = synthesizer(v[..., :n].to(where), noise.dtype).to(noise.device)
+        if v.shape[-1] > n:
+            sounds = 10 ** (LEVEL_DB / 20 * v[..., n:]).to(noise) * sounds
+        return sounds + noise
 
     return h
 
 
-def at_peak(nu: Tensor) -> Tensor:
-    """v (..., 6) of drums ν (..., 5) whose peak is that of the recording."""
-    return torch.cat([nu, torch.zeros_like(nu[..., :1])], -1)
+def at_own_level(nu: Tensor, synthesizer: Synthesizer) -> Tensor:
+    """v of ν (..., n): with a level l = 0 at its end, if a level is to be sought."""
+    return torch.cat([nu, torch.zeros_like(nu[..., :1])], -1) if synthesizer.peak_normalized else nu
 
 
 def match(
-    audio: Tensor | str | Path,
+    audio: Tensor | Recording | str | Path,
     model: AudioEncoder,
     features: Map | None = None,
     seed: int = 0,
@@ -355,21 +365,21 @@ def match(
     tell: Listener = lambda step: None,
     budget: Budget = BUDGET,
 ) -> Match:
-    """Find the drum that sounds like a recording.
+    """Find the parameters that sound like a recording.
 
     Parameters
     ----------
-    audio : Tensor, shape (n_samples,), from its onset on, or path of a sound file
-        Scaled to a peak of 1: the result does not depend on the gain. Zeros at its end are taken for what comes after
-        the recording, where there is no noise. Noise is held to be white up to the Nyquist frequency; in a file of
-        another rate than 22 050 Hz, up to nine tenths of the lower one.
+    audio : Tensor, shape (n_samples,), from its onset on, or path of a sound file, or what `load_recording` made of it
+        Scaled to a peak of 1, if all sounds of the synthesizer have that: the result does not depend on the gain. Zeros
+        at its end are taken for what comes after the recording, where there is no noise. Noise is held to be white up
+        to the Nyquist frequency; in a file of another sample rate, up to nine tenths of the lower one.
     model : AudioEncoder
         Such as `load_encoder()`. If `evaluation.report` has written its best constant into it, "constant" is the
-        distance of that drum, else of the drum at the centre of the ranges, ν = 0.
+        distance of that, else of the centre of the ranges, ν = 0.
     features : callable, optional
         Φ; that which the encoder was trained for, `ear(model.config)`, if not given.
     seed : int
-        Of the scan and of the noise through which drums are heard: the same seed, the same drum.
+        Of the scan and of the noise through which sounds are heard: the same seed, the same match.
     progress : bool
         Show a bar.
     tell : callable
@@ -380,30 +390,30 @@ def match(
     ------
     ValueError
         If the file is not usable (see `load_recording`), the sound has another length, is not finite or nothing but
-        zeros, or the encoder needs the pitch.
+        zeros, or the encoder needs a known parameter.
     """
-    if model.encoder.n_outputs < N_PARAMETERS:
-        raise ValueError("this encoder was trained with known pitch: it cannot match a sound alone")
-    device = next(model.parameters()).device
-    x, band = _recording(audio, model.config.n_samples)
+    if model.known:
+        raise ValueError(f"this encoder was trained with known {', '.join(model.known)}: it cannot match a sound alone")
+    device, synthesizer = next(model.parameters()).device, model.config.synthesizer
+    x, band = _recording(audio, synthesizer)
     x = x.to(torch.float32).to(device)
-    features = features or ear(model.config).to(device)
+    features = features or ear(model.config, device)
     end = int(x.nonzero()[-1]) + 1
     noise_std = noise_level(x[:end], band)
     noise = noise_std * noise_like(len(x), end, band, seed).to(device)
-    h = heard_through(noise, float64_device(device))
+    h = heard_through(noise, synthesizer, float64_device(device))
     with _Story(progress, tell) as story:
         v, M, nu_encoder, nu_constant, distance = _search(x, h, model, features, seed, budget, story)
-    nu, level = v.split(N_PARAMETERS)
-    with torch.no_grad():
-        x_hat = heard_through(torch.zeros_like(noise), float64_device(device))(at_peak(nu))
+    n = len(synthesizer.parameters)
+    nu = v[:n]
     return Match(
+        synthesizer=synthesizer,
         x=x.cpu(),
-        x_hat=x_hat.cpu(),
+        x_hat=synthesizer(nu, torch.float32),
         nu=nu,
-        theta=to_theta(nu),
-        level_db=LEVEL_DB * float(level),
-        covariance=covariance(M, distance["match"])[:N_PARAMETERS, :N_PARAMETERS],
+        theta=synthesizer.to_theta(nu),
+        level_db=LEVEL_DB * float(v[n:].sum()),
+        covariance=covariance(M, distance["match"])[:n, :n],
         nu_encoder=nu_encoder,
         nu_constant=nu_constant,
         distance=distance,
@@ -417,35 +427,40 @@ def _search(
     x: Tensor, h: Map, model: AudioEncoder, features: Map, seed: int, budget: Budget, story: "_Story"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
     """Predict, scan, refine: v, its metric, what the encoder predicted, its best constant, and their distances."""
+    synthesizer = model.config.synthesizer
     with torch.no_grad():
         S, nu_encoder = features(x), model(x).cpu()
-    constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * N_PARAMETERS)
+    constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * len(nu_encoder))
     nu_constant = torch.tensor(constant, dtype=torch.float64)
 
     def distances(v: Tensor) -> list[float]:
         with torch.no_grad():
             return torch.linalg.vector_norm(features(h(v)) - S, dim=-1).tolist()
 
-    far, predicted = distances(at_peak(torch.stack([nu_constant, nu_encoder])))
-    story.note(Step("predict", 1, predicted, nu_encoder.tolist()))
-    v = scan(x, h, at_peak(nu_encoder), seed, budget, story.chapter())
+    far, predicted = distances(at_own_level(torch.stack([nu_constant, nu_encoder]), synthesizer))
+    story.note(Step("predict", 1, predicted, at_own_level(nu_encoder, synthesizer).tolist()))
+    start = at_own_level(nu_encoder, synthesizer)
+    v = scan(x, h, start, synthesizer.sample_rate, seed, budget, story.chapter())
     (scanned,) = distances(v[None])
-    v = at_peak(nu_encoder) if predicted < scanned else v
+    v = start if predicted < scanned else v
     v, refined, M = refine(S, v, features, h, budget, story.chapter())
     distance = {"constant": far, "encoder": predicted, "scan": scanned, "match": refined}
     return v, M, nu_encoder, nu_constant, distance
 
 
-def _recording(audio: Tensor | str | Path, n_samples: int) -> Recording:
+def _recording(audio: Tensor | Recording | str | Path, synthesizer: Synthesizer) -> Recording:
+    if isinstance(audio, Recording):
+        return audio
     if not isinstance(audio, Tensor):
-        return load_recording(audio, n_samples=n_samples)
+        return load_recording(audio, synthesizer)
+    n_samples = synthesizer.n_samples
     if audio.shape != (n_samples,) or not audio.is_floating_point():
         raise ValueError(f"expected audio of shape ({n_samples},), got {audio.dtype} of shape {tuple(audio.shape)}")
     if not audio.isfinite().all():
         raise ValueError("expected finite audio, got NaN or infinite samples")
     if not audio.any():
         raise ValueError("expected a sound, got nothing but zeros")
-    return Recording(audio / audio.abs().max(), 1.0)
+    return Recording(audio / audio.abs().max() if synthesizer.peak_normalized else audio, 1.0)
 
 
 class _Story:
@@ -454,7 +469,9 @@ class _Story:
     def __init__(self, progress: bool, tell: Listener) -> None:
         self.steps: list[Step] = []
         self.tell = tell
-        self.bar = tqdm(desc="match", unit=" drums", leave=False, disable=None if progress else True)  # None: terminals
+        self.bar = tqdm(
+            desc="match", unit=" sounds", leave=False, disable=None if progress else True
+        )  # None: terminals
 
     def __enter__(self) -> "_Story":
         return self
@@ -463,12 +480,12 @@ class _Story:
         self.bar.close()
 
     def note(self, step: Step) -> None:
-        self.bar.update(step.n_drums - (self.steps[-1].n_drums if self.steps else 0))
+        self.bar.update(step.n_heard - (self.steps[-1].n_heard if self.steps else 0))
         self.bar.set_postfix_str(f"{step.stage}, distance {step.distance:.3g}")
         self.steps.append(step)
         self.tell(step)
 
     def chapter(self) -> Listener:
-        """A listener whose drums are counted from here on."""
-        before = self.steps[-1].n_drums
-        return lambda step: self.note(step._replace(n_drums=before + step.n_drums))
+        """A listener whose sounds are counted from here on."""
+        before = self.steps[-1].n_heard
+        return lambda step: self.note(step._replace(n_heard=before + step.n_heard))

@@ -1,11 +1,11 @@
 """The geometry: Jacobian of the sound's features, and the Riemannian metric that they lay on parameter space.
 
-    J(ν) = ∂(Φ∘g)/∂ν            (P × 5)
-    M(ν) = JᵀJ                  (5 × 5), symmetric positive semi-definite
+    J(ν) = ∂(Φ∘g)/∂ν            (P × n)
+    M(ν) = JᵀJ                  (n × n), symmetric positive semi-definite
 
-so that ‖Φ(g(ν + δ)) − Φ(g(ν))‖² ≈ δᵀ M(ν) δ for a small step δ (Han et al., 2023, equation 5). The
-input has five dimensions and the output thousands, so J is taken in forward mode: five tangents travel
-with the sound through the same linear operators.
+so that ‖Φ(g(ν + δ)) − Φ(g(ν))‖² ≈ δᵀ M(ν) δ for a small step δ (Han et al., 2023, equation 5). The input has
+few dimensions, a drum's has n = 5, and the output thousands. So J is taken in forward mode: n tangents travel with the
+sound through the same linear operators.
 """
 
 import warnings
@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from .drum import rectangular_drum
 from .runtime import float64_device
-from .synthesizer import to_theta
 
 with warnings.catch_warnings():  # torch's forward-mode formulas warn of torch.jit when first used
     warnings.simplefilter("ignore")
@@ -28,41 +26,36 @@ Map = Callable[[Tensor], Tensor]
 FORWARD_MODE = RLock()  # torch.func.jvp is for one thread at a time
 
 
-def jacobian(
-    nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = to_theta
-) -> tuple[Tensor, Tensor]:
+def jacobian(nu: Tensor, features: Map, synthesizer: Map) -> tuple[Tensor, Tensor]:
     """Features of the sound of ν and their Jacobian over ν, in one pass of forward-mode differentiation.
 
     Parameters
     ----------
-    nu : Tensor, shape (..., 5), or as many parameters as the synthesizer has
+    nu : Tensor, shape (..., n)
         Best in float64, as `rectangular_drum` explains; the sum JᵀJ spans many decades.
     features : callable
         Any differentiable map from audio (..., n_samples) to vectors (..., P), such as `paper_features()`.
     synthesizer : callable
-        Any differentiable map from θ (..., 5) to audio (..., n_samples).
-    to_theta : callable
-        Its scaling, from ν to θ: for another synthesizer, such as `arpeggiator`, its own.
+        Any differentiable map from ν (..., n) to audio (..., n_samples), such as `DRUM`.
 
     Returns
     -------
     S : Tensor, shape (..., P)
-    J : Tensor, shape (..., P, 5)
+    J : Tensor, shape (..., P, n)
 
     Raises
     ------
     ValueError
-        If ν has another shape, or lies where the drum is not defined.
+        If ν has another shape, or lies where the synthesizer is not defined.
     """
+    return push(features, *tangents(nu, synthesizer))
 
-    return push(features, *tangents(nu, synthesizer, to_theta))
 
-
-def tangents(nu: Tensor, synthesizer: Map = rectangular_drum, to_theta: Map = to_theta) -> tuple[Tensor, Tensor]:
-    """Sound (..., n_samples) of ν (..., 5) and its derivatives (5, ..., n_samples) over ν; errors as in `jacobian`."""
+def tangents(nu: Tensor, synthesizer: Map) -> tuple[Tensor, Tensor]:
+    """Sound (..., n_samples) of ν (..., n) and its derivatives (n, ..., n_samples) over ν; errors as in `jacobian`."""
 
     def along(direction: Tensor) -> tuple[Tensor, Tensor]:
-        return jvp(lambda nu: synthesizer(to_theta(nu)), (nu,), (direction.expand_as(nu),))  # type: ignore
+        return jvp(synthesizer, (nu,), (direction.expand_as(nu),))  # type: ignore[return-value]
 
     directions = torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
     with FORWARD_MODE:
@@ -83,25 +76,17 @@ def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gram(J: Tensor) -> Tensor:
-    """JᵀJ (..., 5, 5), in float64, of Jacobians (..., P, 5)."""
+    """JᵀJ (..., n, n), in float64, of Jacobians (..., P, n)."""
     J = J.to(float64_device(J.device)).to(torch.float64)
     return J.mT @ J
 
 
-def riemannian_metric(
-    nu: Tensor, features: Map, synthesizer: Map = rectangular_drum, to_theta: Map = to_theta
-) -> Tensor:
-    """M(ν) = JᵀJ of shape (..., 5, 5), float64, for ν (..., 5); arguments and errors as in `jacobian`."""
-    return gram(jacobian(nu, features, synthesizer, to_theta)[1])
+def riemannian_metric(nu: Tensor, features: Map, synthesizer: Map) -> Tensor:
+    """M(ν) = JᵀJ of shape (..., n, n), float64, for ν (..., n); arguments and errors as in `jacobian`."""
+    return gram(jacobian(nu, features, synthesizer)[1])
 
 
-def secant_metric(
-    nu: Tensor,
-    features: Map,
-    synthesizer: Map = rectangular_drum,
-    to_theta: Map = to_theta,
-    step: float = 0.1,
-) -> Tensor:
+def secant_metric(nu: Tensor, features: Map, synthesizer: Map, step: float = 0.1) -> Tensor:
     """The metric at the scale of a step: JᵀJ with J of finite differences as wide as that step.
 
         J_j = (Φ(g(ν + h_j)) − Φ(g(ν − h_j))) / ‖2 h_j‖,    h_j = step along ν_j, cut where the box [−1, 1] ends
@@ -113,7 +98,7 @@ def secant_metric(
     Parameters
     ----------
     nu : Tensor, shape (B, n), float64, in [−1, 1]
-    features, synthesizer, to_theta : callables
+    features, synthesizer : callables
         As in `jacobian`, but need not be differentiable.
     step : float > 0
         About the size of the errors that are to be weighed; the whole range is 2.
@@ -135,7 +120,7 @@ def secant_metric(
     ends = torch.stack([(nu[:, None] - h).clamp(-1, 1), (nu[:, None] + h).clamp(-1, 1)])  # (2, B, n, n)
     width = (ends[1] - ends[0]).diagonal(dim1=-2, dim2=-1)  # (B, n)
     with torch.no_grad():
-        below, above = features(synthesizer(to_theta(ends.flatten(0, 2)))).unflatten(0, ends.shape[:3])
+        below, above = features(synthesizer(ends.flatten(0, 2))).unflatten(0, ends.shape[:3])
     return gram(((above - below) / width[..., None]).mT)
 
 

@@ -16,7 +16,6 @@ import torch
 from auraloss.freq import MultiResolutionSTFTLoss
 from torch import Tensor, nn
 
-from .drum import N_SAMPLES, SAMPLE_RATE
 from .runtime import at_least_one, full_precision
 from .scattering import log_compress
 
@@ -161,11 +160,11 @@ class CoarseSpectra(nn.Module):
     window: Tensor
     weights: Tensor
 
-    def __init__(self, n_samples: int = N_SAMPLES, sample_rate: float = SAMPLE_RATE) -> None:
+    def __init__(self, n_samples: int, sample_rate: float) -> None:
         super().__init__()
         self.n_fft = min(4096, n_samples // 4)
         hz = torch.fft.rfftfreq(self.n_fft, 1 / sample_rate)
-        lowest, semitone = 35.0, 2 ** (1 / 12)  # the lowest drum has 40 Hz
+        lowest, semitone = 35.0, 2 ** (1 / 12)
         n_bands = int(math.log(sample_rate / 2 / lowest, semitone))
         center = lowest * semitone ** torch.arange(n_bands)[:, None]
         width = torch.clamp(center * (semitone - 1), min=sample_rate / self.n_fft)

@@ -21,14 +21,9 @@ from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 from torch import Tensor
 
-from .drum import SAMPLE_RATE
-from .synthesizer import PARAMETERS
-
 # Okabe and Ito's colours, those that show on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-SYMBOLS = (r"$\log_{10}\omega_1$", r"$\tau_1$", r"$\log_{10}p$", r"$\log_{10}D$", r"$\alpha$")  # of θ, in its order
-assert len(SYMBOLS) == len(PARAMETERS)
 
 
 def style() -> AbstractContextManager:
@@ -70,7 +65,7 @@ def grid(n_rows: int, n_columns: int, figsize: tuple[float, float], **options: A
 
 def spectrogram(
     x: ArrayLike | Tensor,
-    sample_rate: float = SAMPLE_RATE,
+    sample_rate: float,
     ax: Axes | None = None,
     window_s: float = 0.04,
     range_db: float = 70.0,
@@ -213,7 +208,7 @@ def curves(
 
 def bars(
     values: Mapping[str, ArrayLike | Tensor],
-    labels: Sequence[str] = SYMBOLS,
+    labels: Sequence[str],
     ylabel: str = "",
     ax: Axes | None = None,
 ) -> Axes:
@@ -248,10 +243,10 @@ def bars(
 
 
 def eigenvalues(values: ArrayLike | Tensor, ax: Axes | None = None, floor: float = 1e-12) -> Axes:
-    """Eigenvalues of metrics (n, 5), one column of marks a sound, on a logarithmic axis; below `floor`, at it."""
+    """Eigenvalues of metrics (B, n), one column of marks a sound, on a logarithmic axis; below `floor`, at it."""
     values = _array(values)
     if values.ndim != 2:
-        raise ValueError(f"expected eigenvalues of shape (n, 5), got {values.shape}")
+        raise ValueError(f"expected eigenvalues of shape (B, n), got {values.shape}")
     ax = _axes(ax, (6.5, 3.0))
     values = np.sort(values)[:, ::-1]
     order = np.argsort(values[:, 0])

@@ -1,4 +1,5 @@
-"""From a sound file to the sound that an encoder hears: one channel, from its onset on, of one rate and peak.
+"""From a sound file to the sound that an encoder hears: one channel, of one length and rate; of one peak and from its
+onset on, where a synthesizer's sounds are so.
 
 A file is read in blocks, twice: all of it to learn its peak, and from the beginning to the end of what is heard. So an
 hour takes no more memory than ten seconds, and what a header says of a file's length is not believed.
@@ -15,7 +16,7 @@ import soxr
 import torch
 from torch import Tensor, nn
 
-from .drum import N_SAMPLES, SAMPLE_RATE
+from .synthesizer import Synthesizer
 
 SILENCE = 1e-4  # peak, of full scale: −80 dB, above the dither of 16 bits
 ONSET = 0.02  # of the peak: −34 dB
@@ -28,7 +29,7 @@ NOISE = 2**18  # samples from the beginning in which the noise before the onset 
 class Recording(NamedTuple):
     """A sound, and how much of the spectrum it can have."""
 
-    x: Tensor  # (n_samples,), float64, from its onset on, of peak 1
+    x: Tensor  # (n_samples,), float64, one channel
     band: float  # lowest part of the band up to the Nyquist frequency: 1, if its rate was not converted
 
 
@@ -51,17 +52,14 @@ class _Survey(NamedTuple):
     peak: float  # around that mean
 
 
-def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: int = N_SAMPLES) -> Tensor:
-    """The sound (n_samples,) of `load_recording`."""
-    return load_recording(path, sample_rate, n_samples).x
-
-
-def load_recording(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: int = N_SAMPLES) -> Recording:
-    """Read any sound file as one channel from its onset on.
+def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
+    """Read any sound file as one channel, of the length and sample rate of a synthesizer's sounds.
 
     Channels are averaged (if they cancel, the loudest is taken) and their mean over time is taken out. What comes
     before the onset is left out: the first sample above a fiftieth of the peak and six times the noise of the first
-    seconds. The rest is cut or filled with zeros to n_samples, its rate is converted, and it is scaled to a peak of 1.
+    seconds. The rest is cut or filled with zeros to the synthesizer's length, its rate is converted, and it is scaled
+    to a peak of 1. For a synthesizer whose sounds do not begin at once, or whose level has a meaning, the beginning or
+    the level stay as they are.
 
     Raises
     ------
@@ -77,12 +75,14 @@ def load_recording(path: str | Path, sample_rate: int = SAMPLE_RATE, n_samples: 
         raise ValueError(
             f"{path} is silent: its peak is {survey.peak:.1g} of full scale, expected at least {SILENCE:g}"
         )
-    x = _from_onset(path, survey, math.ceil((n_samples + 1) * survey.rate / sample_rate))
+    n_samples, sample_rate = synthesizer.n_samples, synthesizer.sample_rate
+    x = _read(path, survey, math.ceil((n_samples + 1) * survey.rate / sample_rate), synthesizer.from_onset)
     y = soxr.resample(x, survey.rate, sample_rate)[:n_samples]
     if not y.any():
         raise ValueError(f"{path} ends {len(x)} samples after its onset at {survey.rate} Hz: too few to be a sound")
     band = 1.0 if survey.rate == sample_rate else PASSED * min(survey.rate / sample_rate, 1)
-    return Recording(torch.from_numpy(np.pad(y, (0, n_samples - len(y))) / np.abs(y).max()), band)
+    gain = np.abs(y).max() if synthesizer.peak_normalized else 1.0
+    return Recording(torch.from_numpy(np.pad(y, (0, n_samples - len(y))) / gain), band)
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
@@ -116,20 +116,20 @@ def _survey(path: Path) -> _Survey:
     return _Survey(rate, row, float(mean[row]), float(peak[row]))
 
 
-def _from_onset(path: Path, survey: _Survey, n: int) -> np.ndarray:
-    """At most n samples, from the onset on."""
+def _read(path: Path, survey: _Survey, n: int, from_onset: bool) -> np.ndarray:
+    """At most n samples, from the onset on, or from the first."""
     parts = (rows[survey.row] - survey.mean for _, rows in _blocks(path))
     x = np.concatenate([next(parts, np.zeros(0))])
     while len(x) < NOISE and (part := next(parts, None)) is not None:
         x = np.concatenate([x, part])
     noise = noise_level(torch.from_numpy(x[:NOISE]))
     threshold = min(max(ONSET * survey.peak, 6 * noise), 0.5 * survey.peak)
-    while not (above := np.abs(x) > threshold).any():
+    while from_onset and not (above := np.abs(x) > threshold).any():
         part = next(parts, None)
         if part is None:
             raise ValueError(f"{path} has changed while it was read")
         x = part
-    x = x[above.argmax() :]
+    x = x[above.argmax() :] if from_onset else x
     while len(x) < n and (part := next(parts, None)) is not None:
         x = np.concatenate([x, part])
     return x[:n]

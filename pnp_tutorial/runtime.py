@@ -1,14 +1,16 @@
-"""What has nothing to do with sound: devices, processes, files that are whole or not there, configurations compared."""
+"""What has nothing to do with sound: devices, processes, objects by name, whole files, configurations compared."""
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
+import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -44,7 +46,7 @@ def float64_device(device: torch.device | str) -> torch.device:
 def full_precision() -> Iterator[None]:
     """Context, or decorator, in which torch computes in the dtypes of its tensors, inside torch.autocast too.
 
-    Backward passes are their caller's: torch wants them outside of autocast.
+    Backward passes of torch's own operations are their caller's: torch wants them outside of autocast.
     """
     with ExitStack() as stack:
         for kind in ("cpu", "cuda", "mps"):
@@ -81,6 +83,34 @@ def connect(
     fabric = Fabric(accelerator=device.type, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
     fabric.launch()
     return fabric
+
+
+def load_object(name: str) -> Any:
+    """Import `module:OBJECT` or `file.py:OBJECT`, which runs that code, and return the object.
+
+    Raises ValueError if the name has another form, or there is no such module, file or object, or importing it fails.
+    """
+    place, _, attribute = name.rpartition(":")
+    if not (place and attribute.isidentifier()):
+        raise ValueError(f"expected module:OBJECT or file.py:OBJECT, got {name!r}")
+    try:
+        if place.endswith(".py"):
+            if not Path(place).is_file():
+                raise ValueError(f"there is no file {place}")
+            specification = importlib.util.spec_from_file_location(f"{Path(place).stem} of {place}", place)
+            assert specification is not None
+            assert specification.loader is not None  # as the ending is .py
+            module = sys.modules[specification.name] = importlib.util.module_from_spec(specification)
+            specification.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the code does
+        raise ValueError(f"{place} cannot be imported ({type(error).__name__}: {error})") from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"{place} has no {attribute}")
+    return getattr(module, attribute)
 
 
 def temporary_name() -> str:
@@ -138,7 +168,11 @@ def check_fields(config: "DataclassInstance") -> None:
             if value not in get_args(hint):
                 raise ValueError(f"expected {name} to be one of {get_args(hint)}, got {value!r}")
             continue
-        kinds = get_args(hint) or (hint,)  # int | None
+        if get_origin(hint) is tuple:  # of words
+            if isinstance(value, str) or not all(isinstance(each, str) for each in value):
+                raise ValueError(f"expected {name} to be a list of words, got {value!r}")
+            continue
+        kinds = tuple(Callable if get_origin(kind) is Callable else kind for kind in get_args(hint) or (hint,))
         fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
         if not fits or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
@@ -162,13 +196,31 @@ def from_stored(kind: type[Config], values: Mapping[str, Any]) -> Config:
     return kind(**{name: value for name, value in values.items() if name in known})
 
 
+def as_stored(config: "DataclassInstance") -> dict[str, Any]:
+    """A configuration as files hold it: numbers, words and lists; of an object what its `to_dict` says, or its name."""
+    return {field.name: _stored(getattr(config, field.name)) for field in fields(config)}
+
+
+def _stored(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return list(value)
+    return object_name(value) if callable(value) else value
+
+
+def object_name(value: Any) -> str:
+    """The name of a function, or of the class of another object."""
+    return getattr(value, "__name__", type(value).__name__)
+
+
 def refuse_difference(old: Mapping[str, Any], new: "DataclassInstance", what: str, ignored: tuple[str, ...]) -> None:
     """Raise ValueError that names the first field in which a stored configuration differs from a new one.
 
     What the stored one lacks, for it is older, has its default.
     """
-    defaults = {field.name: field.default for field in fields(new)}
-    for name, value in asdict(new).items():
+    defaults = {field.name: _stored(field.default) for field in fields(new)}
+    for name, value in as_stored(new).items():
         before = old.get(name, defaults[name])
         if name not in ignored and before != value:
             raise ValueError(

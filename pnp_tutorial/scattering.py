@@ -235,7 +235,7 @@ class Scalogram(_Transform):
         "global" sums over time.
     padding : "zero" or "reflect"
     sample_rate : float, Hz
-        For `frequencies` only.
+        For `frequencies` only, which are in cycles a sample if it is not given.
     dtype : torch.dtype, optional
         Of the filters; torch's default dtype if not given.
 
@@ -250,12 +250,12 @@ class Scalogram(_Transform):
 
     def __init__(
         self,
-        n_samples: int = N_SAMPLES,
+        n_samples: int,
         J: int = 13,
         Q: int = 12,
         T: int | str = 256,
         padding: str = "zero",
-        sample_rate: float = SAMPLE_RATE,
+        sample_rate: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(n_samples, J, Q, T, padding, sample_rate, dtype)
@@ -294,7 +294,7 @@ class JTFS(_Transform):
 
     def __init__(
         self,
-        n_samples: int = N_SAMPLES,
+        n_samples: int,
         J: int = 13,
         Q: tuple[int, int] = (12, 1),
         J_fr: int = 5,
@@ -302,7 +302,7 @@ class JTFS(_Transform):
         T: int | str = "global",
         F: int | str = 2,
         padding: str = "zero",
-        sample_rate: float = SAMPLE_RATE,
+        sample_rate: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(Q, tuple | list) or len(Q) != 2:
@@ -486,4 +486,4 @@ class LogScattering(nn.Module):
 
 def paper_features(dtype: torch.dtype | None = None) -> LogScattering:
     """The papers' Φ: audio (..., 65536) at 22 050 Hz → log-compressed JTFS (..., 5305)."""
-    return LogScattering(JTFS(dtype=dtype))
+    return LogScattering(JTFS(N_SAMPLES, sample_rate=SAMPLE_RATE, dtype=dtype))

@@ -1,20 +1,35 @@
-"""The five parameters of the drum: names, units, ranges, and the scaling θ ↔ ν.
+"""What a synthesizer is: a pure function g, and the names, units and ranges of its parameters.
 
-    ν_j = 2 (θ_j − low_j) / (high_j − low_j) − 1        θ in physical units, ν in [−1, 1]⁵
+Its parameters have two forms: θ, in physical units, and ν, scaled to [−1, 1] along each range, linearly or by ratios:
 
-The encoder predicts ν, and the metric is taken over ν, so that a unit step means the same
-share of each parameter's range. Ranges: Han, Lostanlen and Lagrange (2023), section 4.
+    θ_j = low_j + (ν_j + 1)/2 · (high_j − low_j)         or, on a logarithmic scale,
+    θ_j = low_j · (high_j / low_j)^((ν_j + 1)/2)
+
+An encoder predicts ν, and the metric is taken over ν, so that a unit step means the same share of each range.
+Scaling and sampling are those of Han, Lostanlen and Lagrange (2023, section 4; 2024).
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .runtime import load_object
+
+# Synthesizers that are known by name; files may name these and no others (see `stored_synthesizer`).
+REGISTRY = {"drum": "pnp_tutorial.drum:DRUM", "arpeggiator": "pnp_tutorial.arpeggiator:ARPEGGIATOR"}
+MOST_CELLS = 10**7  # of a grid
+
 
 @dataclass(frozen=True)
 class Parameter:
-    """One coordinate of θ: its name, symbol in the text, unit, range and what a listener calls it."""
+    """One coordinate of θ: its name, symbol in the text, unit, range, what a listener calls it, and its scale.
+
+    Raises ValueError unless the name is a word, low < high, both are finite, and on a logarithmic scale low > 0.
+    """
 
     name: str
     symbol: str
@@ -22,27 +37,187 @@ class Parameter:
     low: float
     high: float
     meaning: str
+    scale: Literal["linear", "log"] = "linear"
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and self.name.isidentifier()):
+            raise ValueError(f"expected the name of a parameter to be a word, got {self.name!r}")
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"{self.name}: expected finite low < high, got {self.low} and {self.high}")
+        if self.scale not in ("linear", "log"):
+            raise ValueError(f"{self.name}: expected scale to be 'linear' or 'log', got {self.scale!r}")
+        if self.scale == "log" and self.low <= 0:
+            raise ValueError(f"{self.name}: expected low > 0 on a logarithmic scale, got {self.low}")
 
 
-PARAMETERS = (
-    Parameter("log_omega", "log₁₀ ω₁", "log₁₀ rad/s", 2.4, 3.8, "pitch"),
-    Parameter("tau", "τ₁", "s", 0.07, 0.8, "sustain of the first mode"),
-    Parameter("log_p", "log₁₀ p", "1", -5.0, -0.7, "how much faster high partials die"),
-    Parameter("log_D", "log₁₀ D", "1", -5.0, -0.52, "inharmonicity"),
-    Parameter("alpha", "α", "1", 1e-5, 1.0, "shape: ratio of the sides"),
-)
-NAMES = tuple(p.name for p in PARAMETERS)
-N_PARAMETERS = len(PARAMETERS)
+@dataclass(frozen=True)
+class Synthesizer:
+    """A synthesizer: `synthesizer(ν)` is the sound x = g(θ(ν)).
+
+    Parameters
+    ----------
+    name : str
+        By which files refer to it.
+    parameters : tuple of Parameters
+    function : callable
+        (θ (..., n), n_samples, sample_rate, *, dtype) → x (..., n_samples). Pure, batch first, differentiable almost
+        everywhere; θ comes in float64. `check_synthesizer` tries whether it is all that.
+    n_samples : int
+        Length of a sound; `dataclasses.replace(synthesizer, n_samples=...)` makes others.
+    sample_rate : float, Hz
+    peak_normalized : bool
+        Whether all sounds have a peak of 1, so that their level means nothing: recordings are then scaled to that peak,
+        too. Else a sound's level is part of what it says.
+    from_onset : bool
+        Whether sounds begin at once, so that recordings are heard from their onset on. Else from their first sample.
+
+    Raises ValueError if there is no parameter, two have one name, or n_samples or sample_rate is not positive.
+    """
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    function: Callable[..., Tensor]
+    n_samples: int
+    sample_rate: float
+    peak_normalized: bool = False
+    from_onset: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", tuple(self.parameters))
+        if not self.parameters or len(set(self.names)) < len(self.names):
+            raise ValueError(f"{self.name}: expected parameters with a name of their own each, got {self.names}")
+        if self.n_samples < 1 or not self.sample_rate > 0:
+            raise ValueError(
+                f"{self.name}: expected n_samples ≥ 1 and sample_rate > 0 Hz, got {self.n_samples}, {self.sample_rate}"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self.parameters)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return tuple(p.symbol for p in self.parameters)
+
+    def ranges(self, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Lower and upper ends of the range of each parameter, each of shape (n,), in the units of θ."""
+        low = torch.tensor([p.low for p in self.parameters], dtype=dtype, device=device)
+        high = torch.tensor([p.high for p in self.parameters], dtype=dtype, device=device)
+        return low, high
+
+    def _is_log(self, device: torch.device) -> Tensor:
+        return torch.tensor([p.scale == "log" for p in self.parameters], device=device)
+
+    def to_theta(self, nu: Tensor) -> Tensor:
+        """Physical parameters θ (..., n) of scaled parameters ν (..., n); raises ValueError on another shape."""
+        check_last_axis(nu, "nu", self.parameters)
+        low, high = self.ranges(nu.dtype, nu.device)
+        share, is_log = (nu + 1) / 2, self._is_log(nu.device)
+        ratio = torch.where(is_log, high / low, 1)  # keeps the unused branch, and so its gradient, finite
+        return torch.where(is_log, low * ratio**share, low + share * (high - low))
+
+    def to_nu(self, theta: Tensor) -> Tensor:
+        """Scaled parameters ν (..., n) of physical parameters θ (..., n); raises ValueError on another shape."""
+        check_last_axis(theta, "theta", self.parameters)
+        low, high = self.ranges(theta.dtype, theta.device)
+        is_log = self._is_log(theta.device)
+        base, ratio = torch.where(is_log, theta / low, 1), torch.where(is_log, high / low, math.e)
+        return torch.where(is_log, 2 * base.log() / ratio.log() - 1, 2 * (theta - low) / (high - low) - 1)
+
+    def slope(self, nu: Tensor) -> Tensor:
+        """∂θ_j/∂ν_j (..., n): by how much a small step of ν moves each parameter, in its unit."""
+        low, high = self.ranges(nu.dtype, nu.device)
+        is_log = self._is_log(nu.device)
+        ratio = torch.where(is_log, high / low, 1)
+        return torch.where(is_log, self.to_theta(nu) * ratio.log() / 2, (high - low) / 2)
+
+    def sample_uniform(self, n: int, seed: int = 0) -> Tensor:
+        """Draw ν (n_sounds, n) uniformly from [−1, 1]ⁿ, float64, the same values for the same seed everywhere."""
+        generator = torch.Generator().manual_seed(seed)
+        return 2 * torch.rand(n, len(self.parameters), generator=generator, dtype=torch.float64) - 1
+
+    def sample_jittered_grid(self, n_cells: int = 10, seed: int = 0) -> Tensor:
+        """Draw one ν uniformly inside each cell of a regular grid over [−1, 1]ⁿ.
+
+        Returns
+        -------
+        nu : Tensor, shape (n_cellsⁿ, n), float64
+            Rows in lexicographic order of the cells, so that row r lies in cell
+            `torch.unravel_index(r, (n_cells,) * n)`. The papers have 10 cells an axis of the drum, and 30 of the
+            arpeggiator.
+
+        Raises ValueError if there would be no cell, or more than ten million.
+        """
+        n = len(self.parameters)
+        if n_cells < 1 or n_cells**n > MOST_CELLS:
+            raise ValueError(f"expected a grid of 1 to {MOST_CELLS:,} cells, got {n_cells} along each of {n} axes")
+        axis = torch.arange(n_cells, dtype=torch.float64)
+        corners = torch.cartesian_prod(*[axis] * n).reshape(-1, n)
+        generator = torch.Generator().manual_seed(seed)
+        jitter = torch.rand(corners.shape, generator=generator, dtype=torch.float64)
+        return 2 * (corners + jitter) / n_cells - 1
+
+    def __call__(self, nu: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Sounds x (..., n_samples) of ν (..., n), of the dtype of ν if no other is given.
+
+        Raises ValueError if ν has another shape, and as the synthesizer's own function does.
+        """
+        return self.function(self.to_theta(nu), self.n_samples, self.sample_rate, dtype=dtype or nu.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What files say of it: all but the function, and the length, which a data set has of its own."""
+        return {
+            "name": self.name,
+            "parameters": [asdict(p) for p in self.parameters],
+            "sample_rate": self.sample_rate,
+            "peak_normalized": self.peak_normalized,
+            "from_onset": self.from_onset,
+        }
 
 
-def ranges(dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Lower and upper ends of the range of each parameter, each of shape (5,), in the units of θ."""
-    low = torch.tensor([p.low for p in PARAMETERS], dtype=dtype, device=device)
-    high = torch.tensor([p.high for p in PARAMETERS], dtype=dtype, device=device)
-    return low, high
+def find_synthesizer(name: str) -> Synthesizer:
+    """The synthesizer of a name that its user has typed: one of `REGISTRY`, or `module:OBJECT` or `file.py:OBJECT`.
+
+    The latter two are imported, which runs their code: never call it with a name that comes out of a file.
+    Raises ValueError if there is no such thing, it cannot be imported, or is no `Synthesizer`.
+    """
+    if name not in REGISTRY and ":" not in name:
+        raise ValueError(
+            f"there is no synthesizer {name!r}: expected {', '.join(REGISTRY)}, module:OBJECT or file.py:OBJECT"
+        )
+    found = load_object(REGISTRY.get(name, name))
+    if not isinstance(found, Synthesizer):
+        raise ValueError(f"{name} is no Synthesizer, but of type {type(found).__name__}")
+    return found
 
 
-def check_last_axis(values: Tensor, name: str, parameters: tuple[Parameter, ...] = PARAMETERS) -> None:
+def stored_synthesizer(stored: Any, given: Synthesizer | None, what: str) -> Synthesizer:
+    """The synthesizer that a file names: `given`, if it is that, else one of `REGISTRY`. Nothing else is imported.
+
+    `stored` is what `Synthesizer.to_dict` has put there, or None in files that are older than the choice: the drum.
+
+    Raises ValueError if the library knows no synthesizer of that name and none is given, or if it is another one.
+    """
+    stored = {"name": "drum"} if stored is None else stored if isinstance(stored, dict) else {"name": stored}
+    name = stored.get("name")
+    if given is None:
+        if name not in REGISTRY:
+            raise ValueError(
+                f"{what} was made with the synthesizer {name!r}, which this library does not have: pass it, as "
+                "--synthesizer file.py:OBJECT on the command line, or as `synthesizer`"
+            )
+        given = find_synthesizer(name)
+    own = given.to_dict()
+    for key, value in stored.items():
+        if own.get(key) != value:
+            raise ValueError(
+                f"{what} was made with the synthesizer {name!r} of {key} = {value!r}: "
+                f"the one that is given, {given.name!r}, has {own.get(key)!r}"
+            )
+    return given
+
+
+def check_last_axis(values: Tensor, name: str, parameters: tuple[Parameter, ...]) -> None:
     """Raise ValueError unless `values` is a floating-point tensor whose last axis holds these parameters."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
@@ -78,39 +253,3 @@ def check_domain(
                 f"{parameter.name} = {value[~valid].flatten()[0].item():g} {parameter.unit} {otherwise}: "
                 f"expected a value in ({low:g}, {high:g}); the data set has [{parameter.low:g}, {parameter.high:g}]"
             )
-
-
-def to_theta(nu: Tensor) -> Tensor:
-    """Physical parameters θ (..., 5) of scaled parameters ν (..., 5); raises ValueError on another shape."""
-    check_last_axis(nu, "nu")
-    low, high = ranges(nu.dtype, nu.device)
-    return low + (nu + 1) / 2 * (high - low)
-
-
-def to_nu(theta: Tensor) -> Tensor:
-    """Scaled parameters ν (..., 5) of physical parameters θ (..., 5); raises ValueError on another shape."""
-    check_last_axis(theta, "theta")
-    low, high = ranges(theta.dtype, theta.device)
-    return 2 * (theta - low) / (high - low) - 1
-
-
-def sample_uniform(n: int, seed: int = 0) -> Tensor:
-    """Draw ν uniformly from [−1, 1]⁵: shape (n, 5), float64, the same values for the same seed everywhere."""
-    generator = torch.Generator().manual_seed(seed)
-    return 2 * torch.rand(n, N_PARAMETERS, generator=generator, dtype=torch.float64) - 1
-
-
-def sample_jittered_grid(n_cells: int = 10, seed: int = 0) -> Tensor:
-    """Draw one ν uniformly inside each cell of a regular grid over [−1, 1]⁵.
-
-    Returns
-    -------
-    nu : Tensor, shape (n_cells⁵, 5), float64
-        Rows in lexicographic order of the cells, so that row r lies in cell
-        `torch.unravel_index(r, (n_cells,) * 5)`. The paper's data set has n_cells = 10.
-    """
-    axis = torch.arange(n_cells, dtype=torch.float64)
-    corners = torch.cartesian_prod(*[axis] * N_PARAMETERS)  # (n_cells⁵, 5)
-    generator = torch.Generator().manual_seed(seed)
-    jitter = torch.rand(corners.shape, generator=generator, dtype=torch.float64)
-    return 2 * (corners + jitter) / n_cells - 1

@@ -21,10 +21,9 @@ import os
 import pickle
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -40,12 +39,21 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping, Shape, damping_matrix, largest_damping
-from .dataset import DatasetConfig, Drums, ear, load, read_config
-from .drum import rectangular_drum
-from .encoder import AudioEncoder, Encoder, load_encoder, refuse_other_scalogram, save
+from .dataset import DatasetConfig, Rows, ear, load, read_config
+from .encoder import AudioEncoder, Encoder, complete, load_encoder, refuse_other_scalogram, save, sought
 from .losses import mss_loss, parameter_loss, pnp_loss, spectral_loss
-from .runtime import check_fields, connect, float64_device, refuse_difference, select_device, write_atomically
-from .synthesizer import N_PARAMETERS
+from .metric import Map
+from .runtime import (
+    as_stored,
+    check_fields,
+    check_writable,
+    connect,
+    float64_device,
+    refuse_difference,
+    select_device,
+    write_atomically,
+)
+from .synthesizer import Synthesizer
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -60,8 +68,12 @@ class TrainingConfig:
         Path of the data set.
     output_folder
         Where checkpoint, metrics, results and encoder are written.
+    synthesizer
+        Of the data set, if it is none of the library.
+    ear
+        Of the data set, if it is none of the library; only the spectral loss listens with it.
     loss
-        "parameter", "pnp", or a spectral loss: "mss" or "jtfs".
+        "parameter", "pnp", "spectral" (squared distance in the features of the data set's ear), or "mss".
     damping
         "constant", "scheduled" or "adaptive"; for the PNP loss, as are the next two.
     damping_shape
@@ -69,8 +81,8 @@ class TrainingConfig:
     lambda_0
         The first λ; if not given, the one that just outweighs M for every training sound: with "identity" the
         largest eigenvalue.
-    known_pitch
-        Give ω₁ to the encoder's loss and predict the other four parameters.
+    known
+        Names of parameters that are given to the loss, and that the encoder need not predict.
     backbone
         Any convolutional network of timm.
     start_from
@@ -99,11 +111,13 @@ class TrainingConfig:
 
     data: str = "data/drums.zarr"
     output_folder: str = "runs/pnp"
-    loss: Literal["parameter", "pnp", "mss", "jtfs"] = "pnp"
+    synthesizer: Synthesizer | None = None
+    ear: str | Map | None = None
+    loss: Literal["parameter", "pnp", "spectral", "mss"] = "pnp"
     damping: Literal["constant", "scheduled", "adaptive"] = "adaptive"
     damping_shape: Shape = "identity"
     lambda_0: float | None = None
-    known_pitch: bool = False
+    known: tuple[str, ...] = ()
     backbone: str = "efficientnet_b0"  # the paper's
     start_from: str | None = None
     n_epochs: int = 70  # the paper's
@@ -116,18 +130,22 @@ class TrainingConfig:
     tensorboard: bool = False
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.known, list):
+            object.__setattr__(self, "known", tuple(self.known))
+
 
 class Batch(NamedTuple):
-    """Rows of a split, on the device where each is used; n is 5, or 4 where the pitch is known."""
+    """Rows of a split, on the device where each is used; k of the n parameters are to be predicted."""
 
     S: Tensor  # (B, filters, frames): scalogram
-    nu: Tensor  # (B, 5), float64
-    M: Tensor | None = None  # (B, n, n), float64, for PNP only
-    D: Tensor | None = None  # (B, n, n): what λ multiplies
-    features: Tensor | None = None  # (B, P): Φ(g(ν)), for the JTFS loss, where the data set keeps it
+    nu: Tensor  # (B, n), float64
+    M: Tensor | None = None  # (B, k, k), float64, for PNP only
+    D: Tensor | None = None  # (B, k, k): what λ multiplies
+    features: Tensor | None = None  # (B, P): Φ(g(ν)), for the spectral loss, where the data set keeps it
 
 
-Loss = Callable[[Tensor, Batch, float], Tensor]  # of ν̃ (B, n), the batch it was predicted for, and λ
+Loss = Callable[[Tensor, Batch, float], Tensor]  # of ν̃ (B, k), the batch it was predicted for, and λ
 
 
 @dataclass
@@ -169,20 +187,20 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     it began; but not where the learning rate falls, for it has come to its end.
 
     Under torchrun or srun all processes train one encoder; the first of them writes. If one dies, the others give up
-    after ten minutes, with a RuntimeError.
+    after ten minutes at the latest, with a RuntimeError.
 
     Returns
     -------
     history : DataFrame, one row an epoch
         epoch, damping (the λ of that epoch), training_loss (as minimized), validation_loss (without damping, in
-        squared features for "pnp" and "jtfs"), record, seconds (of its steps, without validation).
+        squared features for "pnp" and "spectral"), record, seconds (of its steps, without validation).
 
     Raises
     ------
     ValueError
-        If the configuration is impossible, the data set is missing, unfinished or damaged, the losses are not finite,
-        the output folder holds a damaged run or one of another configuration, the encoder to start from is missing or
-        of another kind, or TensorBoard is asked for and not installed.
+        If the configuration is impossible, the data set is missing, unfinished, damaged or of another
+        synthesizer, the losses are not finite, the output folder holds a damaged run or one of another configuration,
+        the encoder to start from is missing or of another kind, or TensorBoard is asked for and not installed.
     """
     setup, state = set_up(config)
     fabric = setup.fabric
@@ -226,7 +244,7 @@ def train_one_epoch(
     total, n_steps = torch.zeros((), dtype=torch.float64), 0
     for batch in batches:
         optimizer.zero_grad()
-        nu_hat = encoder(batch.S)  # (B, n)
+        nu_hat = encoder(batch.S)  # (B, k)
         step_loss = loss(nu_hat.to(batch.nu.device), batch, damping)
         fabric.backward(step_loss)
         optimizer.step()
@@ -272,42 +290,41 @@ def keep_or_undo(state: State, epoch: int, validation_loss: float) -> bool:
 def make_loss(
     config: TrainingConfig, data: DatasetConfig, d: float = 1.0, m: float = 1.0, device: torch.device | str = "cpu"
 ) -> Loss:
-    """The loss that `config` names for sounds of `data`; PNP is divided by λ d + m; JTFS are computed on `device`."""
-    known = int(config.known_pitch)  # leading parameters that are given
-    synthesizer = partial(rectangular_drum, n_samples=data.n_samples, dtype=torch.float32)
-    features = ear(data).to(device) if config.loss == "jtfs" else torch.nn.Identity()
+    """The loss that `config` names for sounds of `data`; PNP is divided by λ d + m; features are taken on `device`."""
+    columns = sought(data, config.known)
+    features = ear(data, device) if config.loss == "spectral" else torch.nn.Identity()
+
+    def synthesizer(nu: Tensor) -> Tensor:
+        return data.synthesizer(nu, torch.float32)
 
     def parameter(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
-        return parameter_loss(nu_hat, batch.nu[:, known:])
+        return parameter_loss(nu_hat, batch.nu[:, columns])
 
     def pnp(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
         assert batch.M is not None
         assert batch.D is not None
-        return pnp_loss(nu_hat, batch.nu[:, known:], batch.M + damping * batch.D) / (damping * d + m)
-
-    def complete(nu_hat: Tensor, nu: Tensor) -> Tensor:
-        return torch.cat([nu[:, :known], nu_hat.to(nu.dtype)], -1)
+        return pnp_loss(nu_hat, batch.nu[:, columns], batch.M + damping * batch.D) / (damping * d + m)
 
     def mss(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
-        return mss_loss(complete(nu_hat, batch.nu), batch.nu, synthesizer)
+        return mss_loss(complete(nu_hat, batch.nu, columns), batch.nu, synthesizer)
 
-    def jtfs(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
-        return spectral_loss(complete(nu_hat, batch.nu), batch.nu, features, synthesizer, target=batch.features)
+    def spectral(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
+        predicted = complete(nu_hat, batch.nu, columns)
+        return spectral_loss(predicted, batch.nu, features, synthesizer, target=batch.features)
 
-    return {"parameter": parameter, "pnp": pnp, "mss": mss, "jtfs": jtfs}[config.loss]
+    return {"parameter": parameter, "pnp": pnp, "mss": mss, "spectral": spectral}[config.loss]
 
 
-def as_batch(drums: Drums, config: TrainingConfig, device: torch.device) -> Batch:
-    """A whole split, so that no step waits for it: a GPU holds the paper's 82 224 sounds in 1.1 GB."""
+def as_batch(rows: Rows, columns: list[int], config: TrainingConfig, device: torch.device) -> Batch:
+    """A whole split, so that no step waits for it: a GPU holds the paper's 82 224 drums in 1.1 GB."""
     where = float64_device(device)
-    features = None if drums.features is None else drums.features.to(where)
-    rows = Batch(drums.scalogram.to(device), drums.nu.to(where), features=features)
+    features = None if rows.features is None else rows.features.to(where)
+    batch = Batch(rows.scalogram.to(device), rows.nu.to(where), features=features)
     if config.loss != "pnp":
-        return rows
-    assert drums.metric is not None
-    known = int(config.known_pitch)
-    M = drums.metric[:, known:, known:].to(where)
-    return rows._replace(M=M, D=damping_matrix(M, config.damping_shape))
+        return batch
+    assert rows.metric is not None
+    M = rows.metric[:, columns][:, :, columns].to(where)
+    return batch._replace(M=M, D=damping_matrix(M, config.damping_shape))
 
 
 def _batches(rows: Batch, order: Tensor, size: int, fabric: Fabric) -> Iterator[Batch]:
@@ -374,7 +391,13 @@ def check(config: TrainingConfig) -> None:
             raise ValueError(f"expected {name} ≥ 0, got {value}")
     if Path(config.output_folder).exists() and not Path(config.output_folder).is_dir():
         raise ValueError(f"expected output_folder to be a folder, or to be made, got the file {config.output_folder}")
-    if config.loss == "pnp" and not read_config(config.data).metric:
+    check_writable(config.output_folder)
+    data = read_config(config.data, config.synthesizer, config.ear)
+    if unknown := [name for name in config.known if name not in data.synthesizer.names]:
+        raise ValueError(f"expected known parameters of {data.synthesizer.names}, got {unknown[0]!r}")
+    if not sought(data, config.known):
+        raise ValueError(f"expected a parameter that is not known, got known = {config.known}")
+    if config.loss == "pnp" and not data.metric:
         raise ValueError(f"{config.data} was built without the metric M, which the PNP loss needs")
     if config.tensorboard and not find_spec("tensorboard") and not find_spec("tensorboardX"):
         raise ValueError("tensorboard is not installed: pip install tensorboard")
@@ -386,13 +409,14 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     device = select_device(config.device)
     precision = _precision(config, device)
     fabric = connect(device, precision)
-    data = read_config(config.data)
-    names = {"pnp": ("metric",), "jtfs": ("features",)}.get(config.loss, ())
+    data = read_config(config.data, config.synthesizer, config.ear)
+    names = {"pnp": ("metric",), "spectral": ("features",)}.get(config.loss, ())
     splits = {split: load(config.data, split, names) for split in ("train", "validation")}
-    for split, drums in splits.items():
-        if not len(drums.nu):
+    for split, rows in splits.items():
+        if not len(rows.nu):
             raise ValueError(f"{config.data} has no sounds for {split}: build a larger one")
-    train, validation = (as_batch(drums, config, fabric.device) for drums in splits.values())
+    columns = sought(data, config.known)
+    train, validation = (as_batch(rows, columns, config, fabric.device) for rows in splits.values())
     batch_size, world = min(config.batch_size, len(train.nu)), fabric.world_size
     if batch_size % world:
         raise ValueError(f"expected a batch size that {world} processes can share equally, got {batch_size}")
@@ -401,7 +425,7 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     n_steps = max(1, int(config.epoch_share * len(train.nu)) // batch_size)
 
     torch.manual_seed(config.seed)
-    network = Encoder(config.backbone, N_PARAMETERS - config.known_pitch)
+    network = Encoder(len(columns), config.backbone)
     if config.start_from is not None and not Path(config.output_folder, CHECKPOINT).exists():
         network.load_state_dict(_first_weights(config, network, data))
     network.to(memory_format=torch.channels_last)  # what convolutions are fastest in
@@ -412,15 +436,21 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
 
 
 def _first_weights(config: TrainingConfig, network: Encoder, data: DatasetConfig) -> dict[str, Tensor]:
-    model = load_encoder(config.start_from)
+    model = load_encoder(config.start_from, "cpu", config.synthesizer, config.ear)
     first = model.encoder
-    if (first.name, first.n_outputs) != (network.name, network.n_outputs):
+    if (first.name, model.known) != (network.name, config.known):
         raise ValueError(
-            f"expected {config.start_from} to be a {network.name} of {network.n_outputs} outputs, "
-            f"got a {first.name} of {first.n_outputs}"
+            f"expected {config.start_from} to be a {network.name} of {network.n_outputs} outputs, with known "
+            f"parameters {config.known}, got a {first.name} of {first.n_outputs}, with {model.known}"
         )
     refuse_other_scalogram(model, data, config.data)
     return first.state_dict()
+
+
+def modern(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration of a training as this version would store it: older ones say if the pitch is known."""
+    known = ["log_omega"] if stored.get("known_pitch") else []
+    return {"known": known} | {name: value for name, value in stored.items() if name != "known_pitch"}
 
 
 def resume(setup: Setup, state: State) -> None:
@@ -431,9 +461,9 @@ def resume(setup: Setup, state: State) -> None:
             saved = torch.load(path, map_location="cpu", weights_only=True)
         except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
             raise ValueError(f"{path} is damaged: delete {setup.folder} to start again") from error
-        ignored = ["data", "output_folder", "tensorboard", "device"]
+        ignored = ["data", "output_folder", "synthesizer", "ear", "tensorboard", "device"]
         ignored += ["n_epochs"] if config.final_learning_rate is None else []
-        refuse_difference(saved["config"], config, f"{setup.folder} holds a run", tuple(ignored))
+        refuse_difference(modern(saved["config"]), config, f"{setup.folder} holds a run", tuple(ignored))
         refuse_difference(saved["dataset"], setup.data, f"{setup.folder} holds a run on data", ("data", "device"))
         state.network.load_state_dict(saved["weights"])
         state.optimizer.load_state_dict(saved["optimizer"])
@@ -447,7 +477,7 @@ def write_checkpoint(setup: Setup, state: State) -> None:
     if setup.fabric.is_global_zero:
         content: dict[str, Any] = {"weights": state.network.state_dict(), "optimizer": state.optimizer.state_dict()}
         content |= {"damping": asdict(state.damping), "best": state.best, "history": state.history}
-        content |= {"config": asdict(setup.config), "dataset": asdict(setup.data)}
+        content |= {"config": as_stored(setup.config), "dataset": as_stored(setup.data)}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomically({setup.folder / CHECKPOINT: buffer.getvalue()})
@@ -465,8 +495,8 @@ def write_results(setup: Setup, state: State) -> None:
     threads = f"{torch.get_num_threads()} threads, {fabric.world_size} processes"
     chip = torch.cuda.get_device_name(fabric.device) if fabric.device.type == "cuda" else fabric.device.type
     results = {
-        "config": asdict(setup.config),
-        "dataset": asdict(setup.data),
+        "config": as_stored(setup.config),
+        "dataset": as_stored(setup.data),
         "best_epoch": state.best["epoch"],
         "validation_loss": float(history.validation_loss[state.best["epoch"]]),
         "seconds_per_epoch": float(history.seconds.median()),
@@ -478,7 +508,8 @@ def write_results(setup: Setup, state: State) -> None:
     state.network.load_state_dict(state.best["weights"])
     if fabric.is_global_zero:
         _write_history(setup, state)  # again: the process may have been killed between checkpoint and metrics
-        save(AudioEncoder(state.network, setup.data, {"training": results}), setup.folder / "encoder.safetensors")
+        model = AudioEncoder(state.network, setup.data, setup.config.known, {"training": results})
+        save(model, setup.folder / "encoder.safetensors")
         write_atomically({setup.folder / "results.json": json.dumps(results, indent=2).encode()})
     fabric.barrier()
 

@@ -1,16 +1,14 @@
-"""What a reader moves: a drum to play, sounds to compare, and pictures with sliders.
+"""What a reader moves: sounds to compare, and pictures with sliders.
 
-The drum (drum_instrument.js) and the sounds (ab_player.js) play in the browser, in notebooks and in the book's static
-page. Pictures are drawn by Python, so that only a notebook shows their sliders. (ipywidgets' own `interact` draws into
-an output area, at which runners of notebooks can wait for ever.)
+The sounds (ab_player.js) play in the browser, in notebooks and in the book's static page. Pictures are drawn by Python,
+so that only a notebook shows their sliders. (ipywidgets' own `interact` draws into an output area, at which runners of
+notebooks can wait for ever.)
 """
 
 import base64
 import html
 import io
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
-import torch
 import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,66 +24,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from . import plots
-from .drum import SAMPLE_RATE
-from .synthesizer import N_PARAMETERS, NAMES, PARAMETERS, to_theta
 
-START = (-0.2, 0.0, -0.3, -0.2, 0.4)  # ν of the first drum: near the middle, so that every slider is heard
-MODULE = Path(__file__).with_name("drum_instrument.js")
 AB_MODULE = Path(__file__).with_name("ab_player.js")
 PEAK = 0.9  # of full scale, of the loudest sample among sounds that are compared: −1 dB
 FADED = 1e-3  # of that sample: −60 dB
-
-
-class DrumInstrument(anywidget.AnyWidget):
-    """A drum to strike: five sliders, the membrane, its sound and its spectrum, all made in the browser.
-
-    Attributes
-    ----------
-    theta : list of 5 floats, in the order, units and ranges of `synthesizer.PARAMETERS`
-        Follows the sliders, and moves them when it is set. A value of another shape or out of range raises
-        `traitlets.TraitError`.
-    """
-
-    _esm = MODULE
-    theta = traitlets.List(traitlets.Float()).tag(sync=True)
-    # The ranges of the sliders and the sample rate: known to the browser from here only.
-    parameters = traitlets.List([asdict(p) for p in PARAMETERS], read_only=True).tag(sync=True)
-    sample_rate = traitlets.Int(SAMPLE_RATE, read_only=True).tag(sync=True)
-
-    @traitlets.default("theta")
-    def _start(self) -> list[float]:
-        return to_theta(torch.tensor(START, dtype=torch.float64)).tolist()
-
-    @traitlets.validate("theta")
-    def _check_theta(self, proposal: dict[str, Any]) -> list[float]:
-        theta = proposal["value"]
-        if len(theta) != N_PARAMETERS:
-            raise traitlets.TraitError(f"expected theta of {N_PARAMETERS} numbers for {NAMES}, got {len(theta)}")
-        for p, value in zip(PARAMETERS, theta, strict=True):
-            if not p.low <= value <= p.high:
-                raise traitlets.TraitError(f"expected {p.name} in [{p.low:g}, {p.high:g}] {p.unit}, got {value:g}")
-        return theta
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
-        """The live widget for Jupyter and Colab, and for static pages the same instrument without Python behind it."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        assert bundle is not None, "the widget has a view"
-        options = {"theta": self.theta, "parameters": self.parameters, "sampleRate": self.sample_rate}
-        bundle[0]["text/html"] = STATIC_PAGE.format(
-            options=html.escape(json.dumps(options, ensure_ascii=False)), module=MODULE.read_text(encoding="utf-8")
-        )
-        return bundle
-
-
-# The module is inlined: a page that is opened as a file may not load modules from other files.
-STATIC_PAGE = """<div data-drum="{options}">The drum to play here needs JavaScript.</div>
-<script type="module">
-{module}
-for (const element of document.querySelectorAll("[data-drum]")) {{
-  mount(element, JSON.parse(element.dataset.drum));
-  element.removeAttribute("data-drum");
-}}
-</script>"""
 
 
 class ABPlayer(anywidget.AnyWidget):
@@ -94,12 +35,13 @@ class ABPlayer(anywidget.AnyWidget):
 
     Parameters
     ----------
-    sounds : mapping of labels to arrays or Tensors, each (n_samples,), at 22 050 Hz
+    sounds : mapping of labels to arrays or Tensors, each (n_samples,)
         Such as {"recording": x, "match": x_hat}; scaled and cut as in `equally_loud`, which raises the errors.
+    sample_rate : float, Hz
     caption : str
         A line below the buttons, such as the distances. Plain text.
 
-    One second of a sound is 60 kB of HTML, as 16-bit WAV: every browser plays it.
+    One second of a sound at 22 050 Hz is 60 kB of HTML, as 16-bit WAV: every browser plays it.
     """
 
     _esm = AB_MODULE
@@ -107,9 +49,10 @@ class ABPlayer(anywidget.AnyWidget):
     sounds = traitlets.List(traitlets.Dict(), read_only=True).tag(sync=True)
     caption = traitlets.Unicode(read_only=True).tag(sync=True)
 
-    def __init__(self, sounds: Mapping[str, ArrayLike | Tensor], caption: str = "") -> None:
+    def __init__(self, sounds: Mapping[str, ArrayLike | Tensor], sample_rate: float, caption: str = "") -> None:
         super().__init__()
-        self.set_trait("sounds", [{"label": label, "url": _wav_url(x)} for label, x in equally_loud(sounds).items()])
+        loud = equally_loud(sounds, sample_rate)
+        self.set_trait("sounds", [{"label": label, "url": _wav_url(x, sample_rate)} for label, x in loud.items()])
         self.set_trait("caption", caption)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
@@ -139,7 +82,7 @@ for (const element of document.querySelectorAll("[data-ab-player]")) {{
 </script>"""
 
 
-def equally_loud(sounds: Mapping[str, ArrayLike | Tensor]) -> dict[str, np.ndarray]:
+def equally_loud(sounds: Mapping[str, ArrayLike | Tensor], sample_rate: float) -> dict[str, np.ndarray]:
     """Scale sounds to the same RMS over their first second; the loudest sample among them becomes 0.9.
 
     All get the same length: they are cut where the last of them has fallen 60 dB below that sample, but none to less
@@ -147,7 +90,8 @@ def equally_loud(sounds: Mapping[str, ArrayLike | Tensor]) -> dict[str, np.ndarr
 
     Parameters
     ----------
-    sounds : mapping of labels to arrays or Tensors, each (n_samples,), at 22 050 Hz
+    sounds : mapping of labels to arrays or Tensors, each (n_samples,)
+    sample_rate : float, Hz
 
     Returns
     -------
@@ -160,28 +104,28 @@ def equally_loud(sounds: Mapping[str, ArrayLike | Tensor]) -> dict[str, np.ndarr
     """
     if not sounds:
         raise ValueError("expected at least one sound, got none")
-    arrays = {}
+    second, arrays = round(sample_rate), {}
     for label, sound in sounds.items():
         x = np.asarray(sound.detach().cpu() if isinstance(sound, Tensor) else sound, dtype=np.float64)
         if x.ndim != 1:
             raise ValueError(f"expected sound {label!r} of shape (n_samples,), got {x.shape}")
         if not np.isfinite(x).all():
             raise ValueError(f"sound {label!r} holds NaN or infinite samples")
-        energy = (x[:SAMPLE_RATE] ** 2).sum()
+        energy = (x[:second] ** 2).sum()
         if energy == 0:
             raise ValueError(f"sound {label!r} is silent in its first second")
         arrays[label] = x / np.sqrt(energy)
-    longest = max(SAMPLE_RATE, *(len(x) for x in arrays.values()))
+    longest = max(second, *(len(x) for x in arrays.values()))
     stack = np.stack([np.pad(x, (0, longest - len(x))) for x in arrays.values()])  # (sounds, samples)
     stack *= PEAK / np.abs(stack).max()
     end = np.flatnonzero((np.abs(stack) > FADED * PEAK).any(0))[-1] + 1
-    return dict(zip(arrays, stack[:, : max(SAMPLE_RATE, end)], strict=True))
+    return dict(zip(arrays, stack[:, : max(second, end)], strict=True))
 
 
-def _wav_url(x: np.ndarray) -> str:
+def _wav_url(x: np.ndarray, sample_rate: float) -> str:
     """Data URL of a sound (n_samples,) as 16-bit WAV."""
     wav = io.BytesIO()
-    soundfile.write(wav, x, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    soundfile.write(wav, x, round(sample_rate), format="WAV", subtype="PCM_16")
     return f"data:audio/wav;base64,{base64.b64encode(wav.getvalue()).decode()}"
 
 

@@ -53,6 +53,13 @@ def as_slurm_starts_them(code: str) -> list[subprocess.Popen]:
     return [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for environment in environments]
 
 
+def fields_of(config) -> dict:
+    """What a configuration is made of, but for the objects in it."""
+    from pnp_tutorial.runtime import as_stored
+
+    return {name: value for name, value in as_stored(config).items() if name not in ("synthesizer", "ear", "known")}
+
+
 def contents(path: str | Path) -> dict[str, bytes]:
     """Every file of a store that holds numbers, by name."""
     return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file() and "/c/" in str(p)}

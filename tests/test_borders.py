@@ -1,20 +1,26 @@
 """What holds for every map, from ν to the loss: no rows give no rows; autocast and threads change nothing."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from pnp_tutorial import arpeggiator, damping, drum, losses, metric, mss, synthesizer
+from pnp_tutorial import arpeggiator, damping, drum, losses, metric, mss
+from pnp_tutorial.drum import DRUM
 from pnp_tutorial.scattering import JTFS, LogScattering, Scalogram
 
 N = 4096
 P = 1319  # of JTFS
 jtfs, scalogram = JTFS(N, J=7), Scalogram(N, J=7)
-features, coarse = LogScattering(jtfs), mss.CoarseSpectra(N)
+features, coarse = LogScattering(jtfs), mss.CoarseSpectra(N, 22050)
 N_COARSE, N_MSS = (len(ear(torch.zeros(N))) for ear in (coarse, mss.MSS()))
-play = partial(drum.rectangular_drum, n_samples=N, dtype=torch.float32)
+short = replace(DRUM, n_samples=N)
+
+
+def play(nu):
+    return short(nu, torch.float32)
 
 
 def rows(*shape, dtype=torch.float32):
@@ -23,9 +29,9 @@ def rows(*shape, dtype=torch.float32):
 
 # Of every function: what it is given for a batch of shape b, and the shapes of what it returns, after those of b.
 MAPS = {
-    "to_theta": (synthesizer.to_theta, lambda b: [rows(*b, 5)], [(5,)]),
+    "to_theta": (DRUM.to_theta, lambda b: [rows(*b, 5)], [(5,)]),
     "modes": (drum.modes, lambda b: [1 + rows(*b, 5)], [(100,)] * 3),
-    "drum": (play, lambda b: [1 + rows(*b, 5)], [(N,)]),
+    "drum": (partial(drum.rectangular_drum, n_samples=N), lambda b: [1 + rows(*b, 5)], [(N,)]),
     "arpeggiator": (partial(arpeggiator.arpeggiator, n_samples=N), lambda b: [1 + rows(*b, 3)], [(N,)]),
     "JTFS": (jtfs, lambda b: [rows(*b, N)], [(P,)]),
     "JTFS, local": (JTFS(N, J=7, T=256), lambda b: [rows(*b, N)], [(P, 16)]),
@@ -77,7 +83,7 @@ def test_what_takes_a_flat_batch_takes_an_empty_one():
     nothing = rows(0, 5, dtype=torch.float64)
     assert metric.secant_metric(nothing, coarse, play).shape == (0, 5, 5)
     assert damping.damping_matrix(rows(0, 5, 5), "mean").shape == (0, 5, 5)
-    assert synthesizer.sample_uniform(0).shape == (0, 5)
+    assert DRUM.sample_uniform(0).shape == (0, 5)
     # A loss is a mean, and that of nothing is NaN, as torch has it.
     assert losses.pnp_loss(nothing, nothing, rows(0, 5, 5)).isnan()
     assert losses.spectral_loss(nothing, nothing, features, play).isnan()
@@ -89,8 +95,8 @@ def test_gradients_pass_through_no_rows():
     assert x.grad.shape == (0, N)
 
 
-nu = synthesizer.sample_uniform(2)
-x = play(synthesizer.to_theta(nu))
+nu = DRUM.sample_uniform(2)
+x = play(nu)
 dx = torch.randn(3, 2, N, generator=torch.Generator().manual_seed(0))
 
 
@@ -114,10 +120,10 @@ def inside(function, *arguments):
 
 
 IN_A_CONTEXT = {
-    "drum": inside(play, synthesizer.to_theta(nu)),
-    "gradient of the drum": gradient(lambda nu: play(synthesizer.to_theta(nu)), nu),
+    "drum": inside(play, nu),
+    "gradient of the drum": gradient(play, nu),
     "tangents of the drum": inside(metric.tangents, nu, play),
-    "arpeggiator": inside(arpeggiator.arpeggiator, arpeggiator.to_theta(rows(2, 3)), N),
+    "arpeggiator": inside(arpeggiator.arpeggiator, arpeggiator.ARPEGGIATOR.to_theta(rows(2, 3)), N),
     "JTFS": inside(jtfs, x),
     "JTFS, local": inside(JTFS(N, J=7, T=256), x),
     "gradient of JTFS": gradient(jtfs, x),
@@ -160,5 +166,5 @@ def test_threads_may_use_forward_mode_inside_forward_mode():
     def slope(x):
         return torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1]
 
-    M = metric.riemannian_metric(nu, slope, lambda theta: theta, synthesizer.to_theta)
+    M = metric.riemannian_metric(nu, slope, DRUM.to_theta)
     assert M.shape == (2, 5, 5)

@@ -16,7 +16,6 @@ import yaml
 from pnp_tutorial import __version__
 from pnp_tutorial.__main__ import main
 from pnp_tutorial.dataset import DatasetConfig
-from pnp_tutorial.synthesizer import NAMES
 from pnp_tutorial.training import TrainingConfig
 
 PARAMETERS = Path(__file__).parents[1] / "book/parameters"
@@ -62,10 +61,11 @@ def test_match(encoder, sound, tmp_path):
 
 def test_match_of_a_sound_that_determines_all(monkeypatch, sound, capfd):
     row = {"file": "tom.wav", "error": "", "undetermined": "", "encoder": 2.0, "match": 1.0}
-    row |= {name + kind: 0.5 for name in NAMES for kind in ("", "_uncertainty")}
-    monkeypatch.setattr("pnp_tutorial.__main__.match_files", lambda *options: iter([row]))
-    assert main(["match", str(sound)]) == 0
-    assert "\nthe sound determines all five parameters\n" in capfd.readouterr().out
+    theta = [{"name": "f_m", "value": 0.5, "uncertainty": 0.1, "unit": "Hz"}]
+    (sound.parent / "tom_matched.json").write_text(json.dumps({"theta": theta}), encoding="utf-8")
+    monkeypatch.setattr("pnp_tutorial.__main__.match_files", lambda *options, **given: iter([row]))
+    assert main(["match", str(sound), f"--output_folder={sound.parent}"]) == 0
+    assert "\nthe sound determines all parameters\n" in capfd.readouterr().out
 
 
 def test_match_a_folder(encoder, sound, tmp_path):
@@ -92,11 +92,11 @@ def test_match_a_folder(encoder, sound, tmp_path):
     assert [Path(name).name for name in table.file] == ["bad.flac", "dr\\xfcm.wav", "long.flac"]
     assert table.error.astype(bool).tolist() == [True, False, False]
     document = json.loads((tmp_path / "out/long_matched.json").read_text(encoding="utf-8"))
-    assert float(table.match[2]) == document["jtfs_distance"]["match"]
+    assert float(table.match[2]) == document["distance"]["match"]
 
 
 def test_an_interrupted_folder_has_a_table_of_what_is_done(sound, tmp_path, monkeypatch, capfd):
-    def interrupted(*options):
+    def interrupted(*options, **given):
         yield {"file": "bad.wav", "error": "bad.wav is silent"}
         raise KeyboardInterrupt
 
@@ -234,7 +234,7 @@ def test_one_file_for_data_set_and_training(tmp_path, monkeypatch, capfd):
         "parameter",
         4,
     )
-    assert "jtfs_gain" in capfd.readouterr().out
+    assert "ear_gain" in capfd.readouterr().out
     assert {"evaluation.json", "evaluation.csv"} <= {p.name for p in Path("run").iterdir()}
 
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import contents
+from conftest import contents, fields_of
 
 from pnp_tutorial import dataset
 from pnp_tutorial.dataset import DatasetConfig, build, describe, draw, ear, encoder_input, load, verify
-from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.mss import CoarseSpectra
+from pnp_tutorial.runtime import as_stored
 from pnp_tutorial.scattering import log_compress
-from pnp_tutorial.synthesizer import to_theta
 
 
 def test_rows_are_what_they_say(tiny_data):
     """Recomputed from ν alone, with the drum, the scalogram and the metric of the other chapters."""
-    test, synthesizer = load(tiny_data.data, "test"), partial(rectangular_drum, n_samples=tiny_data.n_samples)
-    x = synthesizer(to_theta(test.nu))
+    test, synthesizer = load(tiny_data.data, "test"), replace(DRUM, n_samples=tiny_data.n_samples)
+    x = synthesizer(test.nu)
     S = encoder_input(tiny_data)(x)
     assert torch.allclose(test.scalogram.float(), S, atol=1e-3, rtol=1e-3)  # float16
     assert torch.equal(S, log_compress(encoder_input(tiny_data).transform(x)))
@@ -40,8 +40,8 @@ def test_rows_are_what_they_say(tiny_data):
 def test_metric_may_be_one_of_secants(tiny_data, tmp_path):
     config = replace(tiny_data, data=str(tmp_path / "x.zarr"), n_sounds=10, secant_step=0.1)
     train = load(build(config, progress=False))
-    synthesizer = partial(rectangular_drum, n_samples=config.n_samples, dtype=torch.float32)
-    M = secant_metric(train.nu, CoarseSpectra(config.n_samples), synthesizer, step=0.1)
+    synthesizer = partial(replace(DRUM, n_samples=config.n_samples), dtype=torch.float32)
+    M = secant_metric(train.nu, CoarseSpectra(config.n_samples, DRUM.sample_rate), synthesizer, step=0.1)
     torch.testing.assert_close(train.metric, M, rtol=1e-3, atol=1e-5 * float(M.max()))
     assert verify(config.data, progress=False) < 1e-3
     with pytest.raises(ValueError, match="built with secant_step = 0.1, not null"):
@@ -149,7 +149,7 @@ def test_same_bytes_whatever_the_number_of_threads(tiny_data, tmp_path, use_thre
 def test_two_processes_write_the_same_bytes(tiny_data, tmp_path):
     """As a user starts them; killed once in the middle, and called again."""
     config = replace(tiny_data, data=str(tmp_path / "p.zarr"))
-    options = [f"--{key}={'null' if value is None else value}" for key, value in asdict(config).items()]
+    options = [f"--{key}={'null' if value is None else value}" for key, value in fields_of(config).items()]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "pnp_tutorial"]
     log = tmp_path / "log"
     with log.open("wb") as file:
@@ -172,7 +172,7 @@ def test_killed_build_resumes(tiny_data, tmp_path):
     code = (
         "import sys, time, pnp_tutorial.dataset as d; f = d._compute\n"
         "d._compute = lambda *a: (time.sleep(0.1), f(*a))[1]\n"
-        f"d.build(d.DatasetConfig(**{asdict(config)!r}), progress=False)"
+        f"d.build(d.DatasetConfig(**{fields_of(config)!r}), progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.time() + 60
@@ -255,7 +255,7 @@ def full_data(tmp_path_factory):
 
 def test_features_are_kept_on_request(full_data, tiny_data):
     drums = load(full_data.data, "test", ("features", "metric"))
-    x = rectangular_drum(to_theta(drums.nu), full_data.n_samples)
+    x = rectangular_drum(DRUM.to_theta(drums.nu), full_data.n_samples)
     torch.testing.assert_close(drums.features, ear(full_data)(x), rtol=1e-4, atol=1e-4)
     assert drums.metric is not None
     assert load(full_data.data, "test").features is None  # not asked for
@@ -275,7 +275,7 @@ def test_features_without_metric_are_the_same(full_data, tmp_path, metric):
 
 def test_describe(full_data):
     document = describe(full_data.data)
-    assert document["config"] == asdict(full_data)
+    assert document["config"] == as_stored(full_data)
     assert document["chunks"] == "6 of 6 done"
     assert document["splits"] == {"train": 18, "validation": 2, "test": 3}
     assert document["arrays"]["metric"]["shape"] == [23, 5, 5]

@@ -15,4 +15,4 @@ def test_every_rate_is_measured_and_written(tmp_path, monkeypatch):
     rates = {kind: results[kind] for kind in ("features", "metric", "dataset", "steps")}
     assert [len(kind) for kind in rates.values()] == [2, 2, 1, 8]
     assert all(rate > 0 for kind in rates.values() for rate in kind.values())
-    assert results["batch"] == {"parameter": 2, "pnp": 2, "mss": 2, "jtfs": 2}
+    assert results["batch"] == {"parameter": 2, "pnp": 2, "mss": 2, "spectral": 2}

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.func import hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from pnp_tutorial import drum, membrane, synthesizer
+from pnp_tutorial import drum, membrane
+from pnp_tutorial.drum import DRUM
 
 DATA = Path(__file__).parent / "data"
 PAPER_THETA = torch.from_numpy(np.loadtxt(DATA / "paper_test_parameters.csv", delimiter=",", skiprows=1))
@@ -46,7 +47,7 @@ def test_closed_form_agrees_with_the_published_constants():
 
 
 def test_first_mode_has_the_named_frequency_and_decay():
-    theta = synthesizer.to_theta(synthesizer.sample_uniform(1000))
+    theta = DRUM.to_theta(DRUM.sample_uniform(1000))
     omega, sigma, _ = drum.modes(theta)
     torch.testing.assert_close(omega[:, 0], 10 ** theta[:, 0])
     torch.testing.assert_close(sigma[:, 0], 1 / theta[:, 1])
@@ -62,7 +63,7 @@ def test_ideal_square_membrane_has_the_textbook_ratios():
 
 
 def test_factored_powers_equal_the_direct_sum():
-    theta = synthesizer.to_theta(synthesizer.sample_uniform(8, seed=5))
+    theta = DRUM.to_theta(DRUM.sample_uniform(8, seed=5))
     expected = direct_sum(theta)
     torch.testing.assert_close(drum.rectangular_drum(theta), expected, rtol=0, atol=1e-11)
     assert (drum.rectangular_drum(theta, dtype=torch.float32) - expected).abs().max() < 2e-6
@@ -70,7 +71,7 @@ def test_factored_powers_equal_the_direct_sum():
 
 @pytest.mark.parametrize("n_samples", [1, 7, 1000, 4097])
 def test_any_length_is_a_prefix_of_a_longer_sound(n_samples):
-    theta = synthesizer.to_theta(synthesizer.sample_uniform(2))
+    theta = DRUM.to_theta(DRUM.sample_uniform(2))
     short = drum.rectangular_drum(theta, n_samples, normalize=False)
     assert short.shape == (2, n_samples)
     long = drum.rectangular_drum(theta, 8192, normalize=False)
@@ -78,7 +79,7 @@ def test_any_length_is_a_prefix_of_a_longer_sound(n_samples):
 
 
 def test_modes_above_nyquist_drop_out_one_by_one():
-    theta = synthesizer.to_theta(torch.zeros(5, dtype=torch.float64))
+    theta = DRUM.to_theta(torch.zeros(5, dtype=torch.float64))
     omega = drum.modes(theta)[0]
     sample_rate = float(omega.median() / math.pi)  # half of the modes lie above
     x = drum.rectangular_drum(theta, 4096, sample_rate, normalize=False)
@@ -90,7 +91,7 @@ def test_modes_above_nyquist_drop_out_one_by_one():
 
 
 def test_normalization_and_batch_axes():
-    theta = synthesizer.to_theta(synthesizer.sample_uniform(6)).reshape(2, 3, 5)
+    theta = DRUM.to_theta(DRUM.sample_uniform(6)).reshape(2, 3, 5)
     x = drum.rectangular_drum(theta, 2048)
     assert x.shape == (2, 3, 2048)
     torch.testing.assert_close(x.abs().amax(-1), torch.ones(2, 3, dtype=torch.float64))
@@ -99,7 +100,7 @@ def test_normalization_and_batch_axes():
 
 @pytest.mark.parametrize(("n_samples", "normalize"), [(512, False), (270, True)])
 def test_gradients_agree_with_finite_differences(normalize, n_samples):
-    theta = synthesizer.to_theta(synthesizer.sample_uniform(3, seed=2)).requires_grad_()
+    theta = DRUM.to_theta(DRUM.sample_uniform(3, seed=2)).requires_grad_()
     assert torch.autograd.gradcheck(
         lambda theta: drum.rectangular_drum(theta, n_samples, normalize=normalize) * (1 if normalize else 1e3),
         theta,
@@ -111,7 +112,7 @@ def test_gradients_agree_with_finite_differences(normalize, n_samples):
 
 
 def test_single_precision_derivatives_agree_with_double():
-    theta = synthesizer.to_theta(synthesizer.sample_uniform(4, seed=3))
+    theta = DRUM.to_theta(DRUM.sample_uniform(4, seed=3))
     directions = torch.eye(5, dtype=torch.float64)
     weights = torch.randn(4, drum.N_SAMPLES, generator=torch.Generator().manual_seed(0))
 
@@ -139,7 +140,7 @@ def test_modal_sum_takes_any_modes():
 
 
 def test_silence_stays_silence():
-    theta = synthesizer.to_theta(torch.zeros(5, dtype=torch.float64)).requires_grad_()
+    theta = DRUM.to_theta(torch.zeros(5, dtype=torch.float64)).requires_grad_()
     x = drum.rectangular_drum(theta, 100, sample_rate=10.0)  # every mode lies above 5 Hz
     assert torch.equal(x, torch.zeros(100, dtype=torch.float64))
     assert torch.equal(torch.autograd.grad(x.sum(), theta)[0], torch.zeros(5, dtype=torch.float64))
@@ -147,7 +148,7 @@ def test_silence_stays_silence():
 
 def test_a_mode_fades_out_at_nyquist_but_its_slope_does_not():
     """At half the sample rate sin(ω n/sr) is 0 at every n: x is continuous in θ there. Its derivative is not."""
-    theta = synthesizer.to_theta(torch.zeros(5, dtype=torch.float64))
+    theta = DRUM.to_theta(torch.zeros(5, dtype=torch.float64))
     omega, sigma, amplitude = drum.modes(theta)
     heard = amplitude.abs() > 1e-9 * amplitude.abs().max()
     top = omega.where(heard, 0).argmax()
@@ -174,7 +175,7 @@ def test_fast():
 
     The direct sum's float32 phases err by 10⁻⁴; its time here is that of four drums.
     """
-    theta = synthesizer.to_theta(synthesizer.sample_uniform(32, seed=1)).requires_grad_()
+    theta = DRUM.to_theta(DRUM.sample_uniform(32, seed=1)).requires_grad_()
     omega, sigma, amplitude = (value.detach().float() for value in drum.modes(theta[:4]))
 
     def direct(parameters):
@@ -202,7 +203,7 @@ def test_fast():
 
 def test_gradients_are_finite_over_the_ranges_and_at_their_edges():
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 5)
-    theta = synthesizer.to_theta(torch.cat([corners, synthesizer.sample_uniform(200, seed=9)])).requires_grad_()
+    theta = DRUM.to_theta(torch.cat([corners, DRUM.sample_uniform(200, seed=9)])).requires_grad_()
     x = drum.rectangular_drum(theta, 2048)
     (gradient,) = torch.autograd.grad((x * torch.linspace(-1, 1, 2048, dtype=x.dtype)).sum(), theta)
     assert x.isfinite().all()
@@ -210,7 +211,7 @@ def test_gradients_are_finite_over_the_ranges_and_at_their_edges():
 
 
 def test_transforms_compose():
-    theta = synthesizer.to_theta(synthesizer.sample_uniform(4))
+    theta = DRUM.to_theta(DRUM.sample_uniform(4))
 
     def synthesize(theta):
         return drum.rectangular_drum(theta, 256)
@@ -221,7 +222,7 @@ def test_transforms_compose():
 
 
 def test_energy_decays():
-    theta = synthesizer.to_theta(synthesizer.sample_uniform(50))
+    theta = DRUM.to_theta(DRUM.sample_uniform(50))
     energy = drum.rectangular_drum(theta).unflatten(-1, (8, -1)).square().sum(-1)
     assert (energy.diff(dim=-1) <= 0).all()
 
@@ -231,7 +232,7 @@ def test_energy_decays():
     [(1, 0.0, "tau"), (1, -0.1, "tau"), (4, 0.0, "alpha"), (4, -1.0, "alpha"), (0, math.nan, "log_omega")],
 )
 def test_parameters_outside_the_physical_domain_are_named(index, value, name):
-    theta = synthesizer.to_theta(torch.zeros(2, 5, dtype=torch.float64))
+    theta = DRUM.to_theta(torch.zeros(2, 5, dtype=torch.float64))
     theta[1, index] = value
     with pytest.raises(ValueError, match=rf"{name} = {value:g}.*expected a value in"):
         drum.rectangular_drum(theta)
@@ -240,13 +241,13 @@ def test_parameters_outside_the_physical_domain_are_named(index, value, name):
 @pytest.mark.parametrize("name", ["strike", "ear"])
 @pytest.mark.parametrize("position", [(0.0, 0.4), (0.4, 1.2), (math.nan, 0.4), (0.4,)])
 def test_positions_off_the_drum_are_refused(name, position):
-    theta = synthesizer.to_theta(torch.zeros(5, dtype=torch.float64))
+    theta = DRUM.to_theta(torch.zeros(5, dtype=torch.float64))
     with pytest.raises(ValueError, match=rf"{name} must be two fractions"):
         drum.rectangular_drum(theta, 100, **{name: position})
 
 
 def test_bad_length_and_sample_rate_are_refused():
-    theta = synthesizer.to_theta(torch.zeros(5, dtype=torch.float64))
+    theta = DRUM.to_theta(torch.zeros(5, dtype=torch.float64))
     with pytest.raises(ValueError, match="n_samples"):
         drum.rectangular_drum(theta, 0)
     with pytest.raises(ValueError, match="sample_rate"):

@@ -17,8 +17,8 @@ import traitlets
 from bs4 import BeautifulSoup
 
 from pnp_tutorial import drum
-from pnp_tutorial.synthesizer import PARAMETERS, to_theta
-from pnp_tutorial.widgets import MODULE, START, DrumInstrument
+from pnp_tutorial.drum import DRUM
+from pnp_tutorial.drum_instrument import MODULE, START, DrumInstrument
 
 SAMPLE_RATE = drum.SAMPLE_RATE
 SOURCE = MODULE.read_text(encoding="utf-8")
@@ -48,9 +48,9 @@ def in_node(calls, source=SOURCE):
     return json.loads(run.stdout)
 
 
-MIDDLE = to_theta(torch.tensor(START, dtype=torch.float64))
-CORNERS = torch.tensor(list(itertools.product(*[(p.low, p.high) for p in PARAMETERS])), dtype=torch.float64)
-RANDOM = to_theta(2 * torch.rand(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1)
+MIDDLE = DRUM.to_theta(torch.tensor(START, dtype=torch.float64))
+CORNERS = torch.tensor(list(itertools.product(*[(p.low, p.high) for p in DRUM.parameters])), dtype=torch.float64)
+RANDOM = DRUM.to_theta(2 * torch.rand(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1)
 ELSEWHERE = {"strike": (0.13, 0.71), "ear": (0.5, 0.25), "n_modes": 7}
 
 
@@ -137,8 +137,8 @@ def test_theta_starts_where_every_slider_is_heard_and_can_be_set():
     instrument = DrumInstrument()
     assert instrument.theta == MIDDLE.tolist()
     for end in ("low", "high"):
-        instrument.theta = [getattr(p, end) for p in PARAMETERS]
-        assert instrument.theta == [getattr(p, end) for p in PARAMETERS]
+        instrument.theta = [getattr(p, end) for p in DRUM.parameters]
+        assert instrument.theta == [getattr(p, end) for p in DRUM.parameters]
     assert DrumInstrument(theta=CORNERS[3].tolist()).theta == CORNERS[3].tolist()
 
 
@@ -171,7 +171,7 @@ def test_theta_is_refused(theta, message):
 
 def test_the_browser_knows_ranges_and_sample_rate_from_python():
     instrument = DrumInstrument()
-    ranges = [(p.symbol, p.unit, p.low, p.high, p.meaning) for p in PARAMETERS]
+    ranges = [(p.symbol, p.unit, p.low, p.high, p.meaning) for p in DRUM.parameters]
     for held in (instrument.get_state(), static_options(instrument)):
         names = ("symbol", "unit", "low", "high", "meaning")
         assert [tuple(p[name] for name in names) for p in held["parameters"]] == ranges

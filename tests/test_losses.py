@@ -1,22 +1,22 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pnp_tutorial import losses, metric, scattering
-from pnp_tutorial.drum import rectangular_drum
-from pnp_tutorial.synthesizer import sample_uniform
+from pnp_tutorial.drum import DRUM
 
 N = 4096
 features = scattering.LogScattering(scattering.JTFS(N, J=8, Q=(8, 1), J_fr=3, F=2, dtype=torch.float64))
 
 
-def short_drum(theta):
-    return rectangular_drum(theta, N)
+short_drum = replace(DRUM, n_samples=N)
 
 
 @pytest.fixture(scope="module")
 def pair():
-    nu = 0.8 * sample_uniform(3, seed=1)
-    direction = torch.nn.functional.normalize(sample_uniform(3, seed=2), dim=-1)
+    nu = 0.8 * DRUM.sample_uniform(3, seed=1)
+    direction = torch.nn.functional.normalize(DRUM.sample_uniform(3, seed=2), dim=-1)
     return nu, direction, metric.riemannian_metric(nu, features, short_drum)
 
 

@@ -12,13 +12,12 @@ import soundfile
 import torch
 
 from pnp_tutorial import match_files as rooms
-from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.match_files import match_files, save_match
 from pnp_tutorial.matching import Budget, match, undetermined
-from pnp_tutorial.synthesizer import NAMES, PARAMETERS
 
-QUICK = Budget(n_drums=8, n_generations=4, n_runs=1, n_iterations=3)
+QUICK = Budget(n_sounds=8, n_generations=4, n_runs=1, n_iterations=3)
 THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)
 
 
@@ -42,17 +41,17 @@ def test_written_files_say_the_same(encoder, tmp_path):
     assert rate == 22050
     assert np.abs(wav - result.x_hat.numpy()).max() < 2**-14
     document = json.loads((tmp_path / "new/x.json").read_text(encoding="utf-8"))
-    assert [p["unit"] for p in document["theta"]] == [p.unit for p in PARAMETERS]
+    assert [p["unit"] for p in document["theta"]] == [p.unit for p in DRUM.parameters]
     assert [p["value"] for p in document["theta"]] == result.theta.tolist()
-    widths = [(p.high - p.low) / 2 for p in PARAMETERS]
+    widths = [(p.high - p.low) / 2 for p in DRUM.parameters]
     expected = [u * width for u, width in zip(result.uncertainty.tolist(), widths, strict=True)]
     assert [p["uncertainty"] for p in document["theta"]] == pytest.approx(expected)
-    assert document["jtfs_distance"] == result.distance
+    assert document["distance"] == result.distance
     spreads, directions = result.directions
     assert [direction.pop("spread") for direction in document["directions"]] == spreads.tolist()
-    assert [list(direction) for direction in document["directions"]] == [list(NAMES)] * 5
+    assert [list(direction) for direction in document["directions"]] == [list(DRUM.names)] * 5
     assert [list(direction.values()) for direction in document["directions"]] == directions.T.tolist()
-    assert document["undetermined"] == undetermined(spreads, directions)
+    assert document["undetermined"] == undetermined(spreads, directions, DRUM.names)
 
 
 def write_drums(folder, n):
@@ -71,7 +70,7 @@ def test_a_bad_file_does_not_stop_the_others(encoder, tmp_path):
     assert [bool(error) for error in table.error] == [False, True, False]
     assert "cannot be read as audio" in table.error[1]
     good = table.drop(1)
-    assert good[list(NAMES)].notna().all(axis=None)
+    assert good[list(DRUM.names)].notna().all(axis=None)
     assert (good.match <= good.encoder).all()
     assert good.undetermined.map(type).eq(str).all()
     assert len(list((tmp_path / "out").iterdir())) == 4

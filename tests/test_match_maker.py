@@ -18,7 +18,7 @@ import torch
 from test_instrument import in_node
 
 from pnp_tutorial import match_maker
-from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.match_maker import RECORDER_MODULE, MatchMaker, Recorder, in_units, unsure, uploaded
 from pnp_tutorial.matching import Match
@@ -64,17 +64,17 @@ def check_match(maker, name):
     result = maker.result
     assert isinstance(result, Match)
     line, *theta, words = status(maker)
-    assert line.startswith(f"{name}: match, drums heard: {result.history[-1].n_drums}, ")
+    assert line.startswith(f"{name}: match, sounds heard: {result.history[-1].n_heard}, ")
     assert (
-        f"JTFS distance {result.distance['match']:.3g}; the encoder&#x27;s drum {result.distance['encoder']:.3g}"
+        f"distance of jtfs {result.distance['match']:.3g}; by the encoder alone {result.distance['encoder']:.3g}"
         in line
     )
-    assert theta == in_units(result.theta, result.uncertainty)
+    assert theta == in_units(result.nu, DRUM, result.uncertainty)
     assert words == unsure(result)
     _, _, player, image = maker.children
     assert isinstance(player, ABPlayer)
     assert [s["label"] for s in player.sounds] == ["recording", "match"]
-    assert f"JTFS distance {result.distance['match']:.3g}" in player.caption
+    assert f"distance of jtfs {result.distance['match']:.3g}" in player.caption
     assert bytes(image.value).startswith(PNG)
     for sound, expected in zip(player.sounds, (result.x, result.x_hat), strict=True):
         x = soundfile.read(io.BytesIO(base64.b64decode(sound["url"].split(",")[1])))[0][:2048]
@@ -169,18 +169,18 @@ def test_both_forms_of_an_upload():
 
 
 def test_parameters_in_units():
-    lines = in_units(THETA, torch.tensor([0.01, 0.1, 0.2, 0.3, 0.4]))
+    lines = in_units(DRUM.to_nu(THETA), DRUM, torch.tensor([0.01, 0.1, 0.2, 0.3, 0.4]))
     assert lines[0] == "pitch: log₁₀ ω₁ = 3.000 ± 0.007 log₁₀ rad/s"
     assert lines[1] == "sustain of the first mode: τ₁ = 0.4000 ± 0.037 s"
     assert lines[2].endswith("log₁₀ p = −2.000 ± 0.43")
-    assert in_units(THETA)[4] == "shape: ratio of the sides: α = 0.6000"
+    assert in_units(DRUM.to_nu(THETA), DRUM)[4] == "shape: ratio of the sides: α = 0.6000"
 
 
 def test_what_is_unsure_in_symbols(maker, wav, tmp_path):
     (tmp_path / "kick.wav").write_bytes(wav)
     result = maker.run(tmp_path / "kick.wav")
     box = torch.eye(5, dtype=torch.float64) / 3
-    assert unsure(replace(result, covariance=1e-4 * box)) == "the sound determines all five parameters"
+    assert unsure(replace(result, covariance=1e-4 * box)) == "the sound determines all parameters"
     sure = torch.diag(torch.tensor([1e-4, 1e-4, 1, 1, 1e-4], dtype=torch.float64))
     assert unsure(replace(result, covariance=sure @ box)) == "not determined by the sound: log₁₀ p; log₁₀ D"
 

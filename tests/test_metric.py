@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -7,9 +8,8 @@ import torch
 from torch.func import jacfwd, jacrev
 
 from pnp_tutorial import arpeggiator, metric, scattering
-from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.mss import MSS
-from pnp_tutorial.synthesizer import ranges, sample_uniform, to_nu, to_theta
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "paper.npz")
 N = 4096
@@ -21,12 +21,11 @@ def features() -> torch.nn.Module:
     return scattering.LogScattering(jtfs)
 
 
-def short_drum(theta):
-    return rectangular_drum(theta, N)
+short_drum = replace(DRUM, n_samples=N)
 
 
 def test_paper_metric_equals_the_reference():
-    M = metric.riemannian_metric(torch.from_numpy(REFERENCE["nu"]), scattering.paper_features())
+    M = metric.riemannian_metric(torch.from_numpy(REFERENCE["nu"]), scattering.paper_features(), DRUM)
     expected = torch.from_numpy(REFERENCE["metric"])  # by central differences, themselves good to 10⁻⁵
     assert M.dtype == torch.float64
     error = (M - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
@@ -34,22 +33,22 @@ def test_paper_metric_equals_the_reference():
 
 
 def test_jacobian_agrees_with_finite_differences_and_with_reverse_mode():
-    nu = sample_uniform(2, seed=4)
+    nu = DRUM.sample_uniform(2, seed=4)
     S, J = metric.jacobian(nu, features(), short_drum)
     assert J.shape == (*S.shape, 5)
-    torch.testing.assert_close(S, features()(short_drum(to_theta(nu))))
+    torch.testing.assert_close(S, features()(short_drum(nu)))
     h = 1e-7  # small against a radian of phase: phases reach 10⁴ rad
     for j in range(5):
         step = h * torch.eye(5, dtype=torch.float64)[j]
-        plus, minus = (features()(short_drum(to_theta(nu + s))) for s in (step, -step))
+        plus, minus = (features()(short_drum(nu + s)) for s in (step, -step))
         central = (plus - minus) / (2 * h)
         assert (J[..., j] - central).norm() < 1e-5 * J.norm()
-    reverse = jacrev(lambda nu: features()(short_drum(to_theta(nu)))[:50])(nu[0])
+    reverse = jacrev(lambda nu: features()(short_drum(nu))[:50])(nu[0])
     torch.testing.assert_close(J[0, :50], reverse)
 
 
 def test_metric_is_symmetric_positive_semi_definite():
-    M = metric.riemannian_metric(sample_uniform(12, seed=5).reshape(3, 4, 5), features(), short_drum)
+    M = metric.riemannian_metric(DRUM.sample_uniform(12, seed=5).reshape(3, 4, 5), features(), short_drum)
     assert M.shape == (3, 4, 5, 5)
     torch.testing.assert_close(M, M.mT)
     eigenvalues = torch.linalg.eigvalsh(M)
@@ -57,26 +56,26 @@ def test_metric_is_symmetric_positive_semi_definite():
 
 
 def test_change_of_variables():
-    nu = sample_uniform(1, seed=6)[0]
-    low, high = ranges()
+    nu = DRUM.sample_uniform(1, seed=6)[0]
+    low, high = DRUM.ranges()
     M_nu = metric.riemannian_metric(nu, features(), short_drum)
-    J_theta = jacfwd(lambda theta: features()(short_drum(theta)))(to_theta(nu))
+    J_theta = jacfwd(lambda theta: features()(rectangular_drum(theta, N)))(DRUM.to_theta(nu))
     d_nu = torch.diag(2 / (high - low))  # ∂ν/∂θ
     torch.testing.assert_close(J_theta.T @ J_theta, d_nu.T @ M_nu @ d_nu)
-    torch.testing.assert_close(to_nu(to_theta(nu)), nu)
+    torch.testing.assert_close(DRUM.to_nu(DRUM.to_theta(nu)), nu)
 
 
 def test_any_features_and_synthesizer_will_do():
     A = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    low, high = ranges()
-    M = metric.riemannian_metric(sample_uniform(2), lambda x: x @ A.T, lambda theta: theta)
+    low, high = DRUM.ranges()
+    M = metric.riemannian_metric(DRUM.sample_uniform(2), lambda x: x @ A.T, DRUM.to_theta)
     scaled = A * (high - low) / 2
     torch.testing.assert_close(M, (scaled.T @ scaled).expand(2, 5, 5))
 
 
 def test_wrong_shape_is_named():
     with pytest.raises(ValueError, match=r"nu must have shape \(\.\.\., 5\)"):
-        metric.jacobian(torch.zeros(4), features())
+        metric.jacobian(torch.zeros(4), features(), DRUM)
 
 
 def test_any_synthesizer_and_any_features():
@@ -84,21 +83,20 @@ def test_any_synthesizer_and_any_features():
     nu = torch.tensor([[0.1, -0.2, 0.3]], dtype=torch.float64)
     hear = MSS(torch.float64)
 
-    def synthesize(theta):
-        return arpeggiator.arpeggiator(theta, 2**14)
+    synthesize = replace(arpeggiator.ARPEGGIATOR, n_samples=2**14, sample_rate=22050)
 
-    S, J = metric.jacobian(nu, hear, synthesize, arpeggiator.to_theta)
+    S, J = metric.jacobian(nu, hear, synthesize)
     assert J.shape == (*S.shape, 3)
     step = 1e-7 * torch.eye(3, dtype=torch.float64)
-    up, down = (hear(synthesize(arpeggiator.to_theta(nu + sign * step))) for sign in (1, -1))
+    up, down = (hear(synthesize(nu + sign * step)) for sign in (1, -1))
     difference = (up - down).mT / 2e-7
     assert (J[0] - difference).norm() < 1e-4 * difference.norm()
-    M = metric.riemannian_metric(nu, hear, synthesize, arpeggiator.to_theta)
+    M = metric.riemannian_metric(nu, hear, synthesize)
     torch.testing.assert_close(M, J.mT @ J)
 
 
 def test_features_without_push_are_differentiated_by_torch():
-    nu = sample_uniform(2, seed=7)
+    nu = DRUM.sample_uniform(2, seed=7)
     S, J = metric.jacobian(nu, features(), short_drum)
     assert hasattr(features(), "push")
     S_torch, J_torch = metric.jacobian(nu, lambda x: features()(x), short_drum)
@@ -133,7 +131,7 @@ def test_what_is_no_metric_is_refused(M):
 
 def test_rank_is_not_fooled_by_single_precision():
     """Directions that the float32 Jacobian calls empty are empty in float64, and the others agree."""
-    nu = sample_uniform(6, seed=8)
+    nu = DRUM.sample_uniform(6, seed=8)
     single = scattering.LogScattering(scattering.JTFS(N, J=8, Q=(8, 1), J_fr=3, F=2, dtype=torch.float32))
     M, M_single = (metric.riemannian_metric(nu, f, short_drum) for f in (features(), single))
     values, single_values = metric.eigen(M)[0], metric.eigen(M_single)[0]
@@ -165,7 +163,7 @@ def test_secant_metric_is_exact_for_a_linear_map_and_inside_the_box():
         return nu @ A.T
 
     nu = torch.tensor([[0.0, 0.5, -0.5], [1.0, -1.0, 0.95]], dtype=torch.float64)
-    M = metric.secant_metric(nu, lambda x: x, linear, lambda nu: nu, step=0.1)
+    M = metric.secant_metric(nu, lambda x: x, linear, step=0.1)
     torch.testing.assert_close(M, (A.T @ A).expand(2, 3, 3))
     assert seen[0].abs().max() <= 1
 
@@ -176,4 +174,4 @@ def test_secant_metric_is_exact_for_a_linear_map_and_inside_the_box():
 )
 def test_secant_metric_refuses(nu, step, message):
     with pytest.raises(ValueError, match=message):
-        metric.secant_metric(torch.tensor(nu, dtype=torch.float64), lambda x: x, step=step)
+        metric.secant_metric(torch.tensor(nu, dtype=torch.float64), lambda x: x, DRUM, step=step)

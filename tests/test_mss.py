@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,13 +7,12 @@ from auraloss.freq import MultiResolutionSTFTLoss
 from torch.func import jvp, vmap
 
 from pnp_tutorial import losses, metric
-from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.mss import MSS, mss_distance
-from pnp_tutorial.synthesizer import sample_uniform, to_theta
 
 N = 4096
-SOUNDS = rectangular_drum(to_theta(sample_uniform(6, seed=3)), N)
-OTHERS = rectangular_drum(to_theta(sample_uniform(6, seed=4)), N)
+SOUNDS = rectangular_drum(DRUM.to_theta(DRUM.sample_uniform(6, seed=3)), N)
+OTHERS = rectangular_drum(DRUM.to_theta(DRUM.sample_uniform(6, seed=4)), N)
 
 
 def test_distance_equals_auralosss_pair_by_pair():
@@ -97,10 +97,8 @@ def test_batch_axes_vmap_and_dtypes_agree():
 def test_serves_as_features_of_metric_and_spectral_loss():
     features = MSS(torch.float64)
 
-    def drum(theta):
-        return rectangular_drum(theta, 2048)
-
-    nu = 0.5 * sample_uniform(1, seed=1)[0]
+    drum = replace(DRUM, n_samples=2048)
+    nu = 0.5 * DRUM.sample_uniform(1, seed=1)[0]
     M = metric.riemannian_metric(nu, features, drum)
     step = 1e-7 * torch.tensor([0.2, 1, 1, 1, 1], dtype=torch.float64)
     loss = losses.spectral_loss((nu + step)[None], nu[None], features, drum)

@@ -44,7 +44,7 @@ def test_spectrogram_of_silence_warns_of_nothing(recwarn):
 @pytest.mark.parametrize("x", [np.zeros((2, 4000)), np.zeros(1)])
 def test_spectrogram_wants_one_sound(x):
     with pytest.raises(ValueError, match="one sound"):
-        plots.spectrogram(x)
+        plots.spectrogram(x, SAMPLE_RATE)
 
 
 def test_scalogram_puts_a_row_at_its_frequency():
@@ -87,12 +87,12 @@ def test_curves_differ_in_more_than_colour():
 
 
 def test_bars_have_the_heights_given():
-    ax = plots.bars({"u": [1, 2, 3, 4, 5], "v": torch.arange(5.0)})
+    ax = plots.bars({"u": [1, 2, 3, 4, 5], "v": torch.arange(5.0)}, "abcde")
     heights = [bar.get_height() for bar in ax.patches]
     assert heights == [1, 2, 3, 4, 5, 0, 1, 2, 3, 4]
-    assert [label.get_text() for label in ax.get_xticklabels()] == list(plots.SYMBOLS)
+    assert [label.get_text() for label in ax.get_xticklabels()] == list("abcde")
     with pytest.raises(ValueError, match="5 values"):
-        plots.bars({"u": [1, 2]})
+        plots.bars({"u": [1, 2]}, "abcde")
 
 
 def test_eigenvalues_are_sorted_and_the_floor_is_kept():
@@ -102,7 +102,7 @@ def test_eigenvalues_are_sorted_and_the_floor_is_kept():
     np.testing.assert_array_equal(middle, [1, 5])
     np.testing.assert_array_equal(smallest, [1e-12, 2])
     assert ax.get_yscale() == "log"
-    with pytest.raises(ValueError, match=r"\(n, 5\)"):
+    with pytest.raises(ValueError, match=r"\(B, n\)"):
         plots.eigenvalues([1.0, 2.0])
 
 
@@ -116,6 +116,6 @@ def test_nothing_global_changes():
 def test_functions_draw_into_the_axes_given():
     ax = plots.grid(1, 1, (4, 2))[0, 0]
     assert plots.curves([0, 1], {"a": [0, 1]}, "x", "y", ax) is ax
-    assert plots.bars({"u": range(5)}, ax=ax) is ax
+    assert plots.bars({"u": range(5)}, "abcde", ax=ax) is ax
     assert plots.spectrogram(tone(500), SAMPLE_RATE, ax) is ax
     assert plt.get_fignums() == [ax.figure.number]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,14 @@ import torch
 from matching_study import FILES
 
 from pnp_tutorial import recording
-from pnp_tutorial.drum import rectangular_drum
-from pnp_tutorial.recording import load_audio, load_recording, noise_level
+from pnp_tutorial.drum import DRUM, rectangular_drum
+from pnp_tutorial.recording import load_recording, noise_level
 
 THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)
+
+
+def load_audio(path, n_samples=DRUM.n_samples):
+    return load_recording(path, replace(DRUM, n_samples=n_samples)).x
 
 
 def drum(sample_rate=22050, seconds=3.0):
@@ -242,7 +247,10 @@ def test_blocks_make_no_difference(tmp_path, monkeypatch, channels):
 
 def test_an_hour_takes_no_more_memory_than_ten_seconds(tmp_path):
     """Peak memory of a process that reads it, a drum that is struck in its middle."""
-    code = "import sys, resource; from pnp_tutorial.recording import load_audio; load_audio(sys.argv[1])\n"
+    code = (
+        "import sys, resource; from pnp_tutorial.recording import load_recording; from pnp_tutorial.drum import DRUM\n"
+    )
+    code += "load_recording(sys.argv[1], DRUM)\n"
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     peaks = []
     for seconds in (10, 3600):
@@ -260,4 +268,4 @@ def test_an_hour_takes_no_more_memory_than_ten_seconds(tmp_path):
 def test_band_of_a_recording(tmp_path):
     for rate, band in ((22050, 1.0), (44100, 0.9), (8000, 0.9 * 8000 / 22050)):
         soundfile.write(tmp_path / "x.wav", 0.5 * drum(rate), rate)
-        assert load_recording(tmp_path / "x.wav").band == pytest.approx(band)
+        assert load_recording(tmp_path / "x.wav", DRUM).band == pytest.approx(band)

@@ -26,7 +26,7 @@ SIGNALS = torch.from_numpy(SMALL["signals"])
 def small_jtfs(name: str, padding: str = "zero") -> JTFS:
     config = dict(SMALL_META[name]["config"])
     config["Q"] = tuple(config["Q"])
-    return JTFS(SIGNALS.shape[-1], padding=padding, dtype=torch.float64, **config)
+    return JTFS(SIGNALS.shape[-1], padding=padding, sample_rate=22050, dtype=torch.float64, **config)
 
 
 def reference_order(jtfs: JTFS, paths: list[dict]) -> list[int]:
@@ -99,7 +99,7 @@ def test_rising_and_falling_chirps_light_opposite_spins():
 
 
 def test_a_tremolo_lights_the_path_of_its_rate():
-    jtfs = JTFS(2**14, J=11, Q=(8, 1), J_fr=3, F=4, dtype=torch.float64)
+    jtfs = JTFS(2**14, J=11, Q=(8, 1), J_fr=3, F=4, sample_rate=22050, dtype=torch.float64)
     t = torch.arange(2**14, dtype=torch.float64) / 22050
     xi_2 = sorted(set(jtfs.paths.rate.dropna()))
     for rate in xi_2[1:4]:
@@ -231,7 +231,7 @@ def test_filters_follow_the_module(transform):
 
 
 def test_scalogram_puts_a_sine_into_its_band_and_frames():
-    scalogram = Scalogram(2**14, J=10, Q=12, T=256, dtype=torch.float64)
+    scalogram = Scalogram(2**14, J=10, Q=12, T=256, sample_rate=22050, dtype=torch.float64)
     t = torch.arange(2**14, dtype=torch.float64) / 22050
     frequency = scalogram.frequencies[30]
     x = torch.sin(2 * torch.pi * frequency * t) * (t > t[8192])

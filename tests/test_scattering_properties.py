@@ -25,7 +25,7 @@ HANN = torch.hann_window(N, dtype=torch.float64)
 
 @cache
 def jtfs(T: int | str = "global", F: int | str = 2) -> JTFS:
-    return JTFS(N, J=8, Q=(8, 1), J_fr=3, F=F, T=T, dtype=torch.float64)
+    return JTFS(N, J=8, Q=(8, 1), J_fr=3, F=F, T=T, sample_rate=SAMPLE_RATE, dtype=torch.float64)
 
 
 def mask(condition: pd.Series) -> Tensor:
@@ -164,7 +164,7 @@ def test_transposition_shifts_every_path_along_the_carriers(bins):
 
 
 def test_time_reversal_exchanges_the_spins():
-    x = arpeggiator(torch.tensor([3000.0, 30.0, 20.0], dtype=torch.float64), N)
+    x = arpeggiator(torch.tensor([3000.0, 30.0, 20.0], dtype=torch.float64), N, SAMPLE_RATE)
     S, S_reversed = jtfs()(torch.stack([x, x.flip(-1).roll(1)]))  # −n of n, as a sample's place is counted from 0
     paths = jtfs().paths.reset_index()
     keys = ["n1", "n2", "scale"]
@@ -209,7 +209,7 @@ def test_a_ripple_lights_the_path_of_its_rate_scale_and_spin(rate, scale, spin):
 @pytest.mark.parametrize("gamma", [-100.0, 50.0, 100.0])
 def test_a_glide_lights_rates_of_chirp_rate_times_scale(gamma):
     """octaves/s × cycles/octave = cycles/s: at each scale the brightest rate is within one filter of |γ| scale."""
-    paths = by_path(arpeggiator(torch.tensor([3000.0, 30.0, gamma], dtype=torch.float64), N))
+    paths = by_path(arpeggiator(torch.tensor([3000.0, 30.0, gamma], dtype=torch.float64), N, SAMPLE_RATE))
     assert paths.groupby("spin").sum().idxmax() == np.sign(gamma)
     for scale in (0.35, 0.7, 1.4):
         rate, spin = paths.xs(scale, level="scale").idxmax()
@@ -220,7 +220,9 @@ def test_a_glide_lights_rates_of_chirp_rate_times_scale(gamma):
 @pytest.mark.parametrize("rate", [60.3, 120.6, 241.2])
 def test_a_slow_arpeggio_lights_the_rate_of_its_events(rate):
     """Two events a period of f_m, at scale 0, that is, alike at neighbouring carriers."""
-    events = by_path(arpeggiator(torch.tensor([3000.0, rate / 2, 1.0], dtype=torch.float64), N)).xs(0.0, level="scale")
+    events = by_path(arpeggiator(torch.tensor([3000.0, rate / 2, 1.0], dtype=torch.float64), N, SAMPLE_RATE)).xs(
+        0.0, level="scale"
+    )
     assert events.droplevel("spin").idxmax() == pytest.approx(rate, rel=0.01)
 
 

@@ -11,12 +11,12 @@ import study
 import torch
 
 from pnp_tutorial.bank import shipped
-from pnp_tutorial.synthesizer import sample_uniform, to_theta
+from pnp_tutorial.drum import DRUM
 
 ROWS = study.rows() | {name: (None, config) for name, config in study.tuning().items()}
-if all(study.result(name).exists() for name in study.tuning()):
+if all(study.STUDY.result(name).exists() for name in study.tuning()):
     ROWS |= {name: (None, config) for name, (_, config) in study.hybrids().items()}
-DONE = [name for name in ROWS if study.result(name).exists()]
+DONE = [name for name in ROWS if study.STUDY.result(name).exists()]
 
 
 def test_rows_differ_and_have_folders_of_their_own():
@@ -30,9 +30,9 @@ def test_rows_differ_and_have_folders_of_their_own():
 def test_results_were_made_with_the_configuration_of_today(name):
     """And with the learning rate that was best."""
     loss, config = ROWS[name]
-    row = json.loads(study.result(name).read_text(encoding="utf-8"))
-    config = replace(config, learning_rate=study.tuned(loss)) if loss else config
-    study.refuse_other_settings(name, config)
+    row = json.loads(study.STUDY.result(name).read_text(encoding="utf-8"))
+    config = replace(config, learning_rate=study.STUDY.tuned(loss, study.RATES)) if loss else config
+    study.STUDY.refuse_other_settings(name, config)
     assert Path(row["training"]["config"]["data"]).name == Path(config.data).name
     assert len(row["history"]) == config.n_epochs
     n_sounds = 128 if name.startswith("tune") else 512
@@ -48,8 +48,8 @@ def test_matches_are_those_of_the_encoder_that_ships(name):
 @pytest.mark.parametrize("data", study.SHAPES)
 def test_another_coordinate_of_the_shape_is_the_same_drum(data):
     u, inverse = study.SHAPES[data]
-    nu = sample_uniform(50, seed=2)
-    nu = nu[to_theta(nu)[:, study.ALPHA] > study.FLATTEST]
+    nu = DRUM.sample_uniform(50, seed=2)
+    nu = nu[DRUM.to_theta(nu)[:, study.ALPHA] > study.FLATTEST]
     new, slope = study.to_shape(nu, u)
     assert new.abs().max() <= 1
     torch.testing.assert_close(study.from_shape(new, u, inverse), nu)

@@ -1,23 +1,63 @@
+import math
+import os
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.func import jacfwd
 
-from pnp_tutorial import synthesizer
+from pnp_tutorial.arpeggiator import ARPEGGIATOR
+from pnp_tutorial.drum import DRUM
+from pnp_tutorial.synthesizer import (
+    REGISTRY,
+    Parameter,
+    Synthesizer,
+    find_synthesizer,
+    stored_synthesizer,
+)
+
+MIXED = Synthesizer(
+    "mixed",
+    (Parameter("a", "a", "1", -3.0, 5.0, "linear, through 0"), Parameter("b", "b", "Hz", 0.5, 8.0, "ratios", "log")),
+    lambda theta, n_samples, sample_rate, *, dtype: theta.sum(-1, keepdim=True).expand(*theta.shape[:-1], n_samples),
+    n_samples=4,
+    sample_rate=10.0,
+)
+ALL = pytest.mark.parametrize("synthesizer", [DRUM, ARPEGGIATOR, MIXED], ids=lambda synthesizer: synthesizer.name)
 
 
-def test_corners_of_the_cube_are_the_ends_of_the_ranges():
-    low, high = synthesizer.ranges()
-    ends = torch.stack([-torch.ones(5, dtype=torch.float64), torch.ones(5, dtype=torch.float64)])
-    torch.testing.assert_close(synthesizer.to_theta(ends), torch.stack([low, high]))
+def test_drums_have_the_papers_ranges():
+    low, high = DRUM.ranges()
     assert low.tolist() == [2.4, 0.07, -5.0, -5.0, 1e-5]
     assert high.tolist() == [3.8, 0.8, -0.7, -0.52, 1.0]
 
 
-def test_scaling_and_its_inverse_cancel():
-    nu = synthesizer.sample_uniform(100, seed=3).reshape(4, 25, 5)
+@ALL
+def test_corners_of_the_cube_are_the_ends_of_the_ranges(synthesizer):
+    low, high = synthesizer.ranges()
+    ends = torch.stack([-torch.ones_like(low), torch.ones_like(low)])
+    torch.testing.assert_close(synthesizer.to_theta(ends), torch.stack([low, high]))
+
+
+@ALL
+def test_scaling_and_its_inverse_cancel(synthesizer):
+    nu = synthesizer.sample_uniform(100, seed=3).reshape(4, 25, -1)
     torch.testing.assert_close(synthesizer.to_nu(synthesizer.to_theta(nu)), nu)
 
 
-def test_uniform_sampling_is_reproducible_and_fills_the_cube():
+@ALL
+def test_slope_is_the_derivative_of_theta(synthesizer):
+    nu = synthesizer.sample_uniform(1, seed=4)[0]
+    torch.testing.assert_close(jacfwd(synthesizer.to_theta)(nu), synthesizer.slope(nu).diag())
+
+
+def test_the_middle_of_a_logarithmic_range_is_its_geometric_mean():
+    torch.testing.assert_close(MIXED.to_theta(torch.zeros(2, dtype=torch.float64)), torch.tensor([1.0, 2.0]).double())
+
+
+@ALL
+def test_uniform_sampling_is_reproducible_and_fills_the_cube(synthesizer):
     nu = synthesizer.sample_uniform(20_000, seed=1)
     assert torch.equal(nu, synthesizer.sample_uniform(20_000, seed=1))
     assert not torch.equal(nu, synthesizer.sample_uniform(20_000, seed=2))
@@ -27,16 +67,120 @@ def test_uniform_sampling_is_reproducible_and_fills_the_cube():
     assert (nu.var(0) - 1 / 3).abs().max() < 5 * (4 / 45 / 20_000) ** 0.5
 
 
-def test_jittered_grid_has_one_point_in_every_cell():
+@ALL
+def test_jittered_grid_has_one_point_in_every_cell(synthesizer):
+    n = len(synthesizer.names)
     nu = synthesizer.sample_jittered_grid(n_cells=4, seed=0)
     cells = ((nu + 1) / 2 * 4).floor().long()
-    expected = torch.stack(torch.unravel_index(torch.arange(4**5), (4,) * 5), -1)
+    expected = torch.stack(torch.unravel_index(torch.arange(4**n), (4,) * n), -1)
     assert torch.equal(cells, expected)
+
+
+def test_a_grid_of_too_many_cells_is_refused():
+    parameters = tuple(Parameter(f"p{i}", "p", "1", 0.0, 1.0, "") for i in range(100))
+    many = replace(MIXED, parameters=parameters)
+    assert many.sample_uniform(3).shape == (3, 100)
+    with pytest.raises(ValueError, match="10 along each of 100 axes"):
+        many.sample_jittered_grid()
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(4), torch.zeros(3, 6), torch.zeros(()), torch.zeros(5, dtype=torch.long)])
 def test_wrong_shape_or_type_is_named(bad):
     with pytest.raises(ValueError, match="nu must"):
-        synthesizer.to_theta(bad)
+        DRUM.to_theta(bad)
     with pytest.raises(ValueError, match="theta must"):
-        synthesizer.to_nu(bad)
+        DRUM.to_nu(bad)
+
+
+def test_called_on_nu_it_is_its_function_of_theta():
+    nu = 0.5 * DRUM.sample_uniform(2, seed=5)
+    short = replace(DRUM, n_samples=300)
+    assert torch.equal(short(nu), DRUM.function(DRUM.to_theta(nu), 300, DRUM.sample_rate))
+    assert short(nu, torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "two words"}, "expected the name of a parameter to be a word, got 'two words'"),
+        ({"low": 2.0}, "a: expected finite low < high, got 2.0 and 1.0"),
+        ({"high": math.inf}, "finite low < high"),
+        ({"low": math.nan}, "finite low < high"),
+        ({"scale": "cubic"}, "'linear' or 'log', got 'cubic'"),
+        ({"scale": "log"}, "low > 0 on a logarithmic scale, got 0.0"),
+    ],
+)
+def test_impossible_parameters_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(Parameter("a", "a", "1", 0.0, 1.0, ""), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parameters": ()}, "a name of their own each"),
+        ({"parameters": MIXED.parameters * 2}, "a name of their own each"),
+        ({"n_samples": 0}, "n_samples ≥ 1"),
+        ({"sample_rate": -1.0}, "sample_rate > 0 Hz"),
+    ],
+)
+def test_impossible_synthesizers_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(MIXED, **change)
+
+
+def test_synthesizers_are_found_by_name():
+    assert find_synthesizer("drum") is DRUM
+    assert find_synthesizer("arpeggiator") is ARPEGGIATOR
+    assert find_synthesizer("pnp_tutorial.drum:DRUM") is DRUM
+    assert all(find_synthesizer(name).name == name for name in REGISTRY)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dram", "there is no synthesizer 'dram': expected drum, arpeggiator, module:OBJECT or file.py:OBJECT"),
+        ("os:system", "os:system is no Synthesizer, but of type builtin_function_or_method"),
+        ("nowhere.py:BELL", "there is no file nowhere.py"),
+        ("nowhere:BELL", "nowhere cannot be imported"),
+        ("pnp_tutorial.drum:DRAM", "pnp_tutorial.drum has no DRAM"),
+        ("pnp_tutorial.drum:", "expected module:OBJECT or file.py:OBJECT, got 'pnp_tutorial.drum:'"),
+    ],
+)
+def test_names_of_no_synthesizer_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        find_synthesizer(name)
+
+
+def test_a_file_that_fails_says_how(tmp_path):
+    (tmp_path / "broken.py").write_text("1 / 0\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="broken.py cannot be imported .ZeroDivisionError: division by zero"):
+        find_synthesizer(f"{tmp_path}/broken.py:BELL")
+
+
+def test_a_name_out_of_a_file_is_never_imported(tmp_path, monkeypatch):
+    """Neither os:system nor a file that would leave a trace."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\nBELL = None\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(os, "system", lambda command: pytest.fail("os.system was called"))
+    for name in ("os:system", "evil:BELL", f"{tmp_path}/evil.py:BELL"):
+        for stored in (name, {"name": name}, {"name": name, "parameters": []}):
+            with pytest.raises(ValueError, match="the synthesizer '.*', which this library does not have"):
+                stored_synthesizer(stored, None, "x")
+    assert not (tmp_path / "trace").exists()
+    assert "evil" not in sys.modules
+
+
+def test_what_a_file_says_must_be_what_is_given():
+    stored = MIXED.to_dict()
+    assert stored_synthesizer(stored, MIXED, "x") is MIXED
+    assert stored_synthesizer(DRUM.to_dict(), None, "x") is DRUM
+    assert stored_synthesizer(None, None, "x") is DRUM, "files of before there was a choice"
+    with pytest.raises(ValueError, match="x was made with the synthesizer 'mixed', which .* not have: pass"):
+        stored_synthesizer(stored, None, "x")
+    with pytest.raises(ValueError, match="x was made with the synthesizer 'mixed' of .*, 'drum', has 'drum'"):
+        stored_synthesizer(stored, DRUM, "x")
+    with pytest.raises(ValueError, match="of sample_rate = 10.0: the one that is given, 'mixed', has 20.0"):
+        stored_synthesizer(stored, replace(MIXED, sample_rate=20.0), "x")
+    with pytest.raises(ValueError, match="'drum' of name = 'drum': the one that is given, 'arpeggiator'"):
+        stored_synthesizer(None, ARPEGGIATOR, "x")

@@ -8,20 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
-from conftest import as_slurm_starts_them
+from conftest import as_slurm_starts_them, fields_of
 
 from pnp_tutorial import training
 from pnp_tutorial.damping import damping_matrix, largest_damping
 from pnp_tutorial.dataset import build, ear, load
 from pnp_tutorial.encoder import Encoder, load_encoder
 from pnp_tutorial.losses import parameter_loss, pnp_loss
+from pnp_tutorial.runtime import as_stored
 from pnp_tutorial.training import Batch, TrainingConfig, as_batch, fit, make_loss
 
 NUMBERS = ["epoch", "damping", "training_loss", "validation_loss", "record"]
@@ -37,30 +38,30 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("loss", ["parameter", "pnp"])
-@pytest.mark.parametrize("known_pitch", [False, True])
-def test_it_learns(tiny_training, tmp_path, loss, known_pitch):
+@pytest.mark.parametrize("known", [(), ("log_omega",)])
+def test_it_learns(tiny_training, tmp_path, loss, known):
     """On so few sounds the training loss must fall; n_outputs follows the pitch."""
     config = replace(
-        tiny_training, output_folder=str(tmp_path), loss=loss, damping="constant", known_pitch=known_pitch, n_epochs=12
+        tiny_training, output_folder=str(tmp_path), loss=loss, damping="constant", known=known, n_epochs=12
     )
     history = fit(config, progress=False)
     assert history.training_loss.iloc[-3:].mean() < 0.8 * history.training_loss.iloc[0]
-    assert load_encoder(tmp_path / "encoder.safetensors").encoder.n_outputs == 5 - known_pitch
+    assert load_encoder(tmp_path / "encoder.safetensors").encoder.n_outputs == 5 - len(known)
 
 
-@pytest.mark.parametrize("loss", ["mss", "jtfs"])
+@pytest.mark.parametrize("loss", ["mss", "spectral"])
 def test_spectral_losses_train(tiny_training, tmp_path, loss):
     config = replace(tiny_training, output_folder=str(tmp_path), loss=loss, n_epochs=1)
     assert fit(config, progress=False).validation_loss.iloc[0] > 0
 
 
-@pytest.mark.parametrize("loss", ["mss", "jtfs"])
-@pytest.mark.parametrize("known_pitch", [False, True])
-def test_spectral_losses_fall_along_their_gradients(tiny_data, tiny_training, loss, known_pitch):
+@pytest.mark.parametrize("loss", ["mss", "spectral"])
+@pytest.mark.parametrize("known", [(), ("log_omega",)])
+def test_spectral_losses_fall_along_their_gradients(tiny_data, tiny_training, loss, known):
     drums = load(tiny_data.data, "test")
     batch = Batch(drums.scalogram, 0.9 * drums.nu)
-    spectral = make_loss(replace(tiny_training, loss=loss, known_pitch=known_pitch), tiny_data)
-    nu_hat = (batch.nu[:, int(known_pitch) :] + 0.05).requires_grad_()
+    spectral = make_loss(replace(tiny_training, loss=loss, known=known), tiny_data)
+    nu_hat = (batch.nu[:, len(known) :] + 0.05).requires_grad_()
     value = spectral(nu_hat, batch, 0.0)
     (gradient,) = torch.autograd.grad(value, nu_hat)
     step = 1e-4 * gradient / gradient.norm()
@@ -69,19 +70,19 @@ def test_spectral_losses_fall_along_their_gradients(tiny_data, tiny_training, lo
     assert fall.item() == pytest.approx(-2e-4 * gradient.norm().item(), rel=0.2)
 
 
-def test_stored_features_are_the_target_of_the_jtfs_loss(tiny_data, tiny_training, tmp_path, monkeypatch):
+def test_stored_features_are_the_target_of_the_spectral_loss(tiny_data, tiny_training, tmp_path, monkeypatch):
     """They spare the loss a pass through the ear, and change nothing."""
     config = replace(tiny_data, data=str(tmp_path / "f.zarr"), features=True)
     build(config, progress=False)
     drums = load(config.data, "test", ("features",))
-    with_them = as_batch(drums, replace(tiny_training, loss="jtfs"), torch.device("cpu"))
+    with_them = as_batch(drums, list(range(5)), replace(tiny_training, loss="spectral"), torch.device("cpu"))
     assert with_them.features is not None
     heard = []
-    monkeypatch.setattr(training, "ear", lambda data: Counted(ear(data), heard))
+    monkeypatch.setattr(training, "ear", lambda data, device: Counted(ear(data), heard))
     found = []
     for batch in (with_them, with_them._replace(features=None)):
         nu_hat = (0.9 * batch.nu).requires_grad_()
-        loss = make_loss(replace(tiny_training, loss="jtfs"), config)(nu_hat, batch, 0.0)
+        loss = make_loss(replace(tiny_training, loss="spectral"), config)(nu_hat, batch, 0.0)
         found.append((loss.detach(), *torch.autograd.grad(loss, nu_hat), len(heard)))
         heard.clear()
     assert [calls for *_, calls in found] == [1, 2]
@@ -128,7 +129,7 @@ def test_a_loss_takes_over_where_another_ended(tiny_training, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"known_pitch": True}, "of 4 outputs, got a test_efficientnet of 5"),
+        ({"known": ("log_omega",)}, "of 4 outputs, .* got a test_efficientnet of 5"),
         ({"backbone": "mobilenetv3_small_050"}, "to be a mobilenetv3_small_050 of 5 outputs"),
         ({"start_from": "nowhere"}, "there is no encoder at nowhere"),
     ],
@@ -205,7 +206,7 @@ def test_two_processes_have_the_losses_of_one(tiny_training, odd_data, tmp_path,
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from test_training import Frozen, TrainingConfig, training\n"
         "training.Encoder = Frozen\n"
-        f"training.fit(TrainingConfig(**{asdict(two)!r}), progress=False)\n",
+        f"training.fit(TrainingConfig(**{fields_of(two)!r}), progress=False)\n",
         encoding="utf-8",
     )
     torchrun(str(script))
@@ -219,7 +220,7 @@ def test_two_processes_have_the_losses_of_one(tiny_training, odd_data, tmp_path,
 def test_two_processes_as_a_user_starts_them(tiny_training, tmp_path):
     """In bfloat16, from the command line: one of them prints and writes, and each normalizes its own share."""
     config = replace(tiny_training, output_folder=str(tmp_path), n_epochs=1, loss="parameter", precision="bf16-mixed")
-    options = [f"--{key}={'null' if value is None else value}" for key, value in asdict(config).items()]
+    options = [f"--{key}={'null' if value is None else value}" for key, value in fields_of(config).items()]
     printed = torchrun("-m", "pnp_tutorial", "train", *options)
     assert len(printed.splitlines()) == 2  # a header and an epoch
     alone = fit(replace(config, output_folder=str(tmp_path / "one")), progress=False)
@@ -230,7 +231,7 @@ def test_two_processes_as_a_user_starts_them(tiny_training, tmp_path):
 def test_a_peer_that_dies_ends_the_others_with_one_line(tiny_training, tmp_path):
     """Two processes as SLURM starts them, without an agent that ends them all."""
     config = replace(tiny_training, output_folder=str(tmp_path / "run"), loss="parameter", n_epochs=100)
-    options = [f"--{key}={'null' if value is None else value}" for key, value in asdict(config).items()]
+    options = [f"--{key}={'null' if value is None else value}" for key, value in fields_of(config).items()]
     code = (
         "import os, signal, sys, pnp_tutorial.training as t; from pnp_tutorial.__main__ import main\n"
         "keep = t.keep_or_undo\n"
@@ -249,7 +250,7 @@ def test_a_peer_that_dies_ends_the_others_with_one_line(tiny_training, tmp_path)
 
 @pytest.mark.parametrize("batch_size", [8, 6])
 def test_processes_share_every_batch(tiny_data, batch_size):
-    rows = as_batch(load(tiny_data.data), TrainingConfig(), torch.device("cpu"))
+    rows = as_batch(load(tiny_data.data), list(range(5)), TrainingConfig(), torch.device("cpu"))
     order = torch.randperm(len(rows.nu))
     shares = [training._batches(rows, order, batch_size, SimpleNamespace(global_rank=r, world_size=2)) for r in (0, 1)]
     for share, other, whole in zip(*shares, order.split(batch_size), strict=True):
@@ -260,7 +261,7 @@ def test_processes_share_every_batch(tiny_data, batch_size):
 
 def test_predictions_are_not_rounded_to_bfloat16(tiny_data):
     torch.manual_seed(0)
-    encoder = Encoder("test_efficientnet").eval()
+    encoder = Encoder(5, "test_efficientnet").eval()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         nu_hat = encoder(load(tiny_data.data).scalogram)
     assert nu_hat.dtype == torch.float32
@@ -290,7 +291,7 @@ def test_killed_run_ends_with_the_same_numbers(tiny_training, tmp_path):
     code = (
         f"import time, torch, pnp_tutorial.training as t; torch.set_num_threads({torch.get_num_threads()})\n"
         "v = t.validate; t.validate = lambda *a: (time.sleep(0.5), v(*a))[1]\n"
-        f"t.fit(t.TrainingConfig(**{asdict(killed)!r}), progress=False)"
+        f"t.fit(t.TrainingConfig(**{fields_of(killed)!r}), progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     metrics, deadline = tmp_path / "killed/metrics.jsonl", time.time() + 60
@@ -385,7 +386,7 @@ def test_pnp_is_rescaled_and_the_validation_loss_is_not(tiny_data, tiny_training
 
 
 def test_known_pitch_leaves_omega_out(tiny_data, tiny_training):
-    config = replace(tiny_training, known_pitch=True)
+    config = replace(tiny_training, known=("log_omega",))
     drums = load(tiny_data.data, "test")
     guess = torch.zeros(len(drums.nu), 4, dtype=torch.float64)
     complete = torch.cat([drums.nu[:, :1], guess], -1)
@@ -395,15 +396,15 @@ def test_known_pitch_leaves_omega_out(tiny_data, tiny_training):
     assert torch.allclose(pnp, pnp_loss(complete, drums.nu, drums.metric))
     P = make_loss(replace(config, loss="parameter"), tiny_data)(guess, batch, 0.0)
     assert torch.allclose(P, parameter_loss(complete, drums.nu) * 5 / 4)
-    for name in ("mss", "jtfs"):
+    for name in ("mss", "spectral"):
         spectral = make_loss(replace(config, loss=name), tiny_data)
         assert spectral(drums.nu[:, 1:], batch, 0.0) < 1e-6 < spectral(guess, batch, 0.0)
 
 
 def test_results_say_how_they_came_about(tiny_data, tiny_training):
     results = json.loads(Path(f"{tiny_training.output_folder}/results.json").read_text(encoding="utf-8"))
-    assert results["config"] == asdict(tiny_training)
-    assert results["dataset"] == asdict(tiny_data)
+    assert results["config"] == as_stored(tiny_training)
+    assert results["dataset"] == as_stored(tiny_data)
     assert results["seconds_per_epoch"] > 0
     assert results == load_encoder(f"{tiny_training.output_folder}/encoder.safetensors").metadata["training"]
 

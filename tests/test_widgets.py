@@ -64,7 +64,7 @@ def loudness(x):
 def test_sounds_are_equally_loud_and_none_clips():
     """Whatever their levels, lengths and types; what is sent to the browser is measured."""
     sounds = {"drum": DRUM.requires_grad_(), "quiet": 1e-3 * DRUM.float(), "noise": NOISE, "click": CLICK}
-    player = ABPlayer(sounds)
+    player = ABPlayer(sounds, SAMPLE_RATE)
     assert [s["label"] for s in player.sounds] == list(sounds)
     files = [decoded(s["url"]) for s in player.sounds]
     assert {rate for _, rate in files} == {SAMPLE_RATE}
@@ -78,14 +78,14 @@ def test_sounds_are_equally_loud_and_none_clips():
 
 def test_sounds_are_cut_together_when_the_last_has_faded():
     short = rectangular_drum(torch.tensor([3.0, 0.07, -2.0, -2.0, 0.6], dtype=torch.float64), 65536)
-    both = equally_loud({"short": short, "long": DRUM.detach()})
+    both = equally_loud({"short": short, "long": DRUM.detach()}, SAMPLE_RATE)
     (n,) = {len(x) for x in both.values()}
     assert SAMPLE_RATE < n < 65536, "60 dB down before the end"
     uncut = DRUM.detach().numpy() * both["long"].max() / float(DRUM.detach().max())
     assert np.allclose(both["long"], uncut[:n])
     assert np.abs(uncut[n:]).max() < 1e-3
-    assert len(equally_loud({"short": short})["short"]) == SAMPLE_RATE, "none is shorter than a second"
-    assert len(equally_loud({"click": CLICK})["click"]) == SAMPLE_RATE
+    assert len(equally_loud({"short": short}, SAMPLE_RATE)["short"]) == SAMPLE_RATE, "none is shorter than a second"
+    assert len(equally_loud({"click": CLICK}, SAMPLE_RATE)["click"]) == SAMPLE_RATE
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_sounds_are_cut_together_when_the_last_has_faded():
 )
 def test_what_cannot_be_compared(sounds, message):
     with pytest.raises(ValueError, match=message):
-        ABPlayer(sounds)
+        ABPlayer(sounds, SAMPLE_RATE)
 
 
 def test_a_static_page_holds_sounds_caption_and_module_once():
     label, caption = 'tom "low" <1>', "distance 3.2 & more"
-    player = ABPlayer({label: DRUM.detach(), "match": NOISE}, caption)
+    player = ABPlayer({label: DRUM.detach(), "match": NOISE}, SAMPLE_RATE, caption)
     bundle = player._repr_mimebundle_()[0]
     assert "application/vnd.jupyter.widget-view+json" in bundle
     page = BeautifulSoup(bundle["text/html"], "html.parser")
@@ -123,7 +123,7 @@ def test_a_static_page_holds_sounds_caption_and_module_once():
 
 
 def test_bytes_and_keys_of_the_module():
-    url = ABPlayer({"noise": NOISE}).sounds[0]["url"]
+    url = ABPlayer({"noise": NOISE}, SAMPLE_RATE).sounds[0]["url"]
     calls = [["bytes", [url]]]
     expected = [list(base64.b64decode(url.split(",")[1]))]
     keys = {"1": 0, "3": 2, "4": None, "a": 0, "C": 2, "d": None, "0": None, " ": None, "Enter": None, "12": None}

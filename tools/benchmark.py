@@ -35,7 +35,7 @@ N_SAMPLES, BATCH = 2**16, 4
 CONFIG: dict[str, Any] = {"J": 13, "Q": (12, 1), "J_fr": 5, "Q_fr": 1, "F": 2, "T": "global"}  # the paper's
 EPS = 1e-3
 TURNS = {"kymatio metric": 3, "kymatio JTFS": 7, "kymatio SCRAPL": 7, "metric": 21, "JTFS": 21}
-TURNS |= {"step jtfs": 3, "step mss": 7, "step pnp": 21, "step parameter": 21}
+TURNS |= {"step spectral": 3, "step mss": 7, "step pnp": 21, "step parameter": 21}
 STEP_BATCH = 16
 FLOOR = ("fft", "mm")  # part of the names of the operators that do FFTs and matrix products: aten::_fft_r2c, aten::bmm
 
@@ -82,11 +82,10 @@ class Contestant(NamedTuple):
 
 def drums(n: int) -> tuple[Tensor, Tensor]:
     """ν (n, 5) and sounds (n, N_SAMPLES), both float64."""
-    from pnp_tutorial.drum import rectangular_drum
-    from pnp_tutorial.synthesizer import sample_uniform, to_theta
+    from pnp_tutorial.drum import DRUM
 
-    nu = sample_uniform(n)
-    return nu, rectangular_drum(to_theta(nu), N_SAMPLES)
+    nu = DRUM.sample_uniform(n)
+    return nu, DRUM(nu)
 
 
 def theirs(what: str) -> Contestant:
@@ -98,13 +97,12 @@ def theirs(what: str) -> Contestant:
     from kymatio.numpy import TimeFrequencyScattering as NumpyTransform
     from kymatio.torch import TimeFrequencyScattering
 
-    from pnp_tutorial.drum import rectangular_drum
-    from pnp_tutorial.synthesizer import to_theta
+    from pnp_tutorial.drum import DRUM
 
     jtfs = TimeFrequencyScattering(shape=N_SAMPLES, format="time", **CONFIG)
 
     def features(nu: Tensor) -> Tensor:
-        return torch.log1p(jtfs(rectangular_drum(to_theta(nu), N_SAMPLES).float())[..., 0].abs() / EPS)
+        return torch.log1p(jtfs(DRUM(nu).float())[..., 0].abs() / EPS)
 
     def metric() -> Tensor:
         J = torch.func.jacfwd(features)(nu[0])
@@ -129,8 +127,7 @@ def scrapl() -> Contestant:
     logging.disable()  # it tells its settings
     from scrapl import SCRAPLLoss
 
-    from pnp_tutorial.drum import rectangular_drum
-    from pnp_tutorial.synthesizer import to_theta
+    from pnp_tutorial.drum import DRUM
 
     torch.manual_seed(0)
     settings = {name: value for name, value in CONFIG.items() if name != "Q"}
@@ -139,7 +136,7 @@ def scrapl() -> Contestant:
     nu_hat = (0.9 * nu).requires_grad_()
 
     def step() -> None:
-        x_hat = rectangular_drum(to_theta(nu_hat), N_SAMPLES, dtype=torch.float32)
+        x_hat = DRUM(nu_hat, torch.float32)
         loss(x_hat[:, None], target).backward()
 
     return Contestant(step, STEP_BATCH)
@@ -147,6 +144,7 @@ def scrapl() -> Contestant:
 
 def ours(what: str) -> Contestant:
     """The library's "JTFS" or "metric"."""
+    from pnp_tutorial.drum import DRUM
     from pnp_tutorial.metric import riemannian_metric
     from pnp_tutorial.scattering import JTFS, LogScattering
 
@@ -160,7 +158,7 @@ def ours(what: str) -> Contestant:
         return dict(zip(names, transform(x).numpy().T, strict=True))
 
     if what == "metric":
-        return Contestant(lambda: riemannian_metric(nu[:1], LogScattering(jtfs, EPS)), 1)
+        return Contestant(lambda: riemannian_metric(nu[:1], LogScattering(jtfs, EPS), DRUM), 1)
     return Contestant(lambda: jtfs(x.float()), BATCH, exact)
 
 

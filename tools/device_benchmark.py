@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,13 +20,12 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from pnp_tutorial.dataset import DatasetConfig, build, ear
-from pnp_tutorial.drum import rectangular_drum
+from pnp_tutorial.drum import DRUM
 from pnp_tutorial.metric import riemannian_metric
 from pnp_tutorial.runtime import select_device, write_atomically
-from pnp_tutorial.synthesizer import sample_uniform, to_theta
 
 BATCHES = (1, 8, 64, 256)
-STEPS = {"parameter": 256, "pnp": 256, "mss": 64, "jtfs": 64}  # the papers' batch sizes
+STEPS = {"parameter": 256, "pnp": 256, "mss": 64, "spectral": 64}  # the papers' batch sizes
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 SECONDS = 1.0  # of each measurement
 
@@ -51,14 +49,14 @@ def dataset_rate(data: DatasetConfig, n_sounds: int) -> float:
 
 def main(path: Path, data: DatasetConfig, batches: list[int], n_sounds: int) -> None:
     device = select_device(data.device)
-    nu = sample_uniform(max(*batches, *STEPS.values())).to(device)
-    features, synthesizer = ear(data).to(device), partial(rectangular_drum, n_samples=data.n_samples)
+    nu = DRUM.sample_uniform(max(*batches, *STEPS.values())).to(device)
+    features, synthesizer = ear(data, device), data.synthesizer
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     results: dict[str, dict] = {"machine": {"device": name, "torch": torch.__version__}, "batch": {}}
 
     def listen(n: int) -> Tensor:
         with torch.no_grad():
-            return features(synthesizer(to_theta(nu[:n])))
+            return features(synthesizer(nu[:n]))
 
     def measure(kind: str, name: object, work: Callable[[], float]) -> None:
         sounds = float(f"{work():.4g}")

@@ -32,13 +32,12 @@ from tqdm import tqdm
 from pnp_tutorial import __version__
 from pnp_tutorial.bank import load_bank, shipped
 from pnp_tutorial.dataset import ear
-from pnp_tutorial.drum import SAMPLE_RATE, rectangular_drum
+from pnp_tutorial.drum import DRUM, SAMPLE_RATE
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.matching import Step, match, refine, scan
 from pnp_tutorial.membrane import play
 from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.runtime import write_atomically
-from pnp_tutorial.synthesizer import sample_uniform, to_nu, to_theta
 
 RESULTS = ROOT / "pnp_tutorial/results/matching"
 SEED = 2026  # of the drums, which no training has seen
@@ -128,9 +127,14 @@ def model_and_features() -> tuple:
 
 
 @cache
+def coarse_spectra() -> CoarseSpectra:
+    return CoarseSpectra(DRUM.n_samples, SAMPLE_RATE)
+
+
+@cache
 def bank_and_spectra() -> tuple[Tensor, Tensor]:
     """ν (n, 5) of all drums of the bank, and their coarse spectra (n, P)."""
-    nu, coarse = load_bank().nu, CoarseSpectra()
+    nu, coarse = load_bank().nu, coarse_spectra()
     with torch.no_grad():
         return nu, torch.cat([coarse(drum(some)) for some in nu.split(16)])
 
@@ -140,22 +144,22 @@ def numbers(values: Tensor) -> list[float]:
 
 
 def drum(nu: Tensor) -> Tensor:
-    return rectangular_drum(to_theta(nu), dtype=torch.float32)
+    return DRUM(nu, torch.float32)
 
 
 def one(name: str, i: int) -> None:
     """Match one sound, and the first clean ones also without the scan, with the scan alone, and from the bank."""
     model, features = model_and_features()
     if name in MEMBRANES:
-        nu = to_nu(torch.tensor(PLAYED[i], dtype=torch.float64))
+        nu = DRUM.to_nu(torch.tensor(PLAYED[i], dtype=torch.float64))
         x = torch.from_numpy(play(PLAYED[i], **MEMBRANES[name])).float()
         if i == 0:  # to listen to
             sound = io.BytesIO()
             soundfile.write(sound, 0.9 * x.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
             write_atomically({RESULTS / f"{name}.flac": sound.getvalue()})
     else:
-        nu = sample_uniform(N_DRUMS, SEED)[i]
-        x = rectangular_drum(to_theta(nu))
+        nu = DRUM.sample_uniform(N_DRUMS, SEED)[i]
+        x = DRUM(nu)
         if name in FILES:
             condition, rate = FILES[name]
             x, channels = runs(name) / f"{i}.wav", condition(x, rate)
@@ -171,26 +175,26 @@ def one(name: str, i: int) -> None:
     row |= {"nu_encoder": numbers(found.nu_encoder)}
     row |= {"distance": {name: float(f"{distance:.4g}") for name, distance in found.distance.items()}}
     row |= {"level_db": round(found.level_db, 2), "noise_db": round(found.noise_db, 1)}
-    row |= {"n_drums": found.history[-1].n_drums, "n_iterations": sum(step.stage == "refine" for step in found.history)}
+    row |= {"n_drums": found.history[-1].n_heard, "n_iterations": sum(step.stage == "refine" for step in found.history)}
     if name == "clean" and i < N_SOME:
         with torch.no_grad():
             S = features(x)
         alone, distance, _ = refine(S, found.nu_encoder, features, drum)
         row["refined_only"] = {"nu_hat": numbers(alone), "distance": float(f"{distance:.4g}")}
         steps: list[Step] = []
-        scanned = scan(x, drum, torch.zeros_like(nu), tell=steps.append)
+        scanned = scan(x, drum, torch.zeros_like(nu), SAMPLE_RATE, tell=steps.append)
         with torch.no_grad():
             distance = float((features(drum(scanned)) - S).norm())
         row["scanned_only"] = {"nu_hat": numbers(scanned), "distance": float(f"{distance:.4g}")}
-        row["scanned_only"]["n_drums"] = steps[-1].n_drums
+        row["scanned_only"]["n_drums"] = steps[-1].n_heard
         bank, spectra = bank_and_spectra()
         with torch.no_grad():
-            nearest = (spectra - CoarseSpectra()(x)).norm(dim=-1).topk(N_NEAREST, largest=False).indices
+            nearest = (spectra - coarse_spectra()(x)).norm(dim=-1).topk(N_NEAREST, largest=False).indices
         ends = []
         for nu_bank in bank[nearest]:
             steps = []
             alone, distance, _ = refine(S, nu_bank, features, drum, tell=steps.append)
-            ends.append((distance, alone, steps[-1].n_drums))
+            ends.append((distance, alone, steps[-1].n_heard))
         distance, alone, _ = min(ends, key=itemgetter(0))
         row["bank_only"] = {"nu_hat": numbers(alone), "distance": float(f"{distance:.4g}")}
         row["bank_only"]["n_drums"] = sum(n_drums for *_, n_drums in ends)  # those of the bank are heard once for all

@@ -1,4 +1,4 @@
-"""What both benchmarks need: a training step to time, and the name of the processor that it was timed on."""
+"""What the benchmarks need: a training step and a synthesizer to time, and the name of the processor."""
 
 import platform
 from collections.abc import Callable
@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from pnp_tutorial.dataset import DatasetConfig, encoder_input
-from pnp_tutorial.drum import rectangular_drum
 from pnp_tutorial.encoder import Encoder
-from pnp_tutorial.synthesizer import to_theta
+from pnp_tutorial.synthesizer import Parameter, Synthesizer
 from pnp_tutorial.training import Batch, TrainingConfig, make_loss
 
 
@@ -28,9 +27,9 @@ def training_step(
     torch.manual_seed(0)
     scalogram = encoder_input(data).to(nu.device)
     M = torch.eye(nu.shape[1], dtype=nu.dtype, device=nu.device).expand(len(nu), -1, -1)
-    batch = Batch(scalogram(rectangular_drum(to_theta(nu), data.n_samples)).half(), nu, M, M)
+    batch = Batch(scalogram(data.synthesizer(nu)).half(), nu, M, M)
     value = make_loss(TrainingConfig(loss=loss), data, device=nu.device)  # type: ignore[arg-type]
-    network = Encoder().to(nu.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = Encoder(nu.shape[1]).to(nu.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters())
     if compiled:
         network.compile()
@@ -43,3 +42,16 @@ def training_step(
         optimizer.step()
 
     return step
+
+
+def chord(n: int, n_samples: int, sample_rate: float) -> Synthesizer:
+    """A synthesizer of n parameters: the loudnesses of n decaying partials."""
+
+    def play(theta: Tensor, n_samples: int, sample_rate: float, *, dtype: torch.dtype) -> Tensor:
+        t = torch.arange(n_samples, dtype=theta.dtype, device=theta.device) / sample_rate
+        k = torch.arange(1, n + 1, dtype=theta.dtype, device=theta.device)[:, None]
+        partials = torch.exp(-3 * t) * torch.sin(2 * torch.pi * 110 * k**0.9 * t)  # (n, n_samples)
+        return (10 ** (theta / 20) @ partials).to(dtype)
+
+    parameters = tuple(Parameter(f"level_{k}", f"l{k}", "dB", -60.0, 0.0, f"loudness of partial {k}") for k in range(n))
+    return Synthesizer("chord", parameters, play, n_samples, sample_rate)

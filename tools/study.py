@@ -3,45 +3,29 @@
     python tools/study.py              # every row that is missing
     python tools/study.py pnp mss-1    # those whose names begin so
 
-A row is one training run and its test. It is written to pnp_tutorial/results/study once it is done; a row that is there
-with the same configuration is not done again, and one that was interrupted goes on where it stopped. As many rows are
-trained side by side, in one thread each, as torch has threads: on two cores that is nearly twice as fast as one row
-after another, and on a GPU the small steps of one leave room for those of others.
+What a row is, and how it is kept: tools/rows.py.
 """
 
-import json
-import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, fields, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import yaml
 import zarr
-from repository import ROOT
+from rows import Study
 from torch import Tensor
-from tqdm import tqdm
 
 from pnp_tutorial.bank import load_bank
-from pnp_tutorial.dataset import DatasetConfig, Drums, build, ear, load
-from pnp_tutorial.drum import rectangular_drum
-from pnp_tutorial.encoder import load_encoder
-from pnp_tutorial.evaluation import best_constant, predict
+from pnp_tutorial.dataset import build
+from pnp_tutorial.drum import DRUM
 from pnp_tutorial.metric import Map
-from pnp_tutorial.mss import mss_distance
-from pnp_tutorial.runtime import float64_device, refuse_difference, select_device, write_atomically
-from pnp_tutorial.synthesizer import NAMES, ranges, to_nu, to_theta
+from pnp_tutorial.runtime import as_stored, refuse_difference
 from pnp_tutorial.training import TrainingConfig, fit
 
-RESULTS = ROOT / "pnp_tutorial/results/study"
-RUNS = Path("runs/study")
 SEEDS = (0, 1, 2)
 UNDAMPED = {"damping": "constant", "lambda_0": 0.0}
 AVERAGE = {"damping": "constant", "damping_shape": "mean", "lambda_0": 1e6}
@@ -57,7 +41,7 @@ SHAPES: dict[str, tuple[Map, Map]] = {
     "data/study-inverse.zarr": (lambda a: 1 / a + 1 / a**2, lambda u: ((1 + 4 * u).sqrt() - 1).reciprocal() * 2),
 }
 FLATTEST = 0.01
-ALPHA = NAMES.index("alpha")
+ALPHA = DRUM.names.index("alpha")
 
 # What is compared, and in what it differs from the settings. Each has its own learning rate.
 LOSSES: dict[str, dict[str, Any]] = {
@@ -113,62 +97,32 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
 HYBRID_RATE = 3e-4
 
 
-@cache
-def settings() -> dict[str, Any]:
-    """What all rows have in common."""
-    return yaml.safe_load((ROOT / "book/parameters/study.yaml").read_text(encoding="utf-8"))
-
-
-def of(config: type) -> dict[str, Any]:
-    """The settings that are fields of a configuration."""
-    return {field.name: settings()[field.name] for field in fields(config) if field.name in settings()}
-
-
-@cache
-def data() -> DatasetConfig:
-    return DatasetConfig(**of(DatasetConfig))
-
-
-@cache
-def device() -> torch.device:
-    """On which ν is, too."""
-    return float64_device(select_device(data().device))
-
-
 def tuning() -> dict[str, TrainingConfig]:
     """Short runs of every loss at every learning rate."""
-    base = replace(TrainingConfig(**of(TrainingConfig)), **SMALL, n_epochs=5)
+    base = replace(STUDY.of(TrainingConfig), **SMALL, n_epochs=5)
     named = {
         f"tune-{name}-{rate:g}": replace(base, **change, learning_rate=rate)
         for name, change in LOSSES.items()
         for rate in RATES
     }
-    return {name: replace(row, output_folder=str(RUNS / name)) for name, row in named.items()}
-
-
-def tuned(loss: str) -> float:
-    """The learning rate whose short run came closest to the validation sounds, in mean JTFS distance."""
-    distance = {
-        rate: np.mean(json.loads(result(f"tune-{loss}-{rate:g}").read_text(encoding="utf-8"))["jtfs"]) for rate in RATES
-    }
-    return min(distance, key=distance.__getitem__)
+    return {name: replace(row, output_folder=str(STUDY.runs / name)) for name, row in named.items()}
 
 
 def rows() -> dict[str, tuple[str, TrainingConfig]]:
     """The rows of the tables, in the order in which they are done: loss, and configuration without a learning rate."""
-    base = TrainingConfig(**of(TrainingConfig))
+    base = STUDY.of(TrainingConfig)
     named = {}
     for seed in SEEDS:
-        for known in (False, True):
+        for known in ((), ("log_omega",)):
             for loss, change in MAIN.items():
-                config = replace(base, **LOSSES[loss], **FALLING, **change, known_pitch=known, seed=seed)
-                named[f"{loss}{'-known' * known}-{seed}"] = loss, config
+                config = replace(base, **LOSSES[loss], **FALLING, **change, known=known, seed=seed)
+                named[f"{loss}{'-known' * len(known)}-{seed}"] = loss, config
         for name, (loss, change) in DAMPINGS.items():
             named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **LOSSES[loss], **change, seed=seed)
     for name in AGAIN:
         loss, config = named[name.replace("-cpu", "")]
         named[name] = loss, replace(config, device="cpu")
-    return {name: (loss, replace(row, output_folder=str(RUNS / name))) for name, (loss, row) in named.items()}
+    return {name: (loss, replace(row, output_folder=str(STUDY.runs / name))) for name, (loss, row) in named.items()}
 
 
 def hybrids() -> dict[str, tuple[TrainingConfig, TrainingConfig]]:
@@ -176,120 +130,16 @@ def hybrids() -> dict[str, tuple[TrainingConfig, TrainingConfig]]:
     named = {}
     for name, (first, change) in HYBRIDS.items():
         loss, config = rows()[first]
-        config = replace(config, learning_rate=tuned(loss))
-        start = {"start_from": f"{config.output_folder}/encoder.safetensors", "output_folder": str(RUNS / name)}
-        own = {"data": data().data, "damping": "adaptive", "learning_rate": HYBRID_RATE}
+        config = replace(config, learning_rate=STUDY.tuned(loss, RATES))
+        start = {"start_from": f"{config.output_folder}/encoder.safetensors", "output_folder": str(STUDY.runs / name)}
+        own = {"data": STUDY.data.data, "damping": "adaptive", "learning_rate": HYBRID_RATE}
         named[name] = config, replace(config, **(start | own | change))
     return named
 
 
-def result(name: str) -> Path:
-    return RESULTS / f"{name}.json"
-
-
-def refuse_other_settings(name: str, config: TrainingConfig) -> None:
-    """Raise ValueError if a row was made with others than these."""
-    training = json.loads(result(name).read_text(encoding="utf-8"))["training"]
-    made = training["config"] | {"precision": training.get("precision", "32-true")}  # what "auto" came to
-    refuse_difference(made, config, f"{result(name)} was made", ("data", "output_folder", "device"))
-
-
-def rounded(values: Tensor) -> list:
-    """Four digits of each number."""
-    return json.loads(json.dumps(values.tolist()), parse_float=lambda number: float(f"{float(number):.4g}"))
-
-
-def synthesizer(theta: Tensor) -> Tensor:
-    return rectangular_drum(theta, data().n_samples, dtype=torch.float32)
-
-
-def drum(nu: Tensor) -> Tensor:
-    return synthesizer(to_theta(nu))
-
-
-class Judge:
-    """Distances of predictions from the first sounds of a split, whose features are computed once, and kept."""
-
-    def __init__(self, split: str, n_sounds: int) -> None:
-        drums = load(data().data, split)
-        self.drums, self.features = Drums(drums.nu[:n_sounds], drums.scalogram[:n_sounds]), ear(data()).to(device())
-        path = RUNS / f"features-{split}-{n_sounds}.pt"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with torch.no_grad():
-                S = [self.features(drum(some)).cpu() for some in self.drums.nu.to(device()).split(8)]
-            torch.save(torch.cat(S), path)
-        self.S = torch.load(path, weights_only=True)
-
-    def listen(self, nu: Tensor) -> tuple[Tensor, Tensor]:
-        """Features Φ(g(ν)) (n, P) and distance by MSS (n,) of g(ν) from the sounds of the split."""
-        S, mss = [], []
-        parts = zip(*(rows.to(device()).split(8) for rows in (nu, self.drums.nu)), strict=True)
-        for some, true in tqdm(list(parts), desc="listen", leave=False):
-            x = drum(some)
-            S.append(self.features(x).cpu())
-            mss.append(mss_distance(x, drum(true)).cpu())
-        return torch.cat(S), torch.cat(mss)
-
-    def __call__(self, nu_hat: Tensor) -> dict[str, list]:
-        with torch.no_grad():
-            S, mss = self.listen(nu_hat)
-        return {"jtfs": rounded((S - self.S).norm(dim=-1)), "mss": rounded(mss), "nu_hat": rounded(nu_hat)}
-
-
-judge = cache(Judge)
-
-
-def do(name: str, config: TrainingConfig) -> None:
-    """Train, test and write one row."""
-    print(name, flush=True)
-    fit(config, progress=multiprocessing.parent_process() is None)
-    model = load_encoder(f"{config.output_folder}/encoder.safetensors", device())
-    history = [
-        json.loads(line)
-        for line in Path(config.output_folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    heard = judge("validation", 128) if name in tuning() else judge("test", 512)
-
-    def test() -> dict[str, list]:
-        nu_hat = predict(model, heard.drums)
-        return heard(from_shape(nu_hat, *SHAPES[config.data]) if config.data in SHAPES else nu_hat)
-
-    row = {"training": model.metadata["training"], "history": history, **test()}
-    end = torch.load(f"{config.output_folder}/checkpoint.pt", map_location="cpu", weights_only=True)
-    best = end["best"]["weights"]
-    if any(not torch.equal(values, best[key]) for key, values in end["weights"].items()):
-        model.encoder.load_state_dict(end["weights"])  # the last epoch's: validation may have chosen badly
-        last = test()
-        row["last"] = {key: last[key] for key in ("jtfs", "mss")}
-    write_atomically({result(name): json.dumps(row).encode()})
-
-
-def single_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def do_all(named: dict[str, TrainingConfig]) -> None:
-    """Do the rows that are missing, side by side."""
-    for name, config in named.items():
-        if result(name).exists():
-            refuse_other_settings(name, config)
-    missing = {name: config for name, config in named.items() if not result(name).exists()}
-    for path in {config.data for config in missing.values()}:
-        prepare(path)
-    n = min(torch.get_num_threads(), len(missing))
-    if n <= 1:
-        for name, config in missing.items():
-            do(name, config)
-        return
-    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), single_thread) as pool:
-        for _ in tqdm(pool.map(do, missing, missing.values()), total=len(missing), unit="row"):
-            pass
-
-
 def build_copy(path: str, nu: Tensor, metric: Tensor) -> None:
     """The data set once more, with other coordinates and metrics."""
-    unfinished = shutil.copytree(data().data, f"{path}.new", dirs_exist_ok=True)
+    unfinished = shutil.copytree(STUDY.data.data, f"{path}.new", dirs_exist_ok=True)
     store = zarr.open_group(unfinished, mode="r+")
     store["nu"][:] = nu.numpy()
     store["metric"][:] = metric.numpy()
@@ -304,9 +154,9 @@ def ends(u: Map) -> Tensor:
 
 def to_shape(nu: Tensor, u: Map) -> tuple[Tensor, Tensor]:
     """ν' (n, 5), with u(α) in place of α, of ν (n, 5); and the diagonal (n, 5) of ∂ν/∂ν'."""
-    alpha = to_theta(nu)[:, ALPHA]
+    alpha = DRUM.to_theta(nu)[:, ALPHA]
     first, last = ends(u)
-    low, high = (end[ALPHA] for end in ranges())
+    low, high = (end[ALPHA] for end in DRUM.ranges())
     new, slope = nu.clone(), torch.ones_like(nu)
     new[:, ALPHA] = 2 * (u(alpha) - first) / (last - first) - 1
     slope[:, ALPHA] = (last - first) / (high - low) / torch.func.vmap(torch.func.grad(u))(alpha)
@@ -321,11 +171,11 @@ def shape_metric(nu: Tensor, metric: Tensor, u: Map) -> tuple[Tensor, Tensor]:
 
 def prepare(path: str) -> None:
     """Build the data set, and the one that is wanted of those that differ from it, unless they are there."""
-    bank = load_bank()
-    refuse_difference(asdict(bank.config), data(), "the bank was built", ("data", "chunk_size", "device"))
-    build(data(), metric=bank.metric)
+    bank, data = load_bank(), STUDY.data
+    refuse_difference(as_stored(bank.config), data, "the bank was built", ("data", "chunk_size", "device"))
+    build(data, metric=bank.metric)
     if path in SECANTS:
-        build(replace(data(), data=path, secant_step=SECANTS[path]))
+        build(replace(data, data=path, secant_step=SECANTS[path]))
     elif path in SHAPES and not Path(path).exists():
         build_copy(path, *shape_metric(bank.nu, bank.metric, SHAPES[path][0]))
 
@@ -333,9 +183,16 @@ def prepare(path: str) -> None:
 def from_shape(nu: Tensor, u: Map, inverse: Map) -> Tensor:
     """ν of coordinates in which u(α) takes the place of α."""
     first, last = ends(u)
-    theta = to_theta(nu)
+    theta = DRUM.to_theta(nu)
     theta[:, ALPHA] = inverse(first + (nu[:, ALPHA] + 1) / 2 * (last - first))
-    return to_nu(theta)
+    return DRUM.to_nu(theta)
+
+
+def to_nu(nu_hat: Tensor, config: TrainingConfig) -> Tensor:
+    return from_shape(nu_hat, *SHAPES[config.data]) if config.data in SHAPES else nu_hat
+
+
+STUDY = Study("study", "study.yaml", prepare, to_nu)
 
 
 def main(prefixes: list[str]) -> None:
@@ -345,25 +202,21 @@ def main(prefixes: list[str]) -> None:
         return [name for name in names if name.startswith(wanted)]
 
     named, taking_over = rows(), those(HYBRIDS)
-    firsts = {HYBRIDS[name][0] for name in taking_over if not result(name).exists()}
+    firsts = {HYBRIDS[name][0] for name in taking_over if not STUDY.result(name).exists()}
     needed = {named[name][0] for name in (*those(named), *firsts)}
-    prepare(data().data)
-    judge("validation", 128)  # what it keeps is for all processes
+    prepare(STUDY.data.data)
     short = tuning()
-    do_all({name: short[name] for name in short if name.startswith((*wanted, *(f"tune-{loss}-" for loss in needed)))})
+    tunes = (*wanted, *(f"tune-{loss}-" for loss in needed))
+    STUDY.do_all({name: short[name] for name in short if name.startswith(tunes)})
     if not (those(named) or taking_over):
         return
-    heard = judge("test", 512)
-    if not result("constant").exists():  # the floor: one drum, whatever the sound
-        train = load(data().data).nu[:256].to(device())
-        nu = best_constant(train, heard.features, synthesizer, progress=True).cpu()
-        write_atomically({result("constant"): json.dumps(heard(nu.expand_as(heard.drums.nu))).encode()})
-    tuned_rows = {name: replace(config, learning_rate=tuned(loss)) for name, (loss, config) in named.items()}
-    do_all({name: tuned_rows[name] for name in those(named)})
+    STUDY.do_constant()
+    tuned = {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, (loss, row) in named.items()}
+    STUDY.do_all({name: tuned[name] for name in those(named)})
     for first in firsts:
-        prepare(tuned_rows[first].data)
-        fit(tuned_rows[first])  # it is trained again if its encoder is gone
-    do_all({name: hybrids()[name][1] for name in taking_over})
+        prepare(tuned[first].data)
+        fit(tuned[first])  # it is trained again if its encoder is gone
+    STUDY.do_all({name: hybrids()[name][1] for name in taking_over})
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def test_widgets_take_turns_and_can_be_removed(open_page):
     page.evaluate(LISTEN)
     x = np.sin(np.arange(30_000) / 10)
     labels = ({"<b>one</b>": x, "two": 0.1 * x}, {"three": x})
-    states = [ABPlayer(sounds, "a & b").get_state(["sounds", "caption"]) for sounds in labels]
+    states = [ABPlayer(sounds, SAMPLE_RATE, "a & b").get_state(["sounds", "caption"]) for sounds in labels]
     page.evaluate(WIDGETS, {"source": AB_MODULE.read_text(encoding="utf-8"), "states": states})
     first, second = page.locator(".ab-player").all()
     assert first.get_by_role("button", name="<b>one</b>", exact=True).count() == 1, "labels are text, not mark-up"
@@ -229,7 +229,7 @@ def test_widgets_take_turns_and_can_be_removed(open_page):
 def test_clicks_faster_than_the_sounds_are_ready(open_page, n_clicks):
     page = open_page("about:blank")
     page.evaluate(LISTEN)
-    state = ABPlayer({"one": np.ones(100), "two": np.ones(100)}).get_state(["sounds", "caption"])
+    state = ABPlayer({"one": np.ones(100), "two": np.ones(100)}, SAMPLE_RATE).get_state(["sounds", "caption"])
     page.evaluate(WIDGETS, {"source": AB_MODULE.read_text(encoding="utf-8"), "states": [state]})
     click = "(button, n) => { for (let i = 0; i < n; i++) button.click(); }"
     play_button(page.locator(".ab-player")).evaluate(click, n_clicks)
@@ -241,7 +241,7 @@ def test_a_switch_leaves_no_gap(open_page):
     """Of two equal sounds nothing is heard of a switch: what is played, rendered sample by sample, goes on."""
     page = open_page("about:blank")
     x = np.sin(2 * np.pi * 441 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
-    state = ABPlayer({"one": x, "two": x}).get_state(["sounds", "caption"])
+    state = ABPlayer({"one": x, "two": x}, SAMPLE_RATE).get_state(["sounds", "caption"])
     # The player's context is one that records: a second of sound, with a switch at half of it.
     page.evaluate(
         """() => {

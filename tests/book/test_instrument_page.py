@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from pnp_tutorial.drum import POSITION, SAMPLE_RATE, rectangular_drum
-from pnp_tutorial.synthesizer import PARAMETERS, to_theta
-from pnp_tutorial.widgets import MODULE, START, DrumInstrument
+from pnp_tutorial.drum import DRUM, POSITION, SAMPLE_RATE, rectangular_drum
+from pnp_tutorial.drum_instrument import MODULE, START, DrumInstrument
 
 PAGE = Path(__file__).parents[2] / "_build/html/book/01_drum.html"
-SLIDERS = [p.meaning for p in PARAMETERS]
-MIDDLE = to_theta(torch.tensor(START, dtype=torch.float64)).tolist()
+SLIDERS = [p.meaning for p in DRUM.parameters]
+MIDDLE = DRUM.to_theta(torch.tensor(START, dtype=torch.float64)).tolist()
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def values(instrument):
 
 def test_it_starts_silent_with_a_label_on_everything(instrument):
     assert n_sounds(instrument) == 0
-    for meaning, parameter in zip(SLIDERS, PARAMETERS, strict=True):
+    for meaning, parameter in zip(SLIDERS, DRUM.parameters, strict=True):
         slider = instrument.get_by_label(meaning, exact=True)
         assert slider.count() == 1
         assert parameter.symbol in slider.get_attribute("aria-valuetext")
@@ -76,15 +75,15 @@ def test_it_starts_silent_with_a_label_on_everything(instrument):
     assert "level (dB below peak)" in instrument.inner_text()
 
 
-@pytest.mark.parametrize("j", range(5), ids=[p.name for p in PARAMETERS])
+@pytest.mark.parametrize("j", range(5), ids=[p.name for p in DRUM.parameters])
 def test_a_slider_moved_by_keyboard_is_seen_and_heard(instrument, j):
     slider = instrument.get_by_label(SLIDERS[j], exact=True)
     before, spectrum = values(instrument), instrument.locator("polyline").get_attribute("points")
     slider.focus()
     theta = list(MIDDLE)
-    for key, value in (("Home", PARAMETERS[j].low), ("End", PARAMETERS[j].high), ("ArrowLeft", None)):
+    for key, value in (("Home", DRUM.parameters[j].low), ("End", DRUM.parameters[j].high), ("ArrowLeft", None)):
         slider.press(key)
-        theta[j] = PARAMETERS[j].low / 200 + PARAMETERS[j].high * 199 / 200 if value is None else value
+        theta[j] = DRUM.parameters[j].low / 200 + DRUM.parameters[j].high * 199 / 200 if value is None else value
         after = values(instrument)
         assert after[j] != before[j]
         numbers = [[text.split(":")[0] for text in texts] for texts in (before, after)]
@@ -209,7 +208,7 @@ def test_sliders_and_traitlet_follow_each_other(open_page):
     instrument.get_by_label(SLIDERS[1], exact=True).focus()
     page.keyboard.press("End")
     (theta,) = page.evaluate("model.saved")
-    assert theta == [MIDDLE[0], PARAMETERS[1].high, *MIDDLE[2:]]
+    assert theta == [MIDDLE[0], DRUM.parameters[1].high, *MIDDLE[2:]]
     assert DrumInstrument(theta=theta).theta == theta, "Python takes what the slider sends"
 
     theta = [3.0, 0.1, -1.0, -1.0, 0.3]

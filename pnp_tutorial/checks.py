@@ -1,0 +1,123 @@
+"""Does a synthesizer keep its promises? They are tried before any long work, and what is wrong is said in words."""
+
+import torch
+from torch import Tensor
+
+from .metric import tangents
+from .synthesizer import Synthesizer
+
+STEP = 1e-6  # of ν, for finite differences
+ALIKE = 1e-2  # relative error of derivatives that finite differences may have
+
+
+def check_synthesizer(synthesizer: Synthesizer, n_sounds: int = 8, seed: int = 0) -> list[str]:
+    """What a synthesizer breaks of its promises, a sentence each; an empty list if it keeps all that are tried.
+
+    It must be batched (any leading axes, none of them empty or not; no row depends on another), pure (the same θ, the
+    same sound; θ is left as it is), finite over the whole box, of the dtype that is asked for, and differentiable, in
+    forward mode, almost everywhere in every parameter. Tried at `n_sounds` random ν, at as many corners of the box and
+    at its centre.
+    """
+    nu = _points(synthesizer, n_sounds, seed)
+    try:
+        broken = _calls(synthesizer, nu)
+    except Exception as error:  # of code that is not ours
+        return [f"a batch of θ of shape {tuple(nu.shape)} raises {type(error).__name__}: {error}"]
+    if broken:  # the rest would fail for the same reason
+        return broken
+    for trial in (_purity, _derivatives):
+        try:
+            broken += trial(synthesizer, nu)
+        except Exception as error:
+            broken.append(f"{trial.__doc__} cannot be tried: {type(error).__name__}: {error}")
+    return broken
+
+
+def _points(synthesizer: Synthesizer, n_sounds: int, seed: int) -> Tensor:
+    random = synthesizer.sample_uniform(2 * n_sounds + 1, seed)
+    corners = random[n_sounds:].sign()
+    return torch.cat([random[:n_sounds], corners[:-1], 0 * corners[-1:]])
+
+
+def _calls(synthesizer: Synthesizer, nu: Tensor) -> list[str]:
+    """Shapes, types and values."""
+    broken = []
+    n_samples = synthesizer.n_samples
+    with torch.no_grad():
+        for dtype in (torch.float64, torch.float32):
+            x = synthesizer(nu, dtype)
+            if not isinstance(x, Tensor) or x.shape != (len(nu), n_samples):
+                got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                return [f"θ of shape {tuple(nu.shape)} gives {got}: expected ({len(nu)}, {n_samples})"]
+            if x.dtype != dtype:
+                broken.append(f"asked for sounds of {dtype}, it gives {x.dtype}")
+        if not x.isfinite().all():
+            broken.append(f"sounds are not finite at θ = {_first(synthesizer, nu, x.isfinite().all(-1))}")
+        for shape in ((0, nu.shape[1]), (2, 3, nu.shape[1]), (nu.shape[1],)):
+            got = synthesizer(nu[:6].reshape(-1)[: torch.Size(shape).numel()].reshape(shape)).shape
+            if got != (*shape[:-1], n_samples):
+                broken.append(f"θ of shape {shape} gives {tuple(got)}: expected {(*shape[:-1], n_samples)}")
+        peak = x.abs().amax(-1)
+        if synthesizer.peak_normalized and not ((peak - 1).abs() < 1e-3).all():
+            broken.append(
+                f"it says that its sounds have a peak of 1, and one has {peak[(peak - 1).abs().argmax()]:.3g}"
+            )
+    return broken
+
+
+def _purity(synthesizer: Synthesizer, nu: Tensor) -> list[str]:
+    """Purity"""
+    broken = []
+    theta = synthesizer.to_theta(nu)
+
+    def play(theta: Tensor) -> Tensor:
+        return synthesizer.function(theta, synthesizer.n_samples, synthesizer.sample_rate, dtype=torch.float64)
+
+    with torch.no_grad():
+        before, x = theta.clone(), play(theta)
+        if not torch.equal(theta, before):
+            broken.append("it changes the θ that it is given")
+            theta = before
+        if not _alike(x, play(theta)):
+            broken.append("the same θ gives another sound when called again: it has a state, or draws random numbers")
+        elif not _alike(x, torch.cat([play(row[None]) for row in theta])):
+            broken.append("a row's sound depends on the other rows of its batch")
+    return broken
+
+
+def _derivatives(synthesizer: Synthesizer, nu: Tensor) -> list[str]:
+    """Derivatives"""
+    inside = nu[nu.abs().amax(-1) < 1 - 2 * STEP]  # finite differences would leave the box
+    x, dx = tangents(inside, synthesizer)
+    if not dx.isfinite().all():
+        finite = dx.isfinite().all(-1).all(0)
+        return [f"derivatives are not finite at θ = {_first(synthesizer, inside, finite)}"]
+    broken = []
+    for j, name in enumerate(synthesizer.names):
+        axis = torch.eye(len(synthesizer.names), dtype=nu.dtype)[j]
+        with torch.no_grad():
+            secant = (synthesizer(inside + STEP * axis) - synthesizer(inside - STEP * axis)) / (2 * STEP)
+            elsewhere = synthesizer(inside + axis * (0.5 * inside.sign() - inside))
+        error = (secant - dx[j]).norm(dim=-1)
+        if dx[j].any():
+            if (error > ALIKE * dx[j].norm(dim=-1) + 1e-6 * x.norm(dim=-1)).double().mean() > 0.5:
+                broken.append(
+                    f"the derivative with respect to {name} is not that of the sound: is θ rounded to float32, "
+                    "or a part of it detached or stepwise?"
+                )
+        elif _alike(x, elsewhere):
+            broken.append(f"the sound does not depend on {name}")
+        else:
+            broken.append(
+                f"the derivative with respect to {name} is zero, but the sound changes: is it detached, or stepwise?"
+            )
+    return broken
+
+
+def _alike(x: Tensor, y: Tensor) -> bool:
+    return bool(((x - y).norm(dim=-1) <= 1e-6 * x.norm(dim=-1) + 1e-12).all())
+
+
+def _first(synthesizer: Synthesizer, nu: Tensor, good: Tensor) -> str:
+    theta = synthesizer.to_theta(nu[~good][0]).tolist()
+    return ", ".join(f"{name} = {value:.4g}" for name, value in zip(synthesizer.names, theta, strict=True))

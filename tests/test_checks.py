@@ -1,0 +1,119 @@
+"""Whoever breaks a promise is told which, in words."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pnp_tutorial.arpeggiator import ARPEGGIATOR
+from pnp_tutorial.checks import check_synthesizer
+from pnp_tutorial.dataset import DatasetConfig, build
+from pnp_tutorial.drum import DRUM
+from pnp_tutorial.synthesizer import Parameter, Synthesizer
+
+
+def tone(theta, n_samples, sample_rate, *, dtype):
+    hz, decay = theta.unsqueeze(-2).unbind(-1)
+    t = torch.arange(n_samples, dtype=theta.dtype, device=theta.device) / sample_rate
+    return (torch.exp(-decay * t) * torch.sin(2 * torch.pi * hz * t)).to(dtype)
+
+
+TONE = Synthesizer(
+    "tone",
+    (Parameter("hz", "f", "Hz", 200.0, 2000.0, "pitch", "log"), Parameter("decay", "d", "1/s", 1.0, 20.0, "decay")),
+    tone,
+    n_samples=2000,
+    sample_rate=16000.0,
+)
+
+
+@pytest.mark.parametrize("synthesizer", [replace(DRUM, n_samples=4096), replace(ARPEGGIATOR, n_samples=4096), TONE])
+def test_good_ones_keep_their_promises(synthesizer):
+    assert check_synthesizer(synthesizer) == []
+
+
+def stateful(calls):
+    def play(theta, *options, dtype):
+        calls.append(theta)
+        return tone(theta, *options, dtype=dtype) * (1 + 0.1 * len(calls))
+
+    return play
+
+
+def changes(change):
+    """The tone of a θ that is changed before it is played."""
+    return lambda theta, *options, dtype: tone(change(theta), *options, dtype=dtype)
+
+
+def detached_decay(theta):
+    return torch.stack([theta[..., 0], theta[..., 1].detach()], -1)
+
+
+def stepwise_hz(theta):
+    return torch.stack([theta[..., 0].detach().round(), theta[..., 1]], -1)
+
+
+def alone(theta):
+    return theta if theta.ndim == 1 else 1 / 0
+
+
+def mixed(theta, *options, dtype):
+    x = tone(theta, *options, dtype=dtype)
+    return x + 0.01 * x.sum(-2, keepdim=True) if x.ndim > 1 else x
+
+
+def in_place(theta, *options, dtype):
+    x = tone(theta, *options, dtype=dtype)
+    theta.detach().add_(1)
+    return x
+
+
+def root(theta, *options, dtype):
+    x = tone(theta, *options, dtype=dtype)
+    return (x - x.detach()).abs().sqrt() + x
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda theta, n, rate: tone(theta, n, rate, dtype=theta.dtype), "raises TypeError.*dtype"),
+        (changes(alone), "raises ZeroDivisionError"),
+        (
+            lambda theta, n, rate, *, dtype: tone(theta, n, rate, dtype=dtype)[..., :-1],
+            r"\(17, 1999\): expected \(17, 2000\)",
+        ),
+        (lambda theta, n, rate, *, dtype: 1.0, "gives float: expected"),
+        (
+            lambda theta, n, rate, *, dtype: tone(theta, n, rate, dtype=theta.dtype),
+            "torch.float32, it gives torch.float64",
+        ),
+        (lambda *options, dtype: tone(*options, dtype=dtype) / 0, "sounds are not finite at θ = hz = "),
+        (stateful([]), "the same θ gives another sound when called again: it has a state, or draws random numbers"),
+        (lambda *options, dtype: torch.rand_like(tone(*options, dtype=dtype)), "the same θ gives another sound"),
+        (in_place, "it changes the θ that it is given"),
+        (mixed, "a row's sound depends on the other rows of its batch"),
+        (changes(detached_decay), "derivative with respect to decay is zero, but the sound changes"),
+        (changes(stepwise_hz), "derivative with respect to hz is zero, but the sound changes"),
+        (changes(lambda theta: theta * torch.tensor([1.0, 0.0]).double() + 1), "the sound does not depend on decay"),
+        (changes(lambda theta: theta.float().double()), "is θ rounded to float32"),
+        (root, "derivatives are not finite at θ = hz = "),
+    ],
+)
+def test_each_broken_promise_is_named(function, message):
+    broken = check_synthesizer(replace(TONE, function=function))
+    assert any(re.search(message, each) for each in broken), broken
+
+
+def test_a_peak_that_is_not_1_is_named():
+    assert check_synthesizer(replace(TONE, peak_normalized=True))[0].startswith(
+        "it says that its sounds have a peak of 1"
+    )
+
+
+def test_a_data_set_of_a_broken_one_is_refused_before_anything_is_written(tmp_path):
+    broken = replace(TONE, function=changes(detached_decay))
+    config = DatasetConfig(data=str(tmp_path / "x.zarr"), synthesizer=broken, ear="coarse", n_sounds=10, J=5, T=64)
+    with pytest.raises(ValueError, match="tone breaks its promises: the derivative with respect to decay is zero"):
+        build(config, progress=False)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,263 @@
+"""A synthesizer and an ear of a reader's own go the whole way: from a file by command line alone, and as objects."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import soundfile
+import torch
+import yaml
+import zarr
+
+from pnp_tutorial.__main__ import main
+from pnp_tutorial.arpeggiator import ARPEGGIATOR
+from pnp_tutorial.bank import load_bank, save_bank
+from pnp_tutorial.dataset import SPLITS, DatasetConfig, build, describe, draw, ear, load, read_config, verify
+from pnp_tutorial.encoder import HEADER, load_encoder
+from pnp_tutorial.matching import match
+from pnp_tutorial.metric import riemannian_metric
+from pnp_tutorial.runtime import load_object
+from pnp_tutorial.training import TrainingConfig, fit
+
+WHISTLE = '''
+"""Outside the repository: two parameters, 16 kHz, a quarter of a second, and an ear of its own."""
+
+import torch
+
+from pnp_tutorial.synthesizer import Parameter, Synthesizer
+
+
+def whistle(theta, n_samples, sample_rate, *, dtype):
+    hz, level = theta.unsqueeze(-2).unbind(-1)
+    t = torch.arange(n_samples, dtype=theta.dtype, device=theta.device) / sample_rate
+    return (10 ** (level / 20) * torch.exp(-8 * t) * torch.sin(2 * torch.pi * hz * t)).to(dtype)
+
+
+WHISTLE = Synthesizer(
+    "whistle",
+    (
+        Parameter("hz", "f", "Hz", 300.0, 3000.0, "pitch", "log"),
+        Parameter("level", "l", "dB", -30.0, 0.0, "level"),
+    ),
+    whistle,
+    n_samples=4000,
+    sample_rate=16000,
+)
+
+
+def spectrum(x):
+    return torch.log1p(1000 * torch.fft.rfft(x).abs() / x.shape[-1])
+'''
+SMALL = ["--n_sounds=60", "--J=6", "--T=128", "--device=cpu"]
+TRAINING = ["--backbone=test_efficientnet", "--n_epochs=2", "--batch_size=16", "--device=cpu"]
+
+
+@pytest.fixture
+def whistle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "whistle.py").write_text(WHISTLE, encoding="utf-8")
+    return load_object(f"{tmp_path}/whistle.py:WHISTLE")
+
+
+def the_whole_way(options, sound, rate, names):
+    """By command line alone: data set, training, evaluation, match."""
+    for command in (
+        ["dataset", "--data=x.zarr", *SMALL],
+        ["dataset", "--data=x.zarr", "--verify"],
+        ["train", "--data=x.zarr", "--output_folder=run", *TRAINING],
+        ["evaluate", "--data=x.zarr", "--encoder=run/encoder.safetensors", "--output_folder=run", "--device=cpu"],
+    ):
+        assert main([*command, *options]) == 0, command
+    soundfile.write("sound.wav", sound, rate, subtype="FLOAT")
+    assert main(["match", "sound.wav", "--encoder=run/encoder.safetensors", "--device=cpu", *options]) == 0
+    document = json.loads(open("sound_matched.json", encoding="utf-8").read())
+    assert [p["name"] for p in document["theta"]] == names
+    return document
+
+
+def test_two_parameters_at_16_khz_by_command_line_alone(whistle, capfd):
+    theta = torch.tensor([700.0, -12.0], dtype=torch.float64)
+    x = whistle.function(theta, 4000, 16000, dtype=torch.float64).numpy()
+    document = the_whole_way(["--synthesizer=whistle.py:WHISTLE"], x, 16000, ["hz", "level"])
+    found = [p["value"] for p in document["theta"]]
+    assert found[0] == pytest.approx(700, rel=1e-3)
+    assert found[1] == pytest.approx(-12, abs=0.1), "its level has a meaning: the recording keeps it"
+    assert document["level_db"] == 0
+    y, rate = soundfile.read("sound_matched.wav")
+    assert rate == 16000
+    np.testing.assert_allclose(y, x, atol=0.02)
+    assert set(pd.read_csv("run/evaluation.csv").columns) >= {"error_hz", "error_level", "ear", "ear_constant"}
+    assert "Hz" in capfd.readouterr().out
+
+
+def test_the_arpeggiator_by_command_line_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nu = torch.tensor([0.2, -0.3, 0.1], dtype=torch.float64)
+    x = replace(ARPEGGIATOR, n_samples=4096)(nu).numpy()
+    options = ["--synthesizer=arpeggiator"]
+    (tmp_path / "short.yaml").write_text("n_samples: 4096\nsynthesizer: arpeggiator\n", encoding="utf-8")
+    for command in (
+        ["dataset", "--config=short.yaml", "--data=x.zarr", *SMALL],
+        ["train", "--data=x.zarr", "--output_folder=run", "--known=[f_c]", *TRAINING, *options],
+        ["train", "--data=x.zarr", "--output_folder=all", *TRAINING],
+        ["evaluate", "--data=x.zarr", "--encoder=run/encoder.safetensors", "--output_folder=run", "--device=cpu"],
+    ):
+        assert main(command) == 0, command
+    assert load_encoder("run/encoder.safetensors").known == ("f_c",)
+    soundfile.write("sound.wav", x, 8192, subtype="FLOAT")
+    assert main(["match", "sound.wav", "--encoder=all/encoder.safetensors", "--device=cpu"]) == 0
+    document = json.loads((tmp_path / "sound_matched.json").read_text(encoding="utf-8"))
+    found = torch.tensor([p["value"] for p in document["theta"]]).double()
+    assert (ARPEGGIATOR.to_nu(found) - nu).abs().max() < 0.05
+
+
+def test_a_store_of_an_unknown_synthesizer_is_refused_with_one_line(whistle, capfd):
+    assert main(["dataset", "--data=x.zarr", "--synthesizer=whistle.py:WHISTLE", *SMALL]) == 0
+    capfd.readouterr()
+    assert main(["dataset", "--data=x.zarr", "--info"]) == 0, "what it was made with is told in any case"
+    info = yaml.safe_load(capfd.readouterr().out)
+    assert info["config"]["synthesizer"]["name"] == "whistle"
+    assert [p["name"] for p in info["config"]["synthesizer"]["parameters"]] == ["hz", "level"]
+    expected = (
+        "x.zarr was made with the synthesizer 'whistle', which this library does not have: pass it, as --synthesizer"
+    )
+    for command in (["dataset", "--data=x.zarr", "--verify"], ["train", "--data=x.zarr", *TRAINING]):
+        assert main(command) == 2
+        message = capfd.readouterr().err
+        assert expected in message
+        assert message.count("\n") == 1
+    assert main(["train", "--data=x.zarr", "--synthesizer=drum", *TRAINING]) == 2
+    assert "'whistle' of name = 'whistle': the one that is given, 'drum', has 'drum'" in capfd.readouterr().err
+
+
+def test_names_in_headers_are_never_imported(whistle, tmp_path, monkeypatch):
+    """A store, an encoder and a bank that name os:system."""
+    monkeypatch.setattr("os.system", lambda command: pytest.fail("os.system was called"))
+    build(DatasetConfig(data="x.zarr", synthesizer=whistle, n_sounds=20, J=6, T=128), progress=False)
+    fit(
+        TrainingConfig(
+            data="x.zarr", output_folder="run", synthesizer=whistle, backbone="test_efficientnet", n_epochs=1
+        )
+    )
+    save_bank("x.zarr", "bank.safetensors", whistle)
+    store = zarr.open_group("x.zarr", mode="r+")
+    for evil in ("os:system", {"name": "os:system"}):
+        store.attrs["config"] = {**store.attrs["config"], "synthesizer": evil}
+        with pytest.raises(ValueError, match="x.zarr was made with the synthesizer 'os:system', which"):
+            read_config("x.zarr")
+        for name, read, where in (
+            ("run/encoder", load_encoder, lambda header: header["dataset"]),
+            ("bank", load_bank, lambda header: header),
+        ):
+            with safetensors.safe_open(f"{name}.safetensors", "pt") as file:
+                header = json.loads(file.metadata()[HEADER])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            where(header)["synthesizer"] = evil
+            safetensors.torch.save_file(tensors, "evil.safetensors", {HEADER: json.dumps(header)})
+            with pytest.raises(ValueError, match="evil.safetensors was made with the synthesizer 'os:system', which"):
+                read("evil.safetensors")
+
+
+def test_objects_go_the_same_way(whistle):
+    config = DatasetConfig(data="x.zarr", synthesizer=whistle, n_sounds=40, J=6, T=128, features=True)
+    build(config, progress=False)
+    assert read_config("x.zarr", whistle).synthesizer == whistle
+    assert verify("x.zarr", progress=False, synthesizer=whistle) == 0
+    test = load("x.zarr", "test", ("metric", "features"))
+    torch.testing.assert_close(test.metric, riemannian_metric(test.nu, ear(config), whistle), rtol=1e-4, atol=1e-2)
+    training = TrainingConfig(data="x.zarr", output_folder="run", synthesizer=whistle, backbone="test_efficientnet")
+    fit(replace(training, n_epochs=1, loss="spectral"), progress=False)
+    with pytest.raises(ValueError, match="this library does not have: pass it"):
+        load_encoder("run/encoder.safetensors")
+    model = load_encoder("run/encoder.safetensors", synthesizer=whistle)
+    nu = torch.tensor([0.1, 0.4], dtype=torch.float64)
+    found = match(whistle(nu), model)
+    assert (found.nu - nu).abs().max() < 0.02
+    assert found.covariance.shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["mss", "coarse", "own"])
+def test_any_ear(whistle, tmp_path, name):
+    own = load_object(f"{tmp_path}/whistle.py:spectrum")
+    chosen = own if name == "own" else name
+    config = DatasetConfig(data="x.zarr", synthesizer=whistle, ear=chosen, n_sounds=20, J=6, T=128)
+    build(config, progress=False)
+    rows = load("x.zarr", "test")
+    torch.testing.assert_close(rows.metric, riemannian_metric(rows.nu, ear(config), whistle), rtol=1e-4, atol=1e-2)
+    assert describe("x.zarr")["config"]["ear"] == ("spectrum" if name == "own" else name)
+    training = TrainingConfig(
+        data="x.zarr",
+        output_folder="run",
+        synthesizer=whistle,
+        backbone="test_efficientnet",
+        n_epochs=1,
+        loss="spectral",
+    )
+    if name == "own":
+        with pytest.raises(ValueError, match="the ear 'spectrum' is not one of this library, .*: pass it"):
+            fit(training, progress=False)
+        with pytest.raises(ValueError, match="made with the ear 'spectrum', and 'mss' is given"):
+            fit(replace(training, ear="mss"), progress=False)
+    assert len(fit(replace(training, ear=chosen), progress=False)) == 1
+
+
+def test_an_ear_for_another_sample_rate_is_refused(whistle):
+    class Ear(torch.nn.Module):
+        sample_rate = 22050.0
+
+        def forward(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="the ear is for 22050 Hz, and the synthesizer has 16000 Hz"):
+        build(DatasetConfig(data="x.zarr", synthesizer=whistle, ear=Ear(), n_sounds=20, J=6, T=128), progress=False)
+
+
+def test_the_papers_two_splits():
+    """Drum: 82 224, 7 776, 10 000. Arpeggiator: 21 556, 2 744, 2 700."""
+    drums = DatasetConfig(sampling="grid", n_sounds=100_000)
+    arpeggios = replace(drums, synthesizer=ARPEGGIATOR, n_sounds=27_000, n_cells=30, n_inner=14, n_grid_test=2700)
+    for config, sizes in ((drums, (82_224, 7_776, 10_000)), (arpeggios, (21_556, 2_744, 2_700))):
+        nu, split = draw(config)
+        assert tuple(np.bincount(split)) == sizes
+        inner = nu[torch.from_numpy(split == SPLITS.index("validation"))]
+        assert inner.abs().max() < config.n_inner / config.n_cells
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_inner": 31}, "a grid of 30 cells along each of 2 axes has no 31 inner ones"),
+        ({"n_grid_test": 900}, "and 900 sounds around them for testing"),
+        ({"n_cells": 10_000}, "expected a grid of 1 to 10,000,000 cells, got 10000 along each of 2 axes"),
+        ({"n_sounds": 901}, "n_sounds from 10 to 900"),
+        ({"ear": "nose"}, "the ear 'nose' is not one of this library, jtfs, mss, coarse"),
+    ],
+)
+def test_impossible_grids_and_ears_are_named(whistle, change, message):
+    config = DatasetConfig(
+        data="x.zarr",
+        synthesizer=whistle,
+        sampling="grid",
+        n_cells=30,
+        n_inner=14,
+        n_grid_test=90,
+        n_sounds=100,
+        J=6,
+        T=128,
+    )
+    with pytest.raises(ValueError, match=message):
+        build(replace(config, **change), progress=False)
+
+
+def test_synthesizers_are_listed(whistle, capfd):
+    assert main(["synthesizers"]) == 0
+    out = capfd.readouterr().out
+    assert "drum: 2.97 s at 22050 Hz" in out
+    assert "f_m  4 to 16 Hz, log: tempo" in out
+    assert main(["synthesizers", "--synthesizer=whistle.py:WHISTLE"]) == 0
+    assert "level  -30 to 0 dB, linear: level" in capfd.readouterr().out
+    assert main(["synthesizers", "--synthesizer=whistle.py:spectrum"]) == 2
+    assert "is no Synthesizer, but of type function" in capfd.readouterr().err

@@ -1,0 +1,88 @@
+"""The study of the arpeggiator: every loss and every damping on a third of the papers' data set, tested all alike.
+
+    python tools/arpeggiator_study.py            # every row that is missing
+    python tools/arpeggiator_study.py adaptive   # those whose names begin so
+
+What a row is, and how it is kept: tools/rows.py. The losses keep the learning rate of the short run that came closest.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from rows import Study
+
+from pnp_tutorial.dataset import build
+from pnp_tutorial.training import TrainingConfig
+
+SEEDS = (0, 1, 2)
+RATES = (1e-3, 3e-3, 1e-2)
+SECANT = "data/arpeggiator-secant.zarr"  # the same sounds, with metrics of coarse spectra for steps of 0.1
+LOSSES: dict[str, dict[str, Any]] = {
+    "parameter": {"loss": "parameter"},
+    "pnp": {"loss": "pnp"},
+    "secant": {"loss": "pnp", "data": SECANT},
+    "mss": {"loss": "mss"},
+}
+# Of which loss, and in what it differs from it.
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "parameter": ("parameter", {}),
+    "adaptive": ("pnp", {"damping": "adaptive"}),
+    "undamped": ("pnp", {"damping": "constant", "lambda_0": 0.0}),
+    "scheduled": ("pnp", {"damping": "scheduled"}),
+    "constant": ("pnp", {"damping": "constant"}),
+    "secant": ("secant", {"damping": "scheduled"}),
+    "mss": ("mss", {}),
+}
+
+
+def prepare(path: str) -> None:
+    build(STUDY.data if path != SECANT else replace(STUDY.data, data=SECANT, secant_step=0.1))
+
+
+STUDY = Study("arpeggiator", "arpeggiator_study.yaml", prepare)
+
+
+def tuning() -> dict[str, TrainingConfig]:
+    """Short runs of every loss at every learning rate."""
+    base = replace(STUDY.of(TrainingConfig), n_epochs=2)
+    named = {
+        f"tune-{loss}-{rate:g}": replace(base, **change, learning_rate=rate)
+        for loss, change in LOSSES.items()
+        for rate in RATES
+    }
+    return {name: replace(row, output_folder=str(STUDY.runs / name)) for name, row in named.items()}
+
+
+def rows() -> dict[str, tuple[str, TrainingConfig]]:
+    """The rows in the order in which they are done: loss, and configuration without a learning rate."""
+    base = STUDY.of(TrainingConfig)
+    return {
+        f"{name}-{seed}": (
+            loss,
+            replace(base, **LOSSES[loss], **change, seed=seed, output_folder=str(STUDY.runs / f"{name}-{seed}")),
+        )
+        for name, (loss, change) in ROWS.items()
+        for seed in SEEDS
+    }
+
+
+def main(prefixes: list[str]) -> None:
+    wanted = tuple(prefixes) or ("",)
+
+    def those(names: Iterable[str]) -> list[str]:
+        return [name for name in names if name.startswith(wanted)]
+
+    prepare(STUDY.data.data)
+    named, short = rows(), tuning()
+    tunes = (*wanted, *(f"tune-{named[name][0]}-" for name in those(named)))
+    STUDY.do_all({name: short[name] for name in short if name.startswith(tunes)})
+    if those(named):
+        STUDY.do_constant()
+        tuned = {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, (loss, row) in named.items()}
+        STUDY.do_all({name: tuned[name] for name in those(named)})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,179 @@
+"""What the studies have in common: rows, each of them a training and its test, that are done once and kept as JSON.
+
+A row is written to pnp_tutorial/results/<study> once it is done; a row that is there with the same configuration is not
+done again, and one that was interrupted goes on where it stopped. As many rows are trained side by side, in one thread
+each, as torch has threads: on two cores that is nearly twice as fast as one row after another, and on a GPU the small
+steps of one leave room for those of others.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from repository import ROOT
+from torch import Tensor
+from tqdm import tqdm
+
+from pnp_tutorial.dataset import DatasetConfig, Rows, ear, load
+from pnp_tutorial.encoder import load_encoder
+from pnp_tutorial.evaluation import best_constant, predict
+from pnp_tutorial.mss import mss_distance
+from pnp_tutorial.runtime import float64_device, refuse_difference, select_device, write_atomically
+from pnp_tutorial.synthesizer import find_synthesizer
+from pnp_tutorial.training import TrainingConfig, fit, modern
+
+N_VALIDATION, N_TEST = 128, 512  # sounds on which learning rates are chosen, and rows are compared
+
+
+def _unchanged(nu_hat: Tensor, config: TrainingConfig) -> Tensor:
+    return nu_hat
+
+
+@dataclass(frozen=True)
+class Study:
+    """Some rows on one data set.
+
+    `prepare` builds a data set, given its path, unless it is there. `to_nu` makes ν of what an encoder predicts, if a
+    data set has other coordinates.
+    """
+
+    name: str  # of the folders of its results and runs
+    settings: str  # file of book/parameters: what all rows have in common
+    prepare: Callable[[str], None]
+    to_nu: Callable[[Tensor, TrainingConfig], Tensor] = _unchanged
+
+    @property
+    def runs(self) -> Path:
+        return Path("runs") / self.name
+
+    def of(self, config: type) -> Any:
+        """A configuration with those settings that are fields of it."""
+        values = yaml.safe_load((ROOT / "book/parameters" / self.settings).read_text(encoding="utf-8"))
+        own = {field.name: values[field.name] for field in fields(config) if field.name in values}
+        if own.pop("synthesizer", None) and config is DatasetConfig:
+            own["synthesizer"] = find_synthesizer(values["synthesizer"])
+        return config(**own)
+
+    @property
+    def data(self) -> DatasetConfig:
+        return self.of(DatasetConfig)
+
+    @property
+    def device(self) -> torch.device:
+        """On which ν is, too."""
+        return float64_device(select_device(self.data.device))
+
+    def result(self, name: str) -> Path:
+        return ROOT / "pnp_tutorial/results" / self.name / f"{name}.json"
+
+    def read(self, name: str) -> dict[str, Any]:
+        return json.loads(self.result(name).read_text(encoding="utf-8"))
+
+    def refuse_other_settings(self, name: str, config: TrainingConfig) -> None:
+        """Raise ValueError if a row was made with others than these."""
+        training = self.read(name)["training"]
+        made = modern(training["config"]) | {"precision": training.get("precision", "32-true")}  # what "auto" came to
+        refuse_difference(made, config, f"{self.result(name)} was made", ("data", "output_folder", "device"))
+
+    def tuned(self, loss: str, rates: Sequence[float]) -> float:
+        """The learning rate whose short run came closest to the validation sounds, in mean JTFS distance."""
+        return min(rates, key=lambda rate: np.mean(self.read(f"tune-{loss}-{rate:g}")["jtfs"]))
+
+    def do(self, name: str, config: TrainingConfig) -> None:
+        """Train, test and write one row."""
+        print(name, flush=True)
+        fit(config, progress=multiprocessing.parent_process() is None)
+        model = load_encoder(f"{config.output_folder}/encoder.safetensors", self.device)
+        lines = Path(config.output_folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        heard = judge(self, *(("validation", N_VALIDATION) if name.startswith("tune-") else ("test", N_TEST)))
+
+        def test() -> dict[str, list]:
+            return heard(self.to_nu(predict(model, heard.rows), config))
+
+        row = {"training": model.metadata["training"], "history": [json.loads(line) for line in lines], **test()}
+        end = torch.load(f"{config.output_folder}/checkpoint.pt", map_location="cpu", weights_only=True)
+        best = end["best"]["weights"]
+        if any(not torch.equal(values, best[key]) for key, values in end["weights"].items()):
+            model.encoder.load_state_dict(end["weights"])  # the last epoch's: validation may have chosen badly
+            last = test()
+            row["last"] = {key: last[key] for key in ("jtfs", "mss")}
+        write_atomically({self.result(name): json.dumps(row).encode()})
+
+    def do_all(self, named: Mapping[str, TrainingConfig]) -> None:
+        """Do the rows that are missing, side by side."""
+        for name, config in named.items():
+            if self.result(name).exists():
+                self.refuse_other_settings(name, config)
+        missing = {name: config for name, config in named.items() if not self.result(name).exists()}
+        for path in {config.data for config in missing.values()}:
+            self.prepare(path)
+        n = min(torch.get_num_threads(), len(missing))
+        if n <= 1:
+            for name, config in missing.items():
+                self.do(name, config)
+            return
+        judge(self, "validation", N_VALIDATION), judge(self, "test", N_TEST)  # what they keep is for all processes
+        with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), single_thread) as pool:
+            for _ in tqdm(pool.map(self.do, missing, missing.values()), total=len(missing), unit="row"):
+                pass
+
+    def do_constant(self) -> None:
+        """The floor: one ν, whatever the sound."""
+        if not self.result("constant").exists():
+            heard, train = judge(self, "test", N_TEST), load(self.data.data).nu[:256].to(self.device)
+            nu = best_constant(train, heard.features, heard.play, progress=True).cpu()
+            write_atomically({self.result("constant"): json.dumps(heard(nu.expand_as(heard.rows.nu))).encode()})
+
+
+def single_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def rounded(values: Tensor) -> list:
+    """Four digits of each number."""
+    return json.loads(json.dumps(values.tolist()), parse_float=lambda number: float(f"{float(number):.4g}"))
+
+
+class Judge:
+    """Distances of predictions from the first sounds of a split, whose features are computed once, and kept."""
+
+    def __init__(self, study: Study, split: str, n_sounds: int) -> None:
+        data, rows = study.data, load(study.data.data, split)
+        self.synthesizer, self.device = data.synthesizer, study.device
+        self.rows, self.features = Rows(rows.nu[:n_sounds], rows.scalogram[:n_sounds]), ear(data, study.device)
+        path = study.runs / f"features-{split}-{n_sounds}.pt"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with torch.no_grad():
+                S = [self.features(self.play(some)).cpu() for some in self.rows.nu.to(self.device).split(8)]
+            torch.save(torch.cat(S), path)
+        self.S = torch.load(path, weights_only=True)
+
+    def play(self, nu: Tensor) -> Tensor:
+        return self.synthesizer(nu, torch.float32)
+
+    def listen(self, nu: Tensor) -> tuple[Tensor, Tensor]:
+        """Features Φ(g(ν)) (n, P) and distance by MSS (n,) of g(ν) from the sounds of the split."""
+        S, mss = [], []
+        parts = zip(*(rows.to(self.device).split(8) for rows in (nu, self.rows.nu)), strict=True)
+        for some, true in tqdm(list(parts), desc="listen", leave=False):
+            x = self.play(some)
+            S.append(self.features(x).cpu())
+            mss.append(mss_distance(x, self.play(true)).cpu())
+        return torch.cat(S), torch.cat(mss)
+
+    def __call__(self, nu_hat: Tensor) -> dict[str, list]:
+        with torch.no_grad():
+            S, mss = self.listen(nu_hat)
+        return {"jtfs": rounded((S - self.S).norm(dim=-1)), "mss": rounded(mss), "nu_hat": rounded(nu_hat)}
+
+
+judge = cache(Judge)
