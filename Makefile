@@ -14,11 +14,12 @@ export OMP_WAIT_POLICY = PASSIVE
 test: export OMP_NUM_THREADS = 1
 test: export CHROME := $(CHROME)
 # Memory that a training step frees is kept for the next (glibc): a third faster than to ask for it anew.
-study encoder: export MALLOC_MMAP_MAX_ = 0
-study encoder: export MALLOC_TRIM_THRESHOLD_ = 100000000000
+study encoder arpeggiator: export MALLOC_MMAP_MAX_ = 0
+study encoder arpeggiator: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study matching benchmark compat gpu
+.PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study arpeggiator matching benchmark
+.PHONY: compat gpu
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -84,11 +85,15 @@ bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (
 study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about twelve hours on two cores)
 	$(BIN)/python tools/study.py
 
+arpeggiator: $(INSTALLED) ## Train and test every row of chapter 10's study that is missing (about four hours on two cores)
+	$(BIN)/python tools/arpeggiator_study.py
+
 matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (an hour and a half in all)
 	$(BIN)/python tools/matching_study.py
 
-benchmark: $(INSTALLED) ## Time JTFS and metric against kymatio's development version (7 minutes on a quiet machine)
+benchmark: $(INSTALLED) ## Time JTFS and metric against kymatio's development version (10 minutes on a quiet machine)
 	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json
+	$(BIN)/python tools/metric_cost.py pnp_tutorial/results/metric_cost.json
 
 compat: $(INSTALLED) ## Test with the oldest and the newest versions of all dependencies (10 minutes and 6 GB a Python)
 	$(BIN)/python tools/compat.py $(PYTHONS) --jobs $(JOBS)

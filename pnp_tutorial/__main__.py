@@ -24,7 +24,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from . import __version__
 from .checks import check_synthesizer
-from .dataset import DatasetConfig, build, describe, verify
+from .dataset import DatasetConfig, build, describe, propose, verify
+from .dataset import check as check_data
 from .evaluation import EvaluationConfig, report
 from .match_files import match_files
 from .matching import verdict
@@ -83,6 +84,10 @@ def run_dataset(
     elif info:
         print(yaml.safe_dump(describe(config.data), sort_keys=False, default_flow_style=None), end="")
     else:
+        if _first_process() and not Path(config.data).exists():
+            check_data(config)
+            if words := propose(config):
+                print(words, file=sys.stderr)
         path = build(config)
         if _first_process():
             print(path)

@@ -38,7 +38,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from . import __version__
 from .checks import check_synthesizer
 from .drum import DRUM
-from .metric import Map, gram, push, secant_metric, tangents
+from .metric import Map, gram, push, riemannian_metric, secant_metric, tangents
 from .mss import MSS, CoarseSpectra
 from .runtime import (
     PATIENCE_S,
@@ -351,6 +351,36 @@ def build(
             bar.update(len(parts[i][0]))
     _wait_for_others(path, store, patience_s)
     return path
+
+
+def propose(config: DatasetConfig) -> str:
+    """How long the metrics of a data set take here, in words, if that is more than an hour, and what takes less.
+
+    Forward mode costs about half as much as the features for every parameter, differences of the same features twice as
+    much (results/metric_cost.json): so it is what `build` takes for any number of parameters. Differences of coarse
+    spectra are a small part of both, but another metric.
+    """
+    if not config.metric or config.secant_step is not None:
+        return ""
+    device, synthesizer = select_device(config.device), config.synthesizer
+    features, coarse = ear(config, device), CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(device)
+    n_at_once = 1 if device.type == "cpu" else min(config.chunk_size, config.n_sounds)
+    nu = torch.zeros(n_at_once, len(synthesizer.parameters), dtype=torch.float64, device=float64_device(device))
+
+    def hours(metric: Callable[[], Tensor]) -> float:
+        for _ in range(2):  # the first time warms up
+            start = time.perf_counter()
+            metric().cpu()
+        return (time.perf_counter() - start) / n_at_once * config.n_sounds / 3600
+
+    forward = hours(lambda: riemannian_metric(nu, features, synthesizer))
+    secant = hours(lambda: secant_metric(nu, coarse, lambda nu: synthesizer(nu, torch.float32)))
+    if forward < 1:
+        return ""
+    return (
+        f"metrics of {config.n_sounds} sounds take about {forward:.2g} hours here; those of coarse spectra, for steps "
+        f"of a finite width, about {secant:.2g}: --secant_step 0.1"
+    )
 
 
 def _refuse_another_version(path: Path, store: Any) -> None:

@@ -1,6 +1,7 @@
 """A synthesizer and an ear of a reader's own go the whole way: from a file by command line alone, and as objects."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ import zarr
 from pnp_tutorial.__main__ import main
 from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.bank import load_bank, save_bank
-from pnp_tutorial.dataset import SPLITS, DatasetConfig, build, describe, draw, ear, load, read_config, verify
+from pnp_tutorial.dataset import SPLITS, DatasetConfig, build, describe, draw, ear, load, propose, read_config, verify
 from pnp_tutorial.encoder import HEADER, load_encoder
 from pnp_tutorial.matching import match
 from pnp_tutorial.metric import riemannian_metric
@@ -261,3 +262,15 @@ def test_synthesizers_are_listed(whistle, capfd):
     assert "level  -30 to 0 dB, linear: level" in capfd.readouterr().out
     assert main(["synthesizers", "--synthesizer=whistle.py:spectrum"]) == 2
     assert "is no Synthesizer, but of type function" in capfd.readouterr().err
+
+
+def test_what_takes_hours_is_told_before_it_begins(whistle):
+    config = DatasetConfig(data="x.zarr", synthesizer=whistle, n_sounds=40, device="cpu")
+    assert propose(config) == "", "this takes seconds"
+    words = propose(replace(config, n_sounds=10**8))
+    hours = [float(number) for number in re.findall(r"about ([\d.e+]+)", words)]
+    assert words.startswith("metrics of 100000000 sounds take about ")
+    assert words.endswith("--secant_step 0.1")
+    assert 1 < hours[1] < hours[0]
+    assert propose(replace(config, n_sounds=10**8, metric=False)) == ""
+    assert propose(replace(config, n_sounds=10**8, secant_step=0.1)) == ""
