@@ -311,7 +311,7 @@ def covariance(metric: Tensor, distance: float) -> Tensor:
 
 
 def undetermined(spreads: Tensor, directions: Tensor, names: Sequence[str]) -> list[str]:
-    """In words, that of which the box says more than the sound: "log_D", or combinations like "0.8 tau + 0.6 alpha".
+    """In words, that of which the box says more than the sound: "attack", or combinations like "0.8 decay + 0.6 index".
 
     It is the span of those `Match.directions` whose spread is above `UNSURE`. First come the parameters that lie in it,
     up to `MINOR`, then the directions that are left of it, least determined first.

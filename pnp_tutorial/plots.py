@@ -256,5 +256,5 @@ def eigenvalues(values: ArrayLike | Tensor, ax: Axes | None = None, floor: float
         ax.plot(1 + np.arange(len(y)), y, markers[j % 6], color=COLORS[j % 6], linestyle="none", label=str(j + 1))
     ax.set_yscale("log")
     ax.set(xlabel="sound, by its largest eigenvalue", ylabel="eigenvalue (1: the largest)")
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5, columnspacing=0.8, handletextpad=0)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=8, columnspacing=0.8, handletextpad=0)
     return ax

@@ -60,8 +60,8 @@ class Synthesizer:
         By which files refer to it.
     parameters : tuple of Parameters
     function : callable
-        (θ (..., n), n_samples, sample_rate, *, dtype) → x (..., n_samples). Pure, batch first, differentiable almost
-        everywhere; θ comes in float64. `check_synthesizer` tries whether it is all that.
+        (θ (..., n), n_samples, sample_rate, *, dtype) → x (..., n_samples), of one row or more. Pure, batch first,
+        differentiable almost everywhere; θ comes in float64. `check_synthesizer` tries whether it is all that.
     n_samples : int
         Length of a sound; `dataclasses.replace(synthesizer, n_samples=...)` makes others.
     sample_rate : float, Hz
@@ -162,7 +162,10 @@ class Synthesizer:
 
         Raises ValueError if ν has another shape, and as the synthesizer's own function does.
         """
-        return self.function(self.to_theta(nu), self.n_samples, self.sample_rate, dtype=dtype or nu.dtype)
+        theta, dtype = self.to_theta(nu), dtype or nu.dtype
+        if not theta.numel():  # of no rows many a function can make nothing
+            return theta[..., :1].expand(*theta.shape[:-1], self.n_samples).to(dtype)
+        return self.function(theta, self.n_samples, self.sample_rate, dtype=dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """What files say of it: all but the function, and the length, which a data set has of its own."""

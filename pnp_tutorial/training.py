@@ -40,6 +40,7 @@ from tqdm.auto import tqdm
 from . import __version__
 from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping, Shape, damping_matrix, largest_damping
 from .dataset import DatasetConfig, Rows, ear, load, read_config
+from .drum import DRUM
 from .encoder import AudioEncoder, Encoder, complete, load_encoder, refuse_other_scalogram, save, sought
 from .losses import mss_loss, parameter_loss, pnp_loss, spectral_loss
 from .metric import Map
@@ -449,7 +450,7 @@ def _first_weights(config: TrainingConfig, network: Encoder, data: DatasetConfig
 
 def modern(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored configuration of a training as this version would store it: older ones say if the pitch is known."""
-    known = ["log_omega"] if stored.get("known_pitch") else []
+    known = list(DRUM.names[:1]) if stored.get("known_pitch") else []
     return {"known": known} | {name: value for name, value in stored.items() if name != "known_pitch"}
 
 

@@ -41,7 +41,7 @@ class ABPlayer(anywidget.AnyWidget):
     caption : str
         A line below the buttons, such as the distances. Plain text.
 
-    One second of a sound at 22 050 Hz is 60 kB of HTML, as 16-bit WAV: every browser plays it.
+    A sample is 2.7 bytes of HTML, as 16-bit WAV: every browser plays it.
     """
 
     _esm = AB_MODULE

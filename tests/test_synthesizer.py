@@ -184,3 +184,15 @@ def test_what_a_file_says_must_be_what_is_given():
         stored_synthesizer(stored, replace(MIXED, sample_rate=20.0), "x")
     with pytest.raises(ValueError, match="'drum' of name = 'drum': the one that is given, 'arpeggiator'"):
         stored_synthesizer(None, ARPEGGIATOR, "x")
+
+
+def test_no_rows_give_no_sounds_whatever_the_function_does_with_them():
+    def picky(theta, n_samples, sample_rate, *, dtype):
+        assert theta.numel()
+        return MIXED.function(theta, n_samples, sample_rate, dtype=dtype)
+
+    nothing = torch.zeros(2, 0, 2, dtype=torch.float64, requires_grad=True)
+    x = replace(MIXED, function=picky)(nothing, torch.float32)
+    assert (x.shape, x.dtype) == ((2, 0, 4), torch.float32)
+    x.sum().backward()
+    assert nothing.grad.shape == nothing.shape

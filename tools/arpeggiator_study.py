@@ -17,7 +17,7 @@ from pnp_tutorial.dataset import build
 from pnp_tutorial.training import TrainingConfig
 
 SEEDS = (0, 1, 2)
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SECANT = "data/arpeggiator-secant.zarr"  # the same sounds, with metrics of coarse spectra for steps of 0.1
 LOSSES: dict[str, dict[str, Any]] = {
     "parameter": {"loss": "parameter"},
