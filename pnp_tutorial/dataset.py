@@ -38,8 +38,9 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from . import __version__
 from .checks import check_synthesizer
 from .drum import DRUM
+from .ears import ear_name, find_ear
 from .metric import Map, gram, push, riemannian_metric, secant_metric, tangents
-from .mss import MSS, CoarseSpectra
+from .mss import CoarseSpectra
 from .runtime import (
     PATIENCE_S,
     as_stored,
@@ -48,28 +49,14 @@ from .runtime import (
     first_existing,
     float64_device,
     from_stored,
-    object_name,
     refuse_difference,
     select_device,
     temporary_name,
 )
-from .scattering import JTFS, LogScattering, Scalogram
+from .scattering import LogScattering, Scalogram
 from .synthesizer import REGISTRY, Synthesizer, stored_synthesizer
 
 SPLITS = ("train", "validation", "test")
-
-
-def jtfs(n_samples: int, sample_rate: float) -> LogScattering:
-    """The papers' Φ for sounds of 65 536 samples, J = 13; for shorter ones with as many octaves fewer."""
-    return LogScattering(JTFS(n_samples, J=int(math.log2(n_samples)) - 3, sample_rate=sample_rate))
-
-
-# Ears that are known by name: each makes Φ for sounds of some n_samples and sample_rate.
-EARS: dict[str, Callable[[int, float], Map]] = {
-    "jtfs": jtfs,
-    "mss": lambda n_samples, sample_rate: MSS(),
-    "coarse": CoarseSpectra,
-}
 
 
 @dataclass(frozen=True)
@@ -164,27 +151,8 @@ def encoder_input(config: DatasetConfig) -> LogScattering:
 
 
 def ear(config: DatasetConfig, device: torch.device | str = "cpu") -> Map:
-    """Φ of a data set, on a device.
-
-    Raises ValueError if it is the name of an ear that the library does not have, as in a store that was made with a
-    map of its user's own, or a map for another sample rate.
-    """
-    features = config.ear
-    if isinstance(features, str):
-        if features not in EARS:
-            raise ValueError(
-                f"the ear {features!r} is not one of this library, {', '.join(EARS)}: pass it, as --ear file.py:OBJECT "
-                "on the command line, or as `ear`"
-            )
-        features = EARS[features](config.n_samples, config.synthesizer.sample_rate)
-    rate = getattr(features, "sample_rate", config.synthesizer.sample_rate)
-    if rate != config.synthesizer.sample_rate:
-        raise ValueError(f"the ear is for {rate:g} Hz, and the synthesizer has {config.synthesizer.sample_rate:g} Hz")
-    return features.to(device) if isinstance(features, torch.nn.Module) else features
-
-
-def ear_name(config: DatasetConfig) -> str:
-    return config.ear if isinstance(config.ear, str) else object_name(config.ear)
+    """Φ of a data set, on a device; errors as in `find_ear`, also where a store was made with an ear of its user's."""
+    return find_ear(config.ear, config.n_samples, config.synthesizer.sample_rate, device)
 
 
 def draw(config: DatasetConfig) -> tuple[Tensor, np.ndarray]:
@@ -402,7 +370,7 @@ def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> 
         next(_in_parallel({0: (middle, None if metric is None else metric[:1])}, config, device))
     except Exception as error:  # of an ear of the user's own, too
         settings = ", ".join(f"{name} = {getattr(config, name)}" for name in ("n_samples", "J", "Q", "T"))
-        raise ValueError(f"no data set can be made with {settings}, ear = {ear_name(config)}: {error}") from error
+        raise ValueError(f"no data set can be made with {settings}, ear = {ear_name(config.ear)}: {error}") from error
 
 
 def _parts(config: DatasetConfig, nu: Tensor, chunks: list[int], metric: Tensor | None) -> dict[int, Part]:
@@ -494,10 +462,9 @@ def stored_config(
     config = from_stored(DatasetConfig, values)
     if ear is None:
         return config
-    heard = replace(config, ear=ear)
-    if ear_name(heard) != config.ear:
-        raise ValueError(f"{what} was made with the ear {config.ear!r}, and {ear_name(heard)!r} is given")
-    return heard
+    if ear_name(ear) != config.ear:
+        raise ValueError(f"{what} was made with the ear {config.ear!r}, and {ear_name(ear)!r} is given")
+    return replace(config, ear=ear)
 
 
 def _rows(path: str | Path, split: str) -> tuple[Any, np.ndarray]:

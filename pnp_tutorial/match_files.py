@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from . import __version__
 from .bank import shipped
 from .dataset import ear as make_ear
-from .dataset import ear_name
+from .ears import ear_name
 from .encoder import load_encoder
 from .matching import BUDGET, Budget, Match, match
 from .metric import Map
@@ -82,7 +82,7 @@ def match_files(
     check_writable(output_folder)
     encoder_sum = _sum(shipped("encoder.safetensors") if encoder is None else Path(encoder))
     made_with = {"encoder": encoder_sum, "seed": seed, "budget": as_stored(budget), "version": __version__}
-    made_with |= {"synthesizer": model.config.synthesizer.to_dict(), "ear": ear_name(model.config)}
+    made_with |= {"synthesizer": model.config.synthesizer.to_dict(), "ear": ear_name(model.config.ear)}
     bar = tqdm(paths, unit="file", disable=None if progress and len(paths) > 1 else True)  # None: if this is a terminal
     for i, (path, stem) in enumerate(zip(bar, stems, strict=True)):
         wav, document = (Path(output_folder, f"{Path(path).stem}_matched.{kind}") for kind in ("wav", "json"))

@@ -22,7 +22,8 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from . import plots
-from .dataset import ear, ear_name
+from .dataset import ear
+from .ears import ear_name
 from .encoder import AudioEncoder, load_encoder
 from .matching import Match, Step, match, undetermined, verdict
 from .metric import Map
@@ -101,7 +102,7 @@ class MatchMaker(widgets.VBox):
         Returns the match; None if the file is not usable, and then the widget says why.
         """
         path, synthesizer = Path(path), self._synthesizer
-        heard = ear_name(self._model.config)
+        heard = ear_name(self._model.config.ear)
         self.result = None
         self._button.disabled = True
         self.children = [self._controls, self._status]

@@ -25,7 +25,7 @@ def measure(kind: str, n: int) -> dict[str, float]:
     import torch
     from measured import chord
 
-    from pnp_tutorial.dataset import jtfs
+    from pnp_tutorial.ears import jtfs
     from pnp_tutorial.metric import riemannian_metric, secant_metric
     from pnp_tutorial.mss import CoarseSpectra
 

@@ -1,0 +1,47 @@
+"""Ears Φ by name: `jtfs`, that of the papers; `mss`, its rival; `coarse`, a plain one. Or any map of one's own."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from .metric import Map
+from .mss import MSS, CoarseSpectra
+from .runtime import object_name
+from .scattering import JTFS, LogScattering
+
+
+def jtfs(n_samples: int, sample_rate: float) -> LogScattering:
+    """The papers' Φ for sounds of 65 536 samples, J = 13; for shorter ones with as many octaves fewer."""
+    return LogScattering(JTFS(n_samples, J=int(math.log2(n_samples)) - 3, sample_rate=sample_rate))
+
+
+# Each makes Φ for sounds of some n_samples and sample_rate.
+EARS: dict[str, Callable[[int, float], Map]] = {
+    "jtfs": jtfs,
+    "mss": lambda n_samples, sample_rate: MSS(),
+    "coarse": CoarseSpectra,
+}
+
+
+def find_ear(ear: str | Map, n_samples: int, sample_rate: float, device: torch.device | str = "cpu") -> Map:
+    """Φ for sounds of n_samples at sample_rate, on a device: one of `EARS` by name, or the map that is given.
+
+    Raises ValueError if the library has no ear of that name, or a map has a `sample_rate` of its own that is another.
+    """
+    if isinstance(ear, str):
+        if ear not in EARS:
+            raise ValueError(
+                f"the ear {ear!r} is not one of this library, {', '.join(EARS)}: pass it, as --ear file.py:OBJECT "
+                "on the command line, or as `ear`"
+            )
+        ear = EARS[ear](n_samples, sample_rate)
+    own = getattr(ear, "sample_rate", sample_rate)
+    if own != sample_rate:
+        raise ValueError(f"the ear is for {own:g} Hz, and the synthesizer has {sample_rate:g} Hz")
+    return ear.to(device) if isinstance(ear, torch.nn.Module) else ear
+
+
+def ear_name(ear: str | Map) -> str:
+    """By which files refer to an ear."""
+    return ear if isinstance(ear, str) else object_name(ear)
