@@ -324,7 +324,7 @@ def undetermined(spreads: Tensor, directions: Tensor, names: Sequence[str]) -> l
     words = [name for name, is_alone in zip(names, alone.tolist(), strict=True) if is_alone]
     for vector in combinations.T.flip(0)[: span.shape[1] - len(words)].tolist():
         terms = sorted(zip(vector, names, strict=True), key=lambda term: -abs(term[0]))
-        terms = [(component, name) for component, name in terms if abs(component) > MINOR]
+        terms = [term for term in terms if abs(term[0]) > MINOR] or terms[:3]
         signed = " ".join(f"{'−' if component < 0 else '+'} {abs(component):.1f} {name}" for component, name in terms)
         words.append(signed.removeprefix("+ ") if len(terms) > 1 else terms[0][1])
     return words

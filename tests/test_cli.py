@@ -16,6 +16,7 @@ import yaml
 from pnp_tutorial import __version__
 from pnp_tutorial.__main__ import main
 from pnp_tutorial.dataset import DatasetConfig
+from pnp_tutorial.synthesizer import find_synthesizer
 from pnp_tutorial.training import TrainingConfig
 
 PARAMETERS = Path(__file__).parents[1] / "book/parameters"
@@ -238,16 +239,22 @@ def test_one_file_for_data_set_and_training(tmp_path, monkeypatch, capfd):
     assert {"evaluation.json", "evaluation.csv"} <= {p.name for p in Path("run").iterdir()}
 
 
-@pytest.mark.parametrize("name", ["paper", "laptop"])
+@pytest.mark.parametrize("name", ["paper", "laptop", "arpeggiator"])
 def test_parameter_files_fit_the_stages(name):
     values = yaml.safe_load((PARAMETERS / f"{name}.yaml").read_text(encoding="utf-8"))
     names = {stage: {field.name for field in fields(stage)} for stage in (DatasetConfig, TrainingConfig)}
     assert set(values) <= set.union(*names.values())
     for stage, own in names.items():
-        stage(**{key: value for key, value in values.items() if key in own})
+        stage(**{key: value for key, value in values.items() if key in own - {"synthesizer"}})
 
 
 def test_paper_file_is_the_papers_setting():
     values = yaml.safe_load((PARAMETERS / "paper.yaml").read_text(encoding="utf-8"))
     assert int(values["epoch_share"] * 82_224) // values["batch_size"] * values["batch_size"] == 25_600
     assert (values["n_sounds"], values["sampling"], values["n_epochs"]) == (100_000, "grid", 70)
+
+
+def test_arpeggiator_file_is_the_papers_setting():
+    values = yaml.safe_load((PARAMETERS / "arpeggiator.yaml").read_text(encoding="utf-8"))
+    assert find_synthesizer(values["synthesizer"]).n_samples == values["n_samples"]
+    assert (values["n_sounds"], values["n_cells"], values["n_inner"], values["n_grid_test"]) == (27_000, 30, 14, 2700)

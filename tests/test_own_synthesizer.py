@@ -18,9 +18,11 @@ from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.bank import load_bank, save_bank
 from pnp_tutorial.dataset import SPLITS, DatasetConfig, build, describe, draw, ear, load, propose, read_config, verify
 from pnp_tutorial.encoder import HEADER, load_encoder
-from pnp_tutorial.matching import match
+from pnp_tutorial.evaluation import EvaluationConfig, report
+from pnp_tutorial.matching import Budget, match
 from pnp_tutorial.metric import riemannian_metric
 from pnp_tutorial.runtime import load_object
+from pnp_tutorial.synthesizer import Parameter, Synthesizer
 from pnp_tutorial.training import TrainingConfig, fit
 
 WHISTLE = '''
@@ -274,3 +276,27 @@ def test_what_takes_hours_is_told_before_it_begins(whistle):
     assert 1 < hours[1] < hours[0]
     assert propose(replace(config, n_sounds=10**8, metric=False)) == ""
     assert propose(replace(config, n_sounds=10**8, secant_step=0.1)) == ""
+
+
+@pytest.mark.parametrize("n", [1, 100])
+def test_from_one_parameter_to_a_hundred(tmp_path, n):
+    """A chord of n partials, each with its own loudness, all the way."""
+
+    def chord(theta, n_samples, sample_rate, *, dtype):
+        t = torch.arange(n_samples, dtype=theta.dtype) / sample_rate
+        hz = 100 + 30 * torch.arange(n, dtype=theta.dtype)[:, None]
+        return (10 ** (theta / 20) @ (torch.exp(-5 * t) * torch.sin(2 * torch.pi * hz * t)) / n).to(dtype)
+
+    parameters = tuple(Parameter(f"level_{k}", f"l{k}", "dB", -20.0, 0.0, "loudness") for k in range(n))
+    synthesizer = Synthesizer("chord", parameters, chord, 2048, 8000)
+    path = str(tmp_path / "x.zarr")
+    build(DatasetConfig(data=path, synthesizer=synthesizer, ear="coarse", n_sounds=20, J=5, T=128), progress=False)
+    training = TrainingConfig(data=path, output_folder=str(tmp_path), synthesizer=synthesizer, n_epochs=1, batch_size=8)
+    fit(replace(training, backbone="test_efficientnet", damping_shape="mean"), progress=False)
+    model = load_encoder(tmp_path / "encoder.safetensors", synthesizer=synthesizer)
+    test = EvaluationConfig(f"{tmp_path}/encoder.safetensors", path, str(tmp_path), synthesizer, n_constant=2)
+    assert sum(report(test, progress=False).index.str.startswith("error_")) == n
+    quick = Budget(n_sounds=8, n_generations=2, n_runs=1, n_iterations=2)
+    found = match(synthesizer(torch.zeros(n, dtype=torch.float64)), model, budget=quick)
+    assert found.covariance.shape == (n, n)
+    assert len(found.to_dict()["theta"]) == n

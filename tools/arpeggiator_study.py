@@ -80,8 +80,10 @@ def main(prefixes: list[str]) -> None:
     STUDY.do_all({name: short[name] for name in short if name.startswith(tunes)})
     if those(named):
         STUDY.do_constant()
-        tuned = {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, (loss, row) in named.items()}
-        STUDY.do_all({name: tuned[name] for name in those(named)})
+        wanted_rows = {name: named[name] for name in those(named)}
+        STUDY.do_all(
+            {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, (loss, row) in wanted_rows.items()}
+        )
 
 
 if __name__ == "__main__":

@@ -211,7 +211,8 @@ def main(prefixes: list[str]) -> None:
     if not (those(named) or taking_over):
         return
     STUDY.do_constant()
-    tuned = {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, (loss, row) in named.items()}
+    wanted_rows = {name: named[name] for name in (*those(named), *firsts)}
+    tuned = {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, (loss, row) in wanted_rows.items()}
     STUDY.do_all({name: tuned[name] for name in those(named)})
     for first in firsts:
         prepare(tuned[first].data)

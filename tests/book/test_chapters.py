@@ -87,7 +87,7 @@ def test_export_is_reproducible(chapter):
 def test_full_training_takes_parameters(tmp_path):
     """As a reader gives them: papermill with a file, from the exported notebook."""
     nbformat.write(export("07_training"), tmp_path / "training.ipynb")
-    for name in ("smoke", "laptop", "paper"):
+    for name in ("smoke", "laptop", "paper", "arpeggiator"):
         values = yaml.safe_load((BOOK / f"parameters/{name}.yaml").read_text(encoding="utf-8"))
         assert set(values) <= parameters(tmp_path / "training.ipynb"), name
     small = yaml.safe_load((BOOK / "parameters/smoke.yaml").read_text(encoding="utf-8"))
