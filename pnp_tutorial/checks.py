@@ -13,22 +13,24 @@ ALIKE = 1e-2  # relative error of derivatives that finite differences may have
 def check_synthesizer(synthesizer: Synthesizer, n_sounds: int = 8, seed: int = 0) -> list[str]:
     """What a synthesizer breaks of its promises, a sentence each; an empty list if it keeps all that are tried.
 
-    It must be batched (any leading axes; no row depends on another), pure (the same θ, the
-    same sound; θ is left as it is), finite over the whole box, of the dtype that is asked for, and differentiable, in
-    forward mode, almost everywhere in every parameter. Tried at `n_sounds` random ν, at as many corners of the box and
-    at its centre.
+    It must be batched (any leading axes; no row depends on another), pure (the same θ, the same sound; θ is left as it
+    is), finite over the whole box, of the dtype that is asked for, and differentiable, in forward mode, almost
+    everywhere in every parameter. Tried at `n_sounds` random ν, at as many corners of the box and at its centre.
     """
     nu = _points(synthesizer, n_sounds, seed)
-    try:
-        broken = _calls(synthesizer, nu)
-    except Exception as error:  # of code that is not ours
-        return [f"a batch of θ of shape {tuple(nu.shape)} raises {type(error).__name__}: {error}"]
-    if broken:  # the rest would fail for the same reason
-        return broken
-    try:
-        return _purity(synthesizer, nu) or _derivatives(synthesizer, nu)
-    except Exception as error:
-        return [f"its derivatives in forward mode raise {type(error).__name__}: {error}"]
+    trials = {
+        f"a batch of θ of shape {tuple(nu.shape)} raises": _calls,
+        "playing it again, row by row, raises": _purity,
+        "differentiating it in forward mode raises": _derivatives,
+    }
+    for what, trial in trials.items():
+        try:
+            broken = trial(synthesizer, nu)
+        except Exception as error:  # of code that is not ours
+            return [f"{what} {type(error).__name__}: {error}"]
+        if broken:  # what follows would fail for the same reason
+            return broken
+    return []
 
 
 def _points(synthesizer: Synthesizer, n_sounds: int, seed: int) -> Tensor:
