@@ -5,13 +5,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import arpeggiator_study
 import matching_study
 import pytest
 import study
 import torch
 
+from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.bank import shipped
 from pnp_tutorial.drum import DRUM
+from pnp_tutorial.encoder import load_encoder
 
 ROWS = study.rows() | {name: (None, config) for name, config in study.tuning().items()}
 if all(study.STUDY.result(name).exists() for name in study.tuning()):
@@ -37,6 +40,32 @@ def test_results_were_made_with_the_configuration_of_today(name):
     assert len(row["history"]) == config.n_epochs
     n_sounds = 128 if name.startswith("tune") else 512
     assert len(row["jtfs"]) == len(row["mss"]) == len(row["nu_hat"]) == n_sounds
+
+
+ARPEGGIOS = arpeggiator_study.rows() | {name: (None, row) for name, row in arpeggiator_study.tuning().items()}
+
+
+@pytest.mark.parametrize("name", ARPEGGIOS)
+def test_every_row_of_the_arpeggiator_is_there_with_the_configuration_of_today(name):
+    loss, config = ARPEGGIOS[name]
+    made = arpeggiator_study.STUDY
+    config = replace(config, learning_rate=made.tuned(loss, arpeggiator_study.RATES)) if loss else config
+    made.refuse_other_settings(name, config)
+    row = made.read(name)
+    dataset = row["training"]["dataset"]
+    assert Path(row["training"]["config"]["data"]).name == Path(config.data).name
+    assert dataset["synthesizer"] == ARPEGGIATOR.to_dict()
+    assert dataset["n_sounds"] == made.data.n_sounds
+    assert len(row["history"]) == config.n_epochs
+    assert len(row["jtfs"]) == len(row["mss"]) == len(row["nu_hat"]) == (128 if name.startswith("tune") else 512)
+
+
+def test_the_arpeggiator_that_ships_is_a_row_of_its_study():
+    model = load_encoder(shipped("arpeggiator.safetensors"))
+    assert model.config.synthesizer == ARPEGGIATOR
+    row = arpeggiator_study.STUDY.read("constant-0")
+    assert model.metadata["training"] == row["training"]
+    assert model.metadata["evaluation"]["summary"]["ear"]["mean"] == pytest.approx(sum(row["jtfs"]) / 512, rel=0.01)
 
 
 @pytest.mark.parametrize("name", [*matching_study.CONDITIONS, *matching_study.FILES, *matching_study.MEMBRANES])
