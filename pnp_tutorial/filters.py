@@ -96,12 +96,17 @@ def reach(sigma: float, negligible: float) -> int:
 
 
 class FrequencyFilters(NamedTuple):
-    """What filters a stack of bins along log-frequency: rows of a low-pass filter, then those of each wavelet."""
+    """What filters a stack of bins along log-frequency: a low-pass filter, then each wavelet of one spin or of both.
+
+    A falling wavelet is the conjugate of the rising one, but for those so broad that their spectra are cut. So W leaves
+    out the falling wavelets of all others: their rows follow those of W, as the conjugates of its last.
+    """
 
     W: np.ndarray  # (rows, bins), complex
     n_low: int  # rows of the low-pass filter
-    spins: tuple[int, ...]  # +1: rising, −1: falling
+    n_alone: int  # rows without a conjugate
     averages: list[np.ndarray]  # (outputs, rows) of each wavelet, for one spin
+    starts: list[tuple[int, ...]]  # first row of each wavelet, for each spin
 
 
 class FrequencyBank:
@@ -144,22 +149,38 @@ class FrequencyBank:
     def filters(self, n_inputs: int, spins: tuple[int, ...]) -> FrequencyFilters:
         """The filters of a stack of bins, of which only the first n_inputs exist, as dense matrices."""
         low_bins = self.low_bins(n_inputs)
-        rows = [self.phi_low[(low_bins[:, None] - np.arange(n_inputs)) % self.N].astype(complex)]
-        averages = []
+        blocks = [self.phi_low[(low_bins[:, None] - np.arange(n_inputs)) % self.N].astype(complex)]
+        steps, averages = [], []
         for n, wavelet in enumerate(self.wavelets):
             level = wavelet.level if self.is_global else min(wavelet.level, self.log2_F)
             positions = np.arange(0, self.N, 2**level)
-            steps = (positions[:, None] - np.arange(n_inputs)) % self.N
+            step = (positions[:, None] - np.arange(n_inputs)) % self.N
             if self.is_global:
                 average = np.ones((1, len(positions)))
             else:
                 average = 2**level * self.phi_F[(self.out_bins(n_inputs)[:, None] - positions) % self.N]
             # Only positions that the wavelet sees and that the average reaches are worth computing.
-            seen, reached = np.abs(self.psi[1][n][steps]).max(1), np.abs(average).max(0)
-            needed = (seen > self.negligible * seen.max()) & (reached > self.negligible * reached.max())
-            rows += [self.psi[spin][n][steps[needed]] for spin in spins]
+            seen = np.maximum(*(np.abs(self.psi[spin][n][step]).max(1) for spin in (1, -1)))
+            reached = np.abs(average).max(0)
+            needed = seen * reached > self.negligible * seen.max() * reached.max()
+            steps.append(step[needed])
             averages.append(average[:, needed])
-        return FrequencyFilters(np.concatenate(rows), len(low_bins), spins, averages)
+        pairs = [n for n in range(len(self.wavelets)) if spins == (1, -1) and self.is_conjugate(n)]
+        alone = [(n, spin) for n in range(len(self.wavelets)) if n not in pairs for spin in spins]
+        start, n_rows = {}, len(low_bins)
+        for n, spin in alone + [(n, 1) for n in pairs]:
+            start[n, spin] = n_rows
+            blocks.append(self.psi[spin][n][steps[n]])
+            n_rows += len(steps[n])
+        n_alone = start[pairs[0], 1] if pairs else n_rows
+        start |= {(n, -1): start[n, 1] - n_alone + n_rows for n in pairs}
+        starts = [tuple(start[n, spin] for spin in spins) for n in range(len(self.wavelets))]
+        return FrequencyFilters(np.concatenate(blocks), len(low_bins), n_alone, averages, starts)
+
+    def is_conjugate(self, n: int) -> bool:
+        """Whether the falling wavelet is the conjugate of the rising one, to the last digits of float64."""
+        rising, falling = self.psi[1][n], self.psi[-1][n]
+        return bool(np.abs(falling - rising.conj()).max() < 1e-14 * np.abs(rising).max())
 
 
 @dataclass(frozen=True)
@@ -176,10 +197,11 @@ class Octave:
 class Scales:
     """Filters along log-frequency, for the bins that one rate hears."""
 
-    W: Tensor  # (2 rows, 2 bins): [[Re, −Im], [Im, Re]] of all low-pass filters and wavelets
+    W: Tensor  # (2 rows, bins): [Re; Im] of low-pass filters and wavelets
     n_low: int  # rows of the low-pass filter
-    n_spins: int
+    n_alone: int  # rows whose conjugates are no filters too
     averages: tuple[Tensor, ...]  # (outputs, rows) of each wavelet
+    starts: tuple[tuple[int, ...], ...]  # first row of each wavelet, for each spin
 
 
 @dataclass(frozen=True)

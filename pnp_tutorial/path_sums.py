@@ -4,7 +4,7 @@
     Σ_t |W Y(t)|,  d Σ_t |W Y| = Re Σ_n W · (Σ_t Ẑ* dYᵀ)       Z = W Y: wavelets W along log-frequency
 
 The second line is the key to a cheap Jacobian: for a sum over time, each tangent costs one matrix product, and neither
-wavelets nor a modulus. Complex numbers are stacked as [Re; Im], for real products are faster on a CPU.
+wavelets nor a modulus. Complex numbers are stacked as [Re; Im], for real products are faster on a CPU, and both spins share them.
 """
 
 from collections.abc import Callable
@@ -52,59 +52,81 @@ class Modulus(torch.autograd.Function):
         return Z_unit.real * dZ.real + Z_unit.imag * dZ.imag
 
 
-class PathSums(torch.autograd.Function):
-    """Σ_t |W Y(t)| (B, R) of W (R, n) and Y (B, n, t).
+def both_spins(W: Tensor, Y: Tensor, n_alone: int) -> list[tuple[Tensor, Tensor]]:
+    """Real and imaginary parts of Z = W Y, all (B, R, t), for the rising spin and for the falling one.
 
-    Nothing of size (R, t) outlives a chunk of time; derivatives recompute it. One real product
-    [[Re W, −Im W], [Im W, Re W]] [Re Y; Im Y] does it all.
+    W (2R, n) and Y (B, 2, n, t) are stacked as [Re; Im]. Wavelets of the falling spin are the conjugates of all rows
+    of W but the first n_alone. So both spins share four real products, with W = A + iB and Y = a + ib:
+
+        W Y = (Aa − Bb) + i (Ab + Ba),    W* Y = (Aa + Bb) + i (Ab − Ba)
+    """
+    (Aa, Ba), (Ab, Bb) = (product.chunk(2, -2) for product in (W @ Y).unbind(1))
+    falling = Aa[:, n_alone:] + Bb[:, n_alone:], Ab[:, n_alone:] - Ba[:, n_alone:]
+    return [(Aa.sub_(Bb), Ab.add_(Ba)), falling]
+
+
+def normalized(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Ẑ of Z = u + iv, in place; 0 where Z = 0."""
+    inverse = (u * u).addcmul_(v, v).clamp_min_(torch.finfo(u.dtype).tiny).rsqrt_()
+    return u.mul_(inverse), v.mul_(inverse)
+
+
+class PathSums(torch.autograd.Function):
+    """Σ_t |Z(t)| (B, rows) of Z = W Y, for both spins: arguments as in `both_spins`, rising rows before falling ones.
+
+    Nothing of size (rows, t) outlives a chunk of time; derivatives recompute it.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(W: Tensor, Y: Tensor, chunk: int) -> Tensor:  # W (2R, 2n), Y (B, 2n, t), both real
-        R = len(W) // 2
+    def forward(W: Tensor, Y: Tensor, n_alone: int, chunk: int) -> Tensor:
         sums = []
         for y in Y.split(chunk, -1):
-            Z = W @ y
-            if Z.is_cuda:  # one pass over its memory; a CPU's hypot is slow
-                modulus = torch.hypot(Z[:, :R], Z[:, R:])
+            spins = both_spins(W, y, n_alone)
+            if y.is_cuda:  # one pass over its memory; a CPU's hypot is slow
+                moduli = [torch.hypot(u, v) for u, v in spins]
             else:
-                square = Z.mul_(Z)
-                modulus = (square[:, :R] + square[:, R:]).sqrt_()
-            sums.append(modulus.sum(-1))
+                moduli = [u.mul_(u).addcmul_(v, v).sqrt_() for u, v in spins]
+            sums.append(torch.cat([each.sum(-1) for each in moduli], -1))
         return torch.stack(sums).sum(0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        W, Y, ctx.chunk = inputs
+        W, Y, ctx.n_alone, ctx.chunk = inputs
         ctx.save_for_backward(W, Y)
         ctx.save_for_forward(W, Y)
 
     @staticmethod
-    def _units(W: Tensor, y: Tensor) -> Tensor:
-        """Ẑ (B, 2R, t) as [Re; Im]."""
-        Z = W @ y
-        re, im = Z.chunk(2, 1)
-        inverse = (re * re + im * im).clamp_min_(torch.finfo(Z.dtype).tiny).rsqrt_()
-        re.mul_(inverse)
-        im.mul_(inverse)
-        return Z
+    @full_precision()
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        W, Y = ctx.saved_tensors
+        R, n_alone = len(W) // 2, ctx.n_alone
+        rising, falling = grad[..., None].split([R, R - n_alone], 1)
+
+        def of(y: Tensor) -> Tensor:
+            (u, v), (p, q) = (normalized(*Z) for Z in both_spins(W, y, n_alone))
+            u, v, p, q = rising * u, rising * v, falling * p, falling * q
+            sides = []
+            for same, other in (((u, p), (v, -q)), ((v, q), (-u, p))):  # of Re Y and of Im Y
+                each = [torch.cat([r[:, :n_alone], r[:, n_alone:] + f], 1) for r, f in (same, other)]
+                sides.append(W.T @ torch.cat(each, 1))
+            return torch.stack(sides, 1)
+
+        return None, torch.cat([of(y) for y in Y.split(ctx.chunk, -1)], -1), None, None
 
     @staticmethod
     @full_precision()
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+    def jvp(ctx: Any, dW: None, dY: Tensor, *_: None) -> Tensor:
         W, Y = ctx.saved_tensors
-        grad = torch.cat([grad, grad], -1)[..., None]
-        return None, torch.cat([W.T @ (grad * PathSums._units(W, y)) for y in Y.split(ctx.chunk, -1)], -1), None
-
-    @staticmethod
-    @full_precision()
-    def jvp(ctx: Any, dW: None, dY: Tensor, dchunk: None) -> Tensor:
-        W, Y = ctx.saved_tensors
-        pairs = zip(Y.split(ctx.chunk, -1), dY.split(ctx.chunk, -1), strict=True)
-        correlation = sum(PathSums._units(W, y) @ dy.mT for y, dy in pairs)
-        return (W * correlation).sum(-1).unflatten(-1, (2, -1)).sum(-2)
+        sums = []
+        for y, dy in zip(Y.split(ctx.chunk, -1), dY.split(ctx.chunk, -1), strict=True):
+            parts = []
+            for Z, (du, dv) in zip(both_spins(W, y, ctx.n_alone), both_spins(W, dy, ctx.n_alone), strict=True):
+                u, v = normalized(*Z)
+                parts.append((u * du + v * dv).sum(-1))
+            sums.append(torch.cat(parts, -1))
+        return torch.stack(sums).sum(0)
 
 
 def modulus(Z: Tensor) -> Tensor:
@@ -152,8 +174,8 @@ def halve(Z: Tensor, H: Tensor) -> Tensor:
     return out.view(*Z.shape[:-1], -1)[..., : -FRAMES // 2]
 
 
-def path_sums(W: Tensor, Y: list[Tensor], chunk: int, H: Tensor) -> Tensor:
-    """`PathSums` of a complex Y (B, n, t), and its derivatives along the K tangents that follow: (B, 1 + K, R).
+def path_sums(W: Tensor, Y: list[Tensor], n_alone: int, chunk: int, H: Tensor) -> Tensor:
+    """`PathSums` of a complex Y (B, n, t), and its derivatives along the K tangents that follow: (B, 1 + K, rows).
 
     With tangents the wavelets are applied once for value and derivatives. On a CPU the complex product Ẑ* dYᵀ takes
     three real ones: with Ẑ = u + iv and dY = p + iq,
@@ -164,44 +186,47 @@ def path_sums(W: Tensor, Y: list[Tensor], chunk: int, H: Tensor) -> Tensor:
     A GPU, which products keep less busy than memory does, is faster with complex numbers.
     """
     y, *dY = Y
+    if dY and W.is_cuda:
+        return complex_path_sums(W, Y, n_alone, chunk)
+    t = y.shape[-1]
+    y = torch.stack([y.real, y.imag], 1)
     if not dY:
-        return PathSums.apply(W, torch.cat([y.real, y.imag], -2), chunk)[:, None]
-    if W.is_cuda:
-        return complex_path_sums(W, Y, chunk)
-    (B, n, t), K, R = y.shape, len(dY), len(W) // 2
-    halved = dY[0].shape[-1] != t
+        return PathSums.apply(W, y, n_alone, chunk)[:, None]
+    (B, n, t_tangents), K, R = dY[0].shape, len(dY), len(W) // 2
+    halved = t_tangents != t
     step, before, halo = (2, HALO, FRAMES) if halved else (1, 0, 0)
-    y = torch.cat([y.real, y.imag], -2)
-    sums = W.new_zeros(B, R)
-    products = [W.new_zeros(B, K * n, R) for _ in range(3)]
+    A, b = W[:R].mT, W[R:].mT  # (n, R)
+    W_re, W_im = (A, A[:, n_alone:]), (b, -b[:, n_alone:])
+    sums = [W.new_zeros(B, rows.shape[1]) for rows in W_re]
+    products = [[W.new_zeros(B, K * n, rows.shape[1]) for _ in range(3)] for rows in W_re]
     first = 0
     for dy in zip(*(d.split(chunk, -1) for d in dY), strict=True):
         frames = step * dy[0].shape[-1]
-        Z = W @ y[..., first : first + frames + halo]
-        first += frames
-        u, v = Z.chunk(2, 1)
-        modulus = (u * u).addcmul_(v, v).sqrt_()
-        sums += modulus[..., before : before + frames].sum(-1)
-        inverse = modulus.clamp_min_(torch.finfo(W.dtype).tiny).reciprocal_()
-        u.mul_(inverse)
-        v.mul_(inverse)
-        if halved:
-            u, v = halve(Z, H).chunk(2, 1)
         p, q = torch.cat([d.real for d in dy], -2), torch.cat([d.imag for d in dy], -2)
-        for product, tangents, units in zip(products, (p, p + q, p - q), (u - v, v, u), strict=True):
-            product.baddbmm_(tangents, units.mT)
-    W_re, W_im = W[:R, :n].mT.contiguous(), W[R:, :n].mT.contiguous()  # (n, R)
-    weighted = zip(products, (W_re - W_im, W_re, W_im), strict=True)
-    tangents = sum(product.unflatten(1, (K, n)).mul_(w).sum(2) for product, w in weighted)
-    return torch.cat([sums[:, None], tangents], 1)
+        tangents = p, p + q, p - q
+        for spin, (u, v) in enumerate(both_spins(W, y[..., first : first + frames + halo], n_alone)):
+            modulus = (u * u).addcmul_(v, v).sqrt_()
+            sums[spin] += modulus[..., before : before + frames].sum(-1)
+            inverse = modulus.clamp_min_(torch.finfo(W.dtype).tiny).reciprocal_()
+            u, v = u.mul_(inverse), v.mul_(inverse)
+            if halved:
+                u, v = halve(u, H), halve(v, H)
+            for product, tangent, units in zip(products[spin], tangents, (u - v, v, u), strict=True):
+                product.baddbmm_(tangent, units.mT)
+        first += frames
+    derivatives = []
+    for re, im, spin in zip(W_re, W_im, products, strict=True):
+        weighted = zip(spin, (re - im, re, im), strict=True)
+        derivatives.append(sum(product.unflatten(1, (K, n)).mul_(w).sum(2) for product, w in weighted))
+    return torch.cat([torch.cat(sums, -1)[:, None], torch.cat(derivatives, -1)], 1)
 
 
-def complex_path_sums(W: Tensor, Y: list[Tensor], chunk: int) -> Tensor:
+def complex_path_sums(W: Tensor, Y: list[Tensor], n_alone: int, chunk: int) -> Tensor:
     """`path_sums` with tangents, in complex numbers."""
     (B, n, _), K, R = Y[0].shape, len(Y) - 1, len(W) // 2
-    sums = W.new_zeros(B, R)
-    W = torch.complex(W[:R, :n], W[R:, :n])
-    product = W.new_zeros(B, K * n, R)
+    W = torch.complex(W[:R], W[R:])
+    W = torch.cat([W, W[n_alone:].conj()])
+    sums, product = W.real.new_zeros(B, len(W)), W.new_zeros(B, K * n, len(W))
     for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
         Z = W @ y
         sums += Z.abs().sum(-1)

@@ -44,7 +44,7 @@ from .filters import (
     padded_length,
     reach,
 )
-from .path_sums import FRAMES, HALO, halving_filter, modulus, path_sums
+from .path_sums import FRAMES, HALO, both_spins, halving_filter, modulus, path_sums
 from .runtime import at_least_one, full_precision
 
 EPS = 1e-3  # ε of the log-compression: the papers'
@@ -350,9 +350,9 @@ class JTFS(_Transform):
         return Rate(n2, level, n_inputs, start, self._tensor(psi), half_psi, near, scales)
 
     def _scales(self, filters: FrequencyFilters) -> Scales:
-        W = np.block([[filters.W.real, -filters.W.imag], [filters.W.imag, filters.W.real]])
+        W = self._tensor(np.concatenate([filters.W.real, filters.W.imag]))
         averages = tuple(map(self._tensor, filters.averages))
-        return Scales(self._tensor(W), filters.n_low, len(filters.spins), averages)
+        return Scales(W, filters.n_low, filters.n_alone, averages, tuple(filters.starts))
 
     def _seen(self, level: int) -> tuple[int, int]:
         """Bins that any rate takes of the spectra of what the octave of this level puts out."""
@@ -391,17 +391,17 @@ class JTFS(_Transform):
         return paths
 
     def _wavelet_moduli(self, Y: Tensor, scales: Scales) -> Tensor:
-        """|Y ∗ ψ_fr| (B, D, rows, t) of Y (B, D, 2n, t), stacked as [Re; Im]."""
-        re, im = (scales.W @ Y).chunk(2, -2)
-        return modulus(torch.complex(re, im))
+        """|Y ∗ ψ_fr| (B, D, rows, t) of Y (B, D, n, t), complex."""
+        (B, D), Y = Y.shape[:2], Y.flatten(0, 1)
+        spins = both_spins(scales.W, torch.stack([Y.real, Y.imag], 1), scales.n_alone)
+        Z = torch.cat([torch.complex(u, v) for u, v in spins], 1)
+        return modulus(Z.unflatten(0, (B, D)))
 
     def _frequency_average(self, U: Tensor, scales: Scales) -> Tensor:
         """Average moduli U (B, D, rows, t) along log-frequency to (B, D, paths, t)."""
-        S, row = [U[..., : scales.n_low, :]], scales.n_low
-        for average in scales.averages:
-            block = U[..., row : row + scales.n_spins * average.shape[1], :].unflatten(-2, (scales.n_spins, -1))
-            S.append((average @ block).flatten(-3, -2))
-            row += scales.n_spins * average.shape[1]
+        S = [U[..., : scales.n_low, :]]
+        for average, starts in zip(scales.averages, scales.starts, strict=True):
+            S += [average @ U[..., start : start + average.shape[1], :] for start in starts]
         return torch.cat(S, -2)
 
     def _bands(self, U_hat: Tensor, octave: Octave) -> Tensor:
@@ -449,20 +449,20 @@ class JTFS(_Transform):
         else:
             S = [x.sum(-1)[..., None, None]]
         S_1 = torch.cat(averages, -2)
-        S_1 = self._wavelet_moduli(torch.cat([S_1, 0 * S_1], -2), self.scales_1)
+        S_1 = self._wavelet_moduli(S_1 + 0j, self.scales_1)
         S_1 = self._frequency_average(S_1, self.scales_1)
         S.append(S_1[..., self.frames] if local else S_1.sum(-1, keepdim=True))
         for rate in self.rates:
             if local:
                 Y = self._second_order(bands, rate)
-                parts = torch.cat([Y.real, Y.imag], -2).split(chunk, -1)
                 moduli = [
-                    self._frequency_average(self._wavelet_moduli(part, rate.scales), rate.scales) for part in parts
+                    self._frequency_average(self._wavelet_moduli(part, rate.scales), rate.scales)
+                    for part in Y.split(chunk, -1)
                 ]
                 U_2_hat = torch.fft.rfft(torch.cat(moduli, -1))
                 S.append(self._average(U_2_hat, rate.level)[..., self.frames])
             else:
-                sums = path_sums(rate.scales.W, self._sounding(bands, rate), chunk, self.halving)
+                sums = path_sums(rate.scales.W, self._sounding(bands, rate), rate.scales.n_alone, chunk, self.halving)
                 S.append(self._frequency_average(sums[..., None], rate.scales))
         out = torch.cat(S, -2)
         return out if local else out[..., 0]

@@ -360,11 +360,13 @@ def test_frames_left_out_are_silent(padding, monkeypatch):
 def test_path_sums_of_a_gpu_are_those_of_a_cpu():
     """Both ways to sum |W Y| and its derivatives, on the CPU; a Y of zeros has none."""
     torch.manual_seed(0)
-    B, K, n, R, t = 2, 3, 5, 7, 50
+    B, K, n, R, n_alone, t = 2, 3, 5, 7, 3, 50
     W = torch.randn(R, n, dtype=torch.complex128)
-    planar = torch.cat([torch.cat([W.real, -W.imag], 1), torch.cat([W.imag, W.real], 1)])
+    stacked = torch.cat([W.real, W.imag])
     Y = list(torch.randn(1 + K, B, n, t, dtype=torch.complex128))
     Y[0][1, :, :9] = 0
-    expected = path_sums.path_sums(planar, Y, chunk=16, H=torch.empty(0))
-    assert torch.allclose(path_sums.complex_path_sums(planar, Y, chunk=16), expected, rtol=1e-12, atol=1e-12)
+    expected = path_sums.path_sums(stacked, Y, n_alone, chunk=16, H=torch.empty(0))
+    found = path_sums.complex_path_sums(stacked, Y, n_alone, chunk=16)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    W = torch.cat([W, W[n_alone:].conj()])
     assert torch.allclose(expected[:, 0], (W @ Y[0]).abs().sum(-1))
