@@ -52,17 +52,25 @@ class Modulus(torch.autograd.Function):
         return Z_unit.real * dZ.real + Z_unit.imag * dZ.imag
 
 
-def both_spins(W: Tensor, Y: Tensor, n_alone: int) -> list[tuple[Tensor, Tensor]]:
-    """Real and imaginary parts of Z = W Y, all (B, R, t), for the rising spin and for the falling one.
+def with_conjugates(W: Tensor, n_alone: int) -> Tensor:
+    """Wavelets (rows, n), complex, of W (2R, n), stacked as [Re; Im].
 
-    W (2R, n) and Y (B, 2, n, t) are stacked as [Re; Im]. Wavelets of the falling spin are the conjugates of all rows
-    of W but the first n_alone. So both spins share four real products, with W = A + iB and Y = a + ib:
+    Its R rows, and then the conjugates of all but the first n_alone: a wavelet's other spin.
+    """
+    W = torch.complex(*W.chunk(2))
+    return torch.cat([W, W[n_alone:].conj()])
+
+
+def both_spins(W: Tensor, Y: Tensor, n_alone: int) -> list[tuple[Tensor, Tensor]]:
+    """Real and imaginary parts (B, ·, t) of W Y and of W* Y, of W (2R, n) and Y (B, 2, n, t), stacked as [Re; Im].
+
+    Together they are `with_conjugates(W, n_alone)` @ Y, and share four real products: with W = A + iB and Y = a + ib,
 
         W Y = (Aa − Bb) + i (Ab + Ba),    W* Y = (Aa + Bb) + i (Ab − Ba)
     """
-    (Aa, Ba), (Ab, Bb) = (product.chunk(2, -2) for product in (W @ Y).unbind(1))
-    falling = Aa[:, n_alone:] + Bb[:, n_alone:], Ab[:, n_alone:] - Ba[:, n_alone:]
-    return [(Aa.sub_(Bb), Ab.add_(Ba)), falling]
+    (Aa, Ba), (Ab, Bb) = (product.chunk(2, 1) for product in (W @ Y).unbind(1))
+    conjugates = Aa[:, n_alone:] + Bb[:, n_alone:], Ab[:, n_alone:] - Ba[:, n_alone:]
+    return [(Aa.sub_(Bb), Ab.add_(Ba)), conjugates]
 
 
 def normalized(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +80,7 @@ def normalized(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class PathSums(torch.autograd.Function):
-    """Σ_t |Z(t)| (B, rows) of Z = W Y, for both spins: arguments as in `both_spins`, rising rows before falling ones.
+    """Σ_t |Z(t)| (B, rows) of Z = W Y, and of the conjugates of W, with arguments as in `both_spins`.
 
     Nothing of size (rows, t) outlives a chunk of time; derivatives recompute it.
     """
@@ -102,11 +110,11 @@ class PathSums(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         W, Y = ctx.saved_tensors
         R, n_alone = len(W) // 2, ctx.n_alone
-        rising, falling = grad[..., None].split([R, R - n_alone], 1)
+        grad_W, grad_conjugates = grad[..., None].split([R, R - n_alone], 1)
 
         def of(y: Tensor) -> Tensor:
             (u, v), (p, q) = (normalized(*Z) for Z in both_spins(W, y, n_alone))
-            u, v, p, q = rising * u, rising * v, falling * p, falling * q
+            u, v, p, q = grad_W * u, grad_W * v, grad_conjugates * p, grad_conjugates * q
             sides = []
             for same, other in (((u, p), (v, -q)), ((v, q), (-u, p))):  # of Re Y and of Im Y
                 each = [torch.cat([r[:, :n_alone], r[:, n_alone:] + f], 1) for r, f in (same, other)]
@@ -192,40 +200,38 @@ def path_sums(W: Tensor, Y: list[Tensor], n_alone: int, chunk: int, H: Tensor) -
     y = torch.stack([y.real, y.imag], 1)
     if not dY:
         return PathSums.apply(W, y, n_alone, chunk)[:, None]
-    (B, n, t_tangents), K, R = dY[0].shape, len(dY), len(W) // 2
+    (B, n, t_tangents), K = dY[0].shape, len(dY)
     halved = t_tangents != t
     step, before, halo = (2, HALO, FRAMES) if halved else (1, 0, 0)
-    A, b = W[:R].mT, W[R:].mT  # (n, R)
-    W_re, W_im = (A, A[:, n_alone:]), (b, -b[:, n_alone:])
-    sums = [W.new_zeros(B, rows.shape[1]) for rows in W_re]
-    products = [[W.new_zeros(B, K * n, rows.shape[1]) for _ in range(3)] for rows in W_re]
+    W_full = with_conjugates(W, n_alone).mT.contiguous()  # (n, rows)
+    W_re, W_im = W_full.real, W_full.imag
+    sums = W.new_zeros(B, W_re.shape[1])
+    products = [W.new_zeros(B, K * n, W_re.shape[1]) for _ in range(3)]
     first = 0
     for dy in zip(*(d.split(chunk, -1) for d in dY), strict=True):
         frames = step * dy[0].shape[-1]
-        p, q = torch.cat([d.real for d in dy], -2), torch.cat([d.imag for d in dy], -2)
-        tangents = p, p + q, p - q
-        for spin, (u, v) in enumerate(both_spins(W, y[..., first : first + frames + halo], n_alone)):
-            modulus = (u * u).addcmul_(v, v).sqrt_()
-            sums[spin] += modulus[..., before : before + frames].sum(-1)
-            inverse = modulus.clamp_min_(torch.finfo(W.dtype).tiny).reciprocal_()
-            u, v = u.mul_(inverse), v.mul_(inverse)
-            if halved:
-                u, v = halve(u, H), halve(v, H)
-            for product, tangent, units in zip(products[spin], tangents, (u - v, v, u), strict=True):
-                product.baddbmm_(tangent, units.mT)
+        spins = both_spins(W, y[..., first : first + frames + halo], n_alone)
+        u, v = (torch.cat(parts, 1) for parts in zip(*spins, strict=True))
         first += frames
-    derivatives = []
-    for re, im, spin in zip(W_re, W_im, products, strict=True):
-        weighted = zip(spin, (re - im, re, im), strict=True)
-        derivatives.append(sum(product.unflatten(1, (K, n)).mul_(w).sum(2) for product, w in weighted))
-    return torch.cat([torch.cat(sums, -1)[:, None], torch.cat(derivatives, -1)], 1)
+        modulus = (u * u).addcmul_(v, v).sqrt_()
+        sums += modulus[..., before : before + frames].sum(-1)
+        inverse = modulus.clamp_min_(torch.finfo(W.dtype).tiny).reciprocal_()
+        u.mul_(inverse)
+        v.mul_(inverse)
+        if halved:
+            u, v = halve(u, H), halve(v, H)
+        p, q = torch.cat([d.real for d in dy], -2), torch.cat([d.imag for d in dy], -2)
+        for product, tangents, units in zip(products, (p, p + q, p - q), (u - v, v, u), strict=True):
+            product.baddbmm_(tangents, units.mT)
+    weighted = zip(products, (W_re - W_im, W_re, W_im), strict=True)
+    tangents = sum(product.unflatten(1, (K, n)).mul_(w).sum(2) for product, w in weighted)
+    return torch.cat([sums[:, None], tangents], 1)
 
 
 def complex_path_sums(W: Tensor, Y: list[Tensor], n_alone: int, chunk: int) -> Tensor:
     """`path_sums` with tangents, in complex numbers."""
-    (B, n, _), K, R = Y[0].shape, len(Y) - 1, len(W) // 2
-    W = torch.complex(W[:R], W[R:])
-    W = torch.cat([W, W[n_alone:].conj()])
+    (B, n, _), K = Y[0].shape, len(Y) - 1
+    W = with_conjugates(W, n_alone)
     sums, product = W.real.new_zeros(B, len(W)), W.new_zeros(B, K * n, len(W))
     for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
         Z = W @ y

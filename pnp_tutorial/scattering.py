@@ -44,7 +44,7 @@ from .filters import (
     padded_length,
     reach,
 )
-from .path_sums import FRAMES, HALO, both_spins, halving_filter, modulus, path_sums
+from .path_sums import FRAMES, HALO, halving_filter, modulus, path_sums, with_conjugates
 from .runtime import at_least_one, full_precision
 
 EPS = 1e-3  # ε of the log-compression: the papers'
@@ -392,10 +392,7 @@ class JTFS(_Transform):
 
     def _wavelet_moduli(self, Y: Tensor, scales: Scales) -> Tensor:
         """|Y ∗ ψ_fr| (B, D, rows, t) of Y (B, D, n, t), complex."""
-        (B, D), Y = Y.shape[:2], Y.flatten(0, 1)
-        spins = both_spins(scales.W, torch.stack([Y.real, Y.imag], 1), scales.n_alone)
-        Z = torch.cat([torch.complex(u, v) for u, v in spins], 1)
-        return modulus(Z.unflatten(0, (B, D)))
+        return modulus(with_conjugates(scales.W, scales.n_alone) @ Y)
 
     def _frequency_average(self, U: Tensor, scales: Scales) -> Tensor:
         """Average moduli U (B, D, rows, t) along log-frequency to (B, D, paths, t)."""
