@@ -53,7 +53,8 @@ from .runtime import (
     select_device,
     temporary_name,
 )
-from .scattering import LogScattering, Scalogram
+from .scalogram import Scalogram
+from .scattering import LogScattering
 from .synthesizer import REGISTRY, Synthesizer, stored_synthesizer
 
 SPLITS = ("train", "validation", "test")

@@ -183,14 +183,31 @@ class FrequencyBank:
         return bool(np.abs(falling - rising.conj()).max() < 1e-14 * np.abs(rising).max())
 
 
+class Circle(NamedTuple):
+    """A sound with silence around it, as an FFT takes it: its end is followed by its beginning."""
+
+    length: int
+    left: int  # samples before the sound
+
+
 @dataclass(frozen=True)
 class Octave:
     """First-order filters whose outputs are sampled every 2^level samples."""
 
     level: int
+    circle: Circle
     psi: Tensor  # (n, K): each wavelet's stretch of the spectrum
-    start: Tensor  # (n,): its first bin
-    seen: tuple[int, int] = (0, 0)  # first and last bin that any rate takes of the spectra of their outputs
+    starts: tuple[int, ...]  # its first bin
+    seen: tuple[int, int] = (0, 0)  # first and last bin that any rate of the same circle takes of their outputs
+    smooth: Tensor | None = None  # half the spectrum of a low-pass, through which they go on to a longer circle
+
+
+class Band(NamedTuple):
+    """A stretch of the spectra of U₁, sampled every 2^level samples."""
+
+    level: int
+    first: int  # bin
+    values: Tensor  # (..., n, bins)
 
 
 @dataclass(frozen=True)
@@ -210,6 +227,7 @@ class Rate:
 
     n2: int  # its index in the bank
     level: int  # log₂ of the step at which its output is sampled
+    circle: Circle
     n_inputs: int  # bins of log-frequency that have it: those above it
     start: int  # first bin of its stretch of the spectrum
     psi: Tensor  # (K,): that stretch
@@ -225,7 +243,7 @@ def moved(record: Record, move: Callable[[Tensor], Tensor]) -> Record:
     """A record with all of its tensors moved, or cast."""
 
     def of(value: Any) -> Any:
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and not isinstance(value, Circle):
             return tuple(map(of, value))
         if isinstance(value, Scales):
             return moved(value, move)

@@ -17,7 +17,7 @@ from auraloss.freq import MultiResolutionSTFTLoss
 from torch import Tensor, nn
 
 from .runtime import at_least_one, full_precision
-from .scattering import log_compress
+from .scalogram import log_compress
 
 
 class MSS(nn.Module):

@@ -9,7 +9,8 @@ import torch
 
 from pnp_tutorial import arpeggiator, damping, drum, losses, metric, mss
 from pnp_tutorial.drum import DRUM
-from pnp_tutorial.scattering import JTFS, LogScattering, Scalogram
+from pnp_tutorial.scalogram import Scalogram
+from pnp_tutorial.scattering import JTFS, LogScattering
 
 N = 4096
 P = 1319  # of JTFS

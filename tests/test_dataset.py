@@ -22,7 +22,7 @@ from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.runtime import as_stored
-from pnp_tutorial.scattering import log_compress
+from pnp_tutorial.scalogram import log_compress
 
 
 def test_rows_are_what_they_say(tiny_data):

@@ -14,7 +14,8 @@ import torch
 from torch.func import jvp, vmap
 
 from pnp_tutorial import drum, path_sums, scattering
-from pnp_tutorial.scattering import JTFS, LogScattering, Scalogram
+from pnp_tutorial.scalogram import Scalogram
+from pnp_tutorial.scattering import JTFS, LogScattering
 
 DATA = Path(__file__).parent / "data"
 SMALL = np.load(DATA / "jtfs_small.npz")
@@ -226,7 +227,7 @@ def test_filters_follow_the_module(transform):
     """Every tensor that there is: to another dtype, but for indices, and to another device."""
     transform = copy.deepcopy(transform).double()
     kinds = {each.dtype for each in tensors(transform)}
-    assert kinds == {torch.float64, torch.int64}
+    assert kinds == {torch.float64}
     assert {each.device.type for each in tensors(transform.to("meta"))} == {"meta"}
 
 
@@ -318,7 +319,7 @@ def test_tangents_at_half_the_rate_lose_nothing():
     jtfs = JTFS(8192, J=10, Q=(8, 1), J_fr=3, dtype=torch.float32).double()
     assert all(rate.half_psi is not None for rate in jtfs.rates)
     # some circles are reached in part, some from end to end
-    whole = {rate.sounding.stop - rate.sounding.start == jtfs.N >> rate.level for rate in jtfs.rates}
+    whole = {rate.sounding.stop - rate.sounding.start == rate.circle.length >> rate.level for rate in jtfs.rates}
     assert whole == {True, False}
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 8192, dtype=torch.float64, generator=generator)
@@ -353,7 +354,7 @@ def test_frames_left_out_are_silent(padding, monkeypatch):
     left_out = any(rate.sounding.start > 0 for rate in jtfs.rates)
     assert left_out == (padding == "zero")
     S = jtfs(x)
-    monkeypatch.setattr(JTFS, "_frames_near", lambda self, reach, level: slice(0, self.N >> level))
+    monkeypatch.setattr(JTFS, "_frames_near", lambda self, reach, level, circle: slice(0, circle.length >> level))
     assert (JTFS(4096, **config)(x) - S).abs().max() < 1e-12 * S.max()
 
 
@@ -370,3 +371,18 @@ def test_path_sums_of_a_gpu_are_those_of_a_cpu():
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
     W = torch.cat([W, W[n_alone:].conj()])
     assert torch.allclose(expected[:, 0], (W @ Y[0]).abs().sum(-1))
+
+
+def test_a_shorter_circle_changes_nothing(monkeypatch):
+    """Fast rates are filtered with less silence around the sound; value and tangents are those of the long circle."""
+    generator = torch.Generator().manual_seed(1)
+    x, *dx = torch.randn(3, 2**14, dtype=torch.float64, generator=generator)
+    config = {"J": 11, "Q": (8, 1), "J_fr": 3, "dtype": torch.float64}
+    jtfs = JTFS(2**14, **config)
+    lengths = [rate.circle.length for rate in jtfs.rates]
+    assert lengths[0] < 0.9 * jtfs.N and lengths[-1] == jtfs.N
+    monkeypatch.setattr(JTFS, "_short_circle", lambda self, n_inputs: (0, self.circle))
+    whole = JTFS(2**14, **config)
+    assert {rate.circle.length for rate in whole.rates} == {jtfs.N}
+    for short, long in zip(jtfs.push(x, torch.stack(dx)), whole.push(x, torch.stack(dx)), strict=True):
+        assert (short - long).abs().max() < 1e-12 * long.abs().max()
