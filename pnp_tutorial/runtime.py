@@ -8,7 +8,8 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from datetime import timedelta
@@ -58,6 +59,28 @@ def full_precision() -> Iterator[None]:
 def at_least_one(rows: torch.Tensor) -> torch.Tensor:
     """Rows (B, ...); for B = 0 one row of zeros, as FFTs refuse to take none: cut what comes of it to B rows."""
     return rows if len(rows) else torch.nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, 1))
+
+
+def side_by_side(work: Callable[[torch.Tensor], torch.Tensor], parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Work on each part: on a CPU as many at once as torch has threads, each in one thread.
+
+    Threads that share one small operation after the other spend much of their time waiting for one another. Where
+    derivatives are recorded or transformed, which belongs to a thread, parts are worked on one after the other.
+    """
+    n = torch.get_num_threads()
+    alone = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or parts[0].device.type != "cpu"
+    if alone or n == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+
+    def without_gradients(part: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return work(part)
+
+    try:
+        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(without_gradients, parts))
+    finally:
+        torch.set_num_threads(n)  # of this thread it has not changed, but of those to come
 
 
 def connect(

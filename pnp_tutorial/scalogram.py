@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from .filters import Circle, Octave, bands, filter_bank, low_pass, moved, padded_length
 from .path_sums import modulus
-from .runtime import at_least_one, full_precision
+from .runtime import at_least_one, full_precision, side_by_side
 
 EPS = 1e-3  # ε of the log-compression: the papers'
 BLOCK = 2**21  # complex values that a CPU filters at once: 16 MB, which allocators keep for the next block
@@ -196,7 +196,7 @@ class Transform(nn.Module):
     def _each(self, x: Tensor) -> Tensor:
         """Coefficients of sounds: one by one on a CPU, which keeps a chunk in its cache; else 5 GB at once."""
         few = 1 if x.device.type == "cpu" else max(1, 2**24 // (x.shape[1] * self.N))
-        return torch.cat([self._transform(some) for some in at_least_one(x).split(few)])[: len(x)]
+        return torch.cat(side_by_side(self._transform, at_least_one(x).split(few)))[: len(x)]
 
     def _transform(self, x: Tensor) -> Tensor:
         """Coefficients (B, D, ...) of sounds (B, D, n_samples): along D lie a sound and its tangents, if any.

@@ -1,10 +1,12 @@
 """Files are whole or not there, with the user's permissions; configurations are compared, old ones included."""
 
 import os
+import threading
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+import torch
 
 from pnp_tutorial.runtime import (
     check_fields,
@@ -13,6 +15,7 @@ from pnp_tutorial.runtime import (
     from_stored,
     readable,
     refuse_difference,
+    side_by_side,
     write_atomically,
 )
 
@@ -93,3 +96,29 @@ def test_fields_of_another_type(change, message):
 
 def test_readable_names():
     assert readable(os.fsdecode(b"dr\xfcm \xe2\x80\x93 1\n.wav")) == "dr\\xfcm – 1\\n.wav"
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_parts_are_worked_on_side_by_side(n_threads):
+    """In as many threads as torch has, each with one; results are in order, and errors come through."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    barrier = threading.Barrier(n_threads, timeout=30)
+
+    def work(part):
+        barrier.wait()  # all are here at once
+        assert torch.get_num_threads() == 1
+        return 2 * part
+
+    def fail(part):
+        raise ValueError(f"part {int(part)}")
+
+    try:
+        with torch.no_grad():
+            assert side_by_side(work, torch.arange(6).split(1)) == [2 * i for i in range(6)]
+            with pytest.raises(ValueError, match="part 0"):
+                side_by_side(fail, torch.arange(6).split(1))
+        assert side_by_side(lambda part: part + torch.is_grad_enabled(), torch.arange(2).split(1)) == [1, 2]
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)

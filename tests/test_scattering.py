@@ -380,9 +380,25 @@ def test_a_shorter_circle_changes_nothing(monkeypatch):
     config = {"J": 11, "Q": (8, 1), "J_fr": 3, "dtype": torch.float64}
     jtfs = JTFS(2**14, **config)
     lengths = [rate.circle.length for rate in jtfs.rates]
-    assert lengths[0] < 0.9 * jtfs.N and lengths[-1] == jtfs.N
+    assert lengths[0] < 0.9 * jtfs.N
+    assert lengths[-1] == jtfs.N
     monkeypatch.setattr(JTFS, "_short_circle", lambda self, n_inputs: (0, self.circle))
     whole = JTFS(2**14, **config)
     assert {rate.circle.length for rate in whole.rates} == {jtfs.N}
     for short, long in zip(jtfs.push(x, torch.stack(dx)), whole.push(x, torch.stack(dx)), strict=True):
         assert (short - long).abs().max() < 1e-12 * long.abs().max()
+
+
+def test_threads_change_no_byte():
+    """Of several sounds, each of which is one thread's."""
+    features = LogScattering(JTFS(4096, J=8, Q=(8, 1), J_fr=3, dtype=torch.float32))
+    x, *dx = torch.randn(4, 3, 4096, generator=torch.Generator().manual_seed(1))
+    before, found = torch.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 4):
+            torch.set_num_threads(n_threads)
+            with torch.no_grad():
+                found.append((features(x), *features.push(x, torch.stack(dx))))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for some in found[1:] for one, other in zip(found[0], some, strict=True))

@@ -11,7 +11,6 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -51,9 +50,17 @@ def download() -> None:
         wheel.extractall(FOLDER)
 
 
-def peak_bytes() -> int:
-    """Most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def memory_of(work: Callable[[], object]) -> int:
+    """Bytes that some work holds at most, beyond what this process holds already; Linux tells."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak so far
+
+    def peak() -> int:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+    before = peak()
+    work()
+    return peak() - before
 
 
 def import_kymatio() -> None:
@@ -158,8 +165,13 @@ def ours(what: str) -> Contestant:
         return dict(zip(names, transform(x).numpy().T, strict=True))
 
     if what == "metric":
-        return Contestant(lambda: riemannian_metric(nu[:1], LogScattering(jtfs, EPS), DRUM), 1)
-    return Contestant(lambda: jtfs(x.float()), BATCH, exact)
+        return Contestant(lambda: riemannian_metric(nu, LogScattering(jtfs, EPS), DRUM), BATCH)
+
+    def listen() -> Tensor:
+        with torch.no_grad():
+            return jtfs(x.float())
+
+    return Contestant(listen, BATCH, exact)
 
 
 def training_step(loss: str) -> Contestant:
@@ -175,8 +187,6 @@ def training_step(loss: str) -> Contestant:
 
 def serve(name: str, pipe: Connection) -> None:
     """Answer until told to stop: the seconds a sound, the peak memory, the floor, or the values in float64."""
-    drums(BATCH)  # what the sounds and torch itself take is not counted
-    before = peak_bytes()
     kind, _, what = name.rpartition(" ")
     work, n_sounds, exact = {"kymatio": theirs, "step": training_step, "": ours}[kind](what)
     while (command := pipe.recv()) != "stop":
@@ -185,10 +195,13 @@ def serve(name: str, pipe: Connection) -> None:
             work()
             pipe.send((time.perf_counter() - start) / n_sounds)
         elif command == "memory":
-            pipe.send(peak_bytes() - before)
-        elif command == "floor":  # share of the time that goes to FFTs and matrix products
+            pipe.send(memory_of(work))
+        elif command == "floor":  # share of the time that goes to FFTs and matrix products, in one thread
+            n_threads = torch.get_num_threads()
+            torch.set_num_threads(1)
             with profile() as profiler:
                 work()
+            torch.set_num_threads(n_threads)
             times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
             pipe.send(sum(t for key, t in times.items() if any(part in key for part in FLOOR)) / sum(times.values()))
         elif command == "values" and exact is not None:
