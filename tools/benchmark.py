@@ -50,17 +50,10 @@ def download() -> None:
         wheel.extractall(FOLDER)
 
 
-def memory_of(work: Callable[[], object]) -> int:
-    """Bytes that some work holds at most, beyond what this process holds already; Linux tells."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak so far
-
-    def peak() -> int:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-
-    before = peak()
-    work()
-    return peak() - before
+def resident(what: str) -> int:
+    """Bytes that this process holds, "VmRSS", or held at most since they were last forgotten, "VmHWM": Linux tells."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith(what)).split()[1])
 
 
 def import_kymatio() -> None:
@@ -189,13 +182,15 @@ def serve(name: str, pipe: Connection) -> None:
     """Answer until told to stop: the seconds a sound, the peak memory, the floor, or the values in float64."""
     kind, _, what = name.rpartition(" ")
     work, n_sounds, exact = {"kymatio": theirs, "step": training_step, "": ours}[kind](what)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets what was held at most
+    before = resident("VmRSS")
     while (command := pipe.recv()) != "stop":
         if command == "time":
             start = time.perf_counter()
             work()
             pipe.send((time.perf_counter() - start) / n_sounds)
         elif command == "memory":
-            pipe.send(memory_of(work))
+            pipe.send(resident("VmHWM") - before)
         elif command == "floor":  # share of the time that goes to FFTs and matrix products, in one thread
             n_threads = torch.get_num_threads()
             torch.set_num_threads(1)
