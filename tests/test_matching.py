@@ -230,8 +230,12 @@ def test_covariance_of_a_match(model, result):
     assert torch.allclose((directions * spreads).norm(dim=1), result.uncertainty)
 
 
-def test_a_sine_determines_pitch_and_sustain_only(model):
-    """A single partial does not say how others decay, nor where they lie."""
+def test_a_sine_determines_pitch_and_sustain_only(model, monkeypatch):
+    """A single partial does not say how others decay, nor where they lie.
+
+    Where among them the search ends depends on where it began: at the centre, and not where a moment of training led.
+    """
+    monkeypatch.setattr(AudioEncoder, "forward", lambda self, x: torch.zeros(5))
     t = torch.arange(2048, dtype=torch.float64) / 22050
     found = match(torch.exp(-t / 0.08) * torch.sin(2 * torch.pi * 440 * t), model)
     assert found.theta[0] == pytest.approx(np.log10(2 * np.pi * 440), abs=0.003)
