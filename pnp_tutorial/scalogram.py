@@ -74,7 +74,6 @@ class Transform(nn.Module):
         self.log2_T = math.floor(math.log2(width))
         self.N = padded_length(n_samples, width)
         self.pad_left = (self.N - n_samples) // 2
-        self.pad_right = self.N - n_samples - self.pad_left
         first, last = self.pad_left, self.pad_left + n_samples
         for _ in range(self.log2_T):  # the frames of the signal itself, padding left out
             first, last = (first + 1) // 2, (last + 1) // 2
@@ -82,7 +81,6 @@ class Transform(nn.Module):
         self.circle = Circle(self.N, self.pad_left)
         self.bank_1 = filter_bank(J, Q)
         self.levels_1 = [self._level(each.level) for each in self.bank_1]
-        self.octaves = tuple(self._octave(level, self.circle) for level in sorted(set(self.levels_1)))
         phi_hat = low_pass(self.N, width)
         self.phi = tuple(self._periodized(phi_hat, level) for level in range(self.log2_T + 1))
 
@@ -246,6 +244,7 @@ class Scalogram(Transform):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(n_samples, J, Q, T, padding, sample_rate, dtype)
+        self.octaves = tuple(self._octave(level, self.circle) for level in sorted(set(self.levels_1)))
         self.frequencies = np.array([each.xi for each in self.bank_1]) * sample_rate
 
     def _transform(self, x: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class JTFS(Transform):
         self.rates = tuple(self._rate(n2, n_inputs[n2], circles[n2], frequency, response) for n2 in heard)
         # S₁ is real: its negative spins are no news.
         self.scales_1 = self._scales(frequency.filters(len(self.bank_1), (1,)))
-        self.octaves = tuple(self._heard_octave(octave, short) for octave in self.octaves)
+        self.octaves = tuple(self._heard_octave(level, short) for level in sorted(set(self.levels_1)))
         self.slow_seen = self._seen([rate for rate in self.rates if rate.circle == self.circle])
         self.paths = self._describe(frequency)
 
@@ -140,18 +140,20 @@ class JTFS(Transform):
         """Samples from a sound at which its Y₂ is negligible."""
         return reach(self.bank_2[n2].sigma, self.negligible) + reach(self.bank_1[n_inputs - 1].sigma, self.negligible)
 
-    def _heard_octave(self, octave: Octave, short: Circle) -> Octave:
+    def _heard_octave(self, level: int, short: Circle) -> Octave:
         """An octave with what the rates need of it, on the short circle if fast ones hear it."""
-        if octave.level >= self.fast_level:
-            users = [rate for rate in self.rates if octave.level in self.levels_1[: rate.n_inputs]]
-            return replace(octave, seen=self._seen(users))
-        level = self.fast_level - 1
-        smooth = np.ones((short.length >> level + 1) + 1)
-        if octave.level < level:  # 1 where the slow rates lie, 0 at their frames' Nyquist frequency
+        is_fast = level < self.fast_level
+        octave = self._octave(level, short if is_fast else self.circle)
+        on_circle = [rate for rate in self.rates if rate.circle == octave.circle]
+        users = [rate for rate in on_circle if level in self.levels_1[: rate.n_inputs]]
+        octave = replace(octave, seen=self._seen(users))
+        if not is_fast:
+            return octave
+        last = self.fast_level - 1
+        smooth = np.ones((short.length >> last + 1) + 1)
+        if level < last:  # 1 where the slow rates lie, 0 at their frames' Nyquist frequency
             smooth = erfc(SMOOTH * (np.linspace(0, 1, len(smooth)) - 0.65)) / 2
-        users = [rate for rate in self.rates if rate.circle == short and octave.level in self.levels_1[: rate.n_inputs]]
-        octave = self._octave(octave.level, short)
-        return replace(octave, seen=self._seen(users), smooth=self._tensor(smooth * 2.0 ** (octave.level - level)))
+        return replace(octave, smooth=self._tensor(smooth * 2.0 ** (level - last)))
 
     def _rate(
         self,

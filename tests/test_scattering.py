@@ -224,7 +224,7 @@ def tensors(value: object) -> Iterator[torch.Tensor]:
 
 @pytest.mark.parametrize("transform", [JTFS(8192, J=8), LogScattering(Scalogram(8192, J=8))])
 def test_filters_follow_the_module(transform):
-    """Every tensor that there is: to another dtype, but for indices, and to another device."""
+    """Every tensor that there is: to another dtype, and to another device."""
     transform = copy.deepcopy(transform).double()
     kinds = {each.dtype for each in tensors(transform)}
     assert kinds == {torch.float64}

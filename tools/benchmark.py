@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -50,10 +51,15 @@ def download() -> None:
         wheel.extractall(FOLDER)
 
 
-def resident(what: str) -> int:
-    """Bytes that this process holds, "VmRSS", or held at most since they were last forgotten, "VmHWM": Linux tells."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith(what)).split()[1])
+def peak_bytes() -> int:
+    """Most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` begin anew, where the system can (Linux)."""
+    if (forget := Path("/proc/self/clear_refs")).exists():
+        forget.write_text("5", encoding="utf-8")
 
 
 def import_kymatio() -> None:
@@ -182,15 +188,15 @@ def serve(name: str, pipe: Connection) -> None:
     """Answer until told to stop: the seconds a sound, the peak memory, the floor, or the values in float64."""
     kind, _, what = name.rpartition(" ")
     work, n_sounds, exact = {"kymatio": theirs, "step": training_step, "": ours}[kind](what)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets what was held at most
-    before = resident("VmRSS")
+    forget_peak()  # what the sounds and torch itself take is not counted
+    before = peak_bytes()
     while (command := pipe.recv()) != "stop":
         if command == "time":
             start = time.perf_counter()
             work()
             pipe.send((time.perf_counter() - start) / n_sounds)
         elif command == "memory":
-            pipe.send(resident("VmHWM") - before)
+            pipe.send(peak_bytes() - before)
         elif command == "floor":  # share of the time that goes to FFTs and matrix products, in one thread
             n_threads = torch.get_num_threads()
             torch.set_num_threads(1)
