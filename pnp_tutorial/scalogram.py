@@ -44,6 +44,8 @@ class Transform(nn.Module):
     Filters follow from the configuration, so that `state_dict` holds none.
     """
 
+    octaves: tuple[Octave, ...]  # made by each transform, on the circles that it needs
+
     def __init__(
         self,
         n_samples: int,
