@@ -119,7 +119,8 @@ def _powers(log_z: Tensor, n: int, dtype: torch.dtype, device: torch.device) -> 
     def exact(steps: Tensor) -> Tensor:
         exponent = log_z[..., None, :] * steps
         magnitude = hardshrink(exponent.real.exp(), torch.finfo(dtype).tiny ** 0.25)
-        return torch.polar(magnitude, exponent.imag).to(device=device, dtype=dtype.to_complex())
+        parts = magnitude * exponent.imag.cos(), magnitude * exponent.imag.sin()  # a third of torch.polar's time
+        return torch.complex(*(part.to(device=device, dtype=dtype) for part in parts))
 
     coarse, fine = exact(q * steps[: math.ceil(n / q)]), exact(steps)
     return (coarse[..., :, None, :] * fine[..., None, :, :]).flatten(-3, -2)[..., :n, :]
@@ -150,9 +151,13 @@ class _ModalSum(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         coarse, fine, _, _ = _ModalSum.factors(log_z, n_samples, dtype, device)
         left, right = _real_factors(a[..., None, :].to(coarse) * coarse, fine)
-        x = (left @ right).flatten(-2)[..., :n_samples].contiguous()
-        at = x.abs().argmax(-1, keepdim=True)
-        return (x / _nonzero(x.gather(-1, at).abs()) if normalize else x), at
+        blocks = left @ right  # (..., n/B, B)
+        x = blocks.flatten(-2)
+        x[..., n_samples:] = 0
+        k = blocks.abs().amax(-1).argmax(-1, keepdim=True)  # faster than to look for the peak in all samples
+        at = k * blocks.shape[-1] + blocks.gather(-2, k[..., None].expand(*k.shape, blocks.shape[-1])).abs().argmax(-1)
+        x = x[..., :n_samples].contiguous()
+        return (x.div_(_nonzero(x.gather(-1, at).abs())) if normalize else x), at
 
     @staticmethod
     def factors(

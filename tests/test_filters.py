@@ -25,10 +25,16 @@ def test_padding_is_that_of_kymatio(n_samples, T):
     assert filters.padded_length(n_samples, T) == 2 ** min(np.ceil(np.log2(n_samples + 6 * support)), limit)
 
 
-def test_a_band_is_all_that_is_not_negligible():
-    wavelet = filters.filter_bank(8, 8)[10]
-    start, values = filters.band(2**14, wavelet, 2**12, 1e-7)
-    whole = kymatio.morlet_1d(2**14, wavelet.xi, wavelet.sigma)
-    assert np.array_equal(whole[start : start + len(values)], values)
-    whole[start : start + len(values)] = 0
-    assert np.abs(whole).max() <= 1e-7 * np.abs(values).max()
+@pytest.mark.parametrize(("N", "J", "Q"), [(2**14, 8, 8), (71_680, 13, 12), (2**17, 13, 1), (1000, 6, 16), (64, 5, 1)])
+def test_a_band_is_all_that_is_not_negligible(N, J, Q):
+    """And what it holds is kymatio's, from the broadest wavelet to those that go around the circle."""
+    for wavelet in filters.filter_bank(J, Q):
+        for width in {N, N >> wavelet.level}:
+            start, values = filters.band(N, wavelet, width, 1e-7)
+            whole = kymatio.morlet_1d(N, wavelet.xi, wavelet.sigma)
+            bins = np.arange(start, start + len(values)) % N
+            np.testing.assert_allclose(values, whole[bins], rtol=0, atol=1e-11)
+            assert len(values) <= width
+            if width == N:
+                whole[bins] = 0
+                assert np.abs(whole).max() <= 1e-7 * np.abs(values).max()
