@@ -26,6 +26,7 @@ from .synthesizer import Parameter, Synthesizer, check_domain
 
 N_SAMPLES = 65536
 SAMPLE_RATE = 22050  # Hz
+CACHED = 2**19  # samples that a CPU makes at once
 POSITION = (0.4, 0.4)  # of the sides, for strike and ear: both papers
 
 # Ranges: Han, Lostanlen and Lagrange (2023), section 4.
@@ -264,8 +265,11 @@ def modal_sum(
     rest = torch.zeros((), dtype=omega.dtype, device=omega.device)
     log_z = torch.complex(torch.where(audible, -sigma, rest), torch.where(audible, omega, rest)) / sample_rate
     amplitude = torch.where(audible, amplitude, rest)
-    x, _ = _ModalSum.apply(amplitude, log_z, n_samples, normalize, dtype, torch.device(device or omega.device))
-    return x
+    where = torch.device(device or omega.device)
+    few = max(1, CACHED // n_samples) if where.type == "cpu" else max(1, omega.shape[:-1].numel())
+    parts = zip(*(each.reshape(-1, omega.shape[-1]).split(few) for each in (amplitude, log_z)), strict=True)
+    x = [_ModalSum.apply(*part, n_samples, normalize, dtype, where)[0] for part in parts]
+    return torch.cat(x).reshape(*omega.shape[:-1], n_samples)
 
 
 @full_precision()
