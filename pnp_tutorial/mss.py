@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from .runtime import at_least_one, full_precision
 from .scalogram import log_compress
 
-
 CACHED = 2**18  # samples whose spectra fit a CPU's cache
 
 
