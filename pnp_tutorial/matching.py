@@ -2,7 +2,7 @@
 
     load      x: one channel, of the synthesizer's length and rate; σ: the level of its noise (`recording`)
     predict   ν⁰ = f_W(x)
-    scan      v¹ = argmin ‖C(h(v)) − C(x)‖ over the box     C: coarse spectra; differential evolution from ν⁰ and others
+    scan      v¹ = argmin ‖C(h(v)) − C(x)‖ over the box     C: coarse spectra; differential evolution and descents
     refine    ṽ = argmin ½ ‖Φ(h(v)) − Φ(x)‖² from v¹        Levenberg–Marquardt in the box, J of `metric.jacobian`
 
 where h hears a sound as it may be in the recording:
@@ -29,7 +29,7 @@ eigenvectors of Σ, or rather of its n × n block for ν: directions, each with 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,10 @@ ALIKE = 0.1  # distance in features at which a refinement has come close enough
 PRIOR = 1 / 3  # variance of a number drawn from [−1, 1]
 UNSURE = (PRIOR / 2) ** 0.5  # spread of a direction above which the box says more of it than the sound
 MINOR = 0.3  # component of a unit vector that is not worth a word: less than a tenth of its square
+DESCENTS = 3  # in a run of the scan, from sounds that are at least APART in a parameter
+APART = 0.05
+ZOOM = 0.1  # around the closest sound, on either side
+MOST = 0.8  # of a sound's energy that is in its opening
 LEVEL_DB = 12  # of the sound in the recording, up or down
 
 
@@ -71,9 +75,9 @@ class Budget:
     """How long a search may take. The default finds two hundred of two hundred drums (chapter 9)."""
 
     n_sounds: int = 64  # of a generation of the scan
-    n_generations: int = 60  # of a run of the scan
+    n_generations: int = 30  # of each of the two evolutions in a run of the scan
     n_runs: int = 3  # of the scan, at most
-    n_iterations: int = 20  # of the refinement: so many sounds are tried at most
+    n_iterations: int = 20  # of a descent, in the scan or as the refinement: so many sounds are tried at most
 
 
 BUDGET = Budget()
@@ -165,11 +169,18 @@ def scan(
     seed: int = 0,
     budget: Budget = BUDGET,
     tell: Listener = lambda step: None,
+    opening: Map | None = None,
+    again: Map | None = None,
+    exact: bool = True,
 ) -> Tensor:
-    """The v whose sound is closest to x in coarse spectra, sought in the whole box [−1, 1]ⁿ by differential evolution.
+    """The v whose sound is closest to x in coarse spectra, sought in the whole box [−1, 1]ⁿ.
 
-    A population of sounds evolves for some generations. That now and then ends in a wrong valley; so it is run again,
-    from others, until one comes within a thousandth of ‖C(x)‖ or the budget is spent.
+    A population of sounds evolves by differential evolution; while it does, only their openings are made and heard, if
+    those will do. From the three closest that differ, `refine` descends in coarse spectra. If none ends close enough,
+    the closer half evolves further at full length, and the closest descends once more. All that now and then ends in a
+    wrong valley. So it is run again, from other sounds, until one comes close enough, two runs end at one distance, to
+    a hundredth of it, or the budget is spent. Close enough is a thousandth of ‖C(x)‖, or as close as the sound is to
+    itself through another noise.
 
     Parameters
     ----------
@@ -182,7 +193,11 @@ def scan(
     seed : int
     budget : Budget
     tell : callable
-        Told of every generation.
+        Told of every generation, and of every step of a descent.
+    opening : callable, optional
+        Makes the first samples of the synthesizer's sounds, in less time.
+    again : callable, optional
+        The synthesizer, heard through another noise.
 
     Returns
     -------
@@ -190,52 +205,109 @@ def scan(
     """
     coarse = CoarseSpectra(len(x), sample_rate).to(x.device)
     target = coarse(x)
-    enough = 1e-3 * float(target.norm())
-    best, v, n_heard = math.inf, start, 0
+    start = v = start.cpu().double()
+    best, n_heard = math.inf, 0
 
-    def distances(population: np.ndarray) -> np.ndarray:  # (n, B)
+    def hear(some: Tensor, h: Map) -> Tensor:  # distances (B,) of v (B, n)
         nonlocal n_heard
-        n_heard += population.shape[1]
+        n_heard += len(some)
         with torch.no_grad():
-            sounds = synthesizer(torch.from_numpy(population.T.copy()))
-            return (coarse(sounds) - target).norm(dim=-1).cpu().numpy()
+            sounds = h(some)
+            aim = target if sounds.shape[-1] == len(x) else coarse(x[: sounds.shape[-1]])
+            return (coarse(sounds) - aim).norm(dim=-1).cpu().double()
 
-    def generation(intermediate_result: OptimizeResult) -> bool:
+    def note(candidate: Tensor, distance: float) -> None:
         nonlocal best, v
-        if intermediate_result.fun < best:
-            best, v = float(intermediate_result.fun), torch.from_numpy(intermediate_result.x.copy())
+        if distance < best:
+            best, v = distance, candidate
         tell(Step("scan", n_heard, best, v.tolist()))
-        return best < enough
 
+    def evolve(population: Tensor, h: Map) -> Tensor:
+        def generation(closest: Tensor) -> None:
+            note(closest, float(hear(closest[None], synthesizer)))
+
+        return _evolve(population, lambda some: hear(some, h), budget.n_generations, random, generation)
+
+    def descend(candidate: Tensor) -> tuple[Tensor, float]:
+        nonlocal n_heard
+        before = n_heard
+
+        def iteration(step: Step) -> None:
+            nonlocal n_heard
+            n_heard = before + step.n_heard
+            note(torch.tensor(step.v, dtype=torch.float64), step.distance)
+
+        return refine(target, candidate, coarse, synthesizer, budget, iteration, 1e-2 * near, 1e-4)[:2]
+
+    def found() -> bool:
+        alike = 0.0
+        if again is not None:
+            with torch.no_grad():
+                twins = coarse(torch.cat([synthesizer(v[None]), again(v[None])]))
+            alike = 1.1 * float((twins[0] - twins[1]).norm())
+        return best < max(near, alike) or (not exact and sum(end < 1.05 * best for end in ends) > 1)
+
+    near = 1e-3 * float(target.norm())
+    ends: list[float] = []  # distances in which the runs have ended
     for run in range(budget.n_runs):
-        _evolve(distances, start, np.random.default_rng([seed, run]), budget, generation)
-        if best < enough:
-            break
+        random = np.random.default_rng([seed, run])
+        population = torch.from_numpy(random.uniform(-1, 1, (budget.n_sounds, len(start))))
+        population[0] = start
+        population = evolve(population, opening or synthesizer)
+        ends.append(math.inf)
+        candidates = _apart(population)
+        for i, candidate in enumerate(candidates):
+            candidates[i], distance = descend(candidate)
+            ends[-1] = min(ends[-1], distance)
+            if found():
+                return v
+        if not (exact or run):
+            continue
+        few = budget.n_sounds // 4
+        around = v + ZOOM * torch.from_numpy(random.uniform(-1, 1, (few, len(start))))
+        closer = torch.stack([v, *candidates, *population])[: max(few, 5)]
+        _, distance = descend(evolve(torch.cat([closer, around.clamp(-1, 1)]), synthesizer)[0])
+        ends[-1] = min(ends[-1], distance)
+        if found():
+            return v
     return v
 
 
+def _apart(population: Tensor) -> list[Tensor]:
+    """The first few v of a population (B, n) that are apart from one another."""
+    few: list[Tensor] = []
+    for v in population:
+        if len(few) < DESCENTS and all((v - other).abs().max() > APART for other in few):
+            few.append(v)
+    return few
+
+
 def _evolve(
-    distances: Callable[[np.ndarray], np.ndarray],
-    start: Tensor,
+    population: Tensor,
+    distances: Map,
+    n_generations: int,
     random: np.random.Generator,
-    budget: Budget,
-    generation: Callable[[OptimizeResult], bool],
-) -> None:
-    population = random.uniform(-1, 1, (budget.n_sounds, len(start)))
-    population[0] = start.cpu()
-    differential_evolution(
-        distances,
-        [(-1, 1)] * len(start),
-        init=population,
-        maxiter=budget.n_generations,
+    generation: Callable[[Tensor], None],
+) -> Tensor:
+    """What a population (B, n) becomes by differential evolution, the closest first; of each generation, it is told."""
+
+    def callback(intermediate_result: OptimizeResult) -> None:
+        generation(torch.from_numpy(intermediate_result.x.copy()))
+
+    result = differential_evolution(
+        lambda some: distances(torch.from_numpy(some.T.copy())).numpy(),
+        [(-1, 1)] * population.shape[1],
+        init=population.numpy(),
+        maxiter=n_generations,
         mutation=(0.4, 0.9),
         recombination=0.9,
         rng=random,
         vectorized=True,
         updating="deferred",
         polish=False,
-        callback=generation,
+        callback=callback,
     )
+    return torch.from_numpy(result.population[np.argsort(result.population_energies)])
 
 
 def refine(
@@ -245,12 +317,13 @@ def refine(
     synthesizer: Map,
     budget: Budget = BUDGET,
     tell: Listener = lambda step: None,
+    alike: float = ALIKE,
+    gain: float = 1e-2,
 ) -> tuple[Tensor, float, Tensor]:
     """Damped Gauss–Newton steps on ½ ‖Φ(h(v)) − S‖² from v, kept in the box [−1, 1]ⁿ.
 
     SciPy's trust-region reflective method: Levenberg and Marquardt's with the damping that the gain ratio allows,
-    each step the solution of the stacked system [J; √λ D]. Ends where a step gains less than 10⁻⁴ of the loss, or at
-    a distance of 0.1.
+    each step the solution of the stacked system [J; √λ D].
 
     Parameters
     ----------
@@ -261,6 +334,8 @@ def refine(
     budget : Budget
     tell : callable
         Told of every iteration.
+    alike, gain : floats
+        Distance at which it ends, and share of the loss that a step must gain, or it ends.
 
     Returns
     -------
@@ -268,39 +343,47 @@ def refine(
     distance : float, ‖Φ(h(v)) − S‖
     M : Tensor, shape (n, n), float64, the metric there
     """
-    count = 0
+    start = v.cpu().double().numpy()
+
+    def jacobian_at(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        S_v, J = jacobian(torch.from_numpy(v)[None], features, synthesizer)
+        return (S_v[0] - S).cpu().double().numpy(), J[0].cpu().double().numpy()
+
+    first, J_first = jacobian_at(start)
+    count, before = 1, float(np.linalg.norm(first))
 
     def residual(v: np.ndarray) -> np.ndarray:
         nonlocal count
+        if np.array_equal(v, start):
+            return first
         count += 1
         with torch.no_grad():
             return (features(synthesizer(torch.from_numpy(v)[None]))[0] - S).cpu().double().numpy()
 
     def J(v: np.ndarray) -> np.ndarray:
-        return jacobian(torch.from_numpy(v)[None], features, synthesizer)[1][0].cpu().double().numpy()
+        return J_first if np.array_equal(v, start) else jacobian_at(v)[1]
 
     def iteration(intermediate_result: OptimizeResult) -> None:
         distance = math.sqrt(2 * intermediate_result.cost)
         tell(Step("refine", count, distance, intermediate_result.x.tolist()))
-        if distance < ALIKE:
+        if distance < alike:
             raise StopIteration
 
-    start = v.cpu().double().numpy()
-    result = least_squares(
-        residual,
-        start,
-        J,
-        bounds=(-1, 1),
-        x_scale="jac",
-        ftol=1e-4,
-        max_nfev=budget.n_iterations,
-        callback=iteration,
-    )
-    before = float(np.linalg.norm(residual(start)))
-    if before**2 < 2 * result.cost:  # SciPy moves a start on the box's edge inwards, and may not get back
-        tell(Step("refine", count, before, start.tolist()))
-        return torch.from_numpy(start), before, gram(torch.from_numpy(J(start)))
-    return torch.from_numpy(result.x), math.sqrt(2 * result.cost), gram(torch.from_numpy(result.jac))
+    if before >= alike:
+        result = least_squares(
+            residual,
+            start,
+            J,
+            bounds=(-1, 1),
+            x_scale="jac",
+            ftol=gain,
+            max_nfev=budget.n_iterations,
+            callback=iteration,
+        )
+        if 2 * result.cost < before**2:  # SciPy moves a start on the box's edge inwards, and may not get back
+            return torch.from_numpy(result.x), math.sqrt(2 * result.cost), gram(torch.from_numpy(result.jac))
+    tell(Step("refine", count, before, start.tolist()))
+    return torch.from_numpy(start), before, gram(torch.from_numpy(J_first))
 
 
 def covariance(metric: Tensor, distance: float) -> Tensor:
@@ -400,10 +483,9 @@ def match(
     features = features or ear(model.config, device)
     end = int(x.nonzero()[-1]) + 1
     noise_std = noise_level(x[:end], band)
-    noise = noise_std * noise_like(len(x), end, band, seed).to(device)
-    h = heard_through(noise, synthesizer, float64_device(device))
+    noises = [noise_std * noise_like(len(x), end, band, each).to(device) for each in (seed, seed + 1)]
     with _Story(progress, tell) as story:
-        v, M, nu_encoder, nu_constant, distance = _search(x, h, model, features, seed, budget, story)
+        v, M, nu_encoder, nu_constant, distance = _search(x, noises, band == 1, model, features, seed, budget, story)
     n = len(synthesizer.parameters)
     nu = v[:n]
     return Match(
@@ -417,17 +499,25 @@ def match(
         nu_encoder=nu_encoder,
         nu_constant=nu_constant,
         distance=distance,
-        noise=noise.cpu(),
+        noise=noises[0].cpu(),
         noise_db=20 * math.log10(max(noise_std, 1e-9)),
         history=tuple(story.steps),
     )
 
 
 def _search(
-    x: Tensor, h: Map, model: AudioEncoder, features: Map, seed: int, budget: Budget, story: "_Story"
+    x: Tensor,
+    noises: list[Tensor],
+    exact: bool,
+    model: AudioEncoder,
+    features: Map,
+    seed: int,
+    budget: Budget,
+    story: "_Story",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
     """Predict, scan, refine: v, its metric, what the encoder predicted, its best constant, and their distances."""
-    synthesizer = model.config.synthesizer
+    synthesizer, where = model.config.synthesizer, float64_device(x.device)
+    h, again = (heard_through(noise, synthesizer, where) for noise in noises)
     with torch.no_grad():
         S, nu_encoder = features(x), model(x).cpu()
     constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * len(nu_encoder))
@@ -438,14 +528,29 @@ def _search(
             return torch.linalg.vector_norm(features(h(v)) - S, dim=-1).tolist()
 
     far, predicted = distances(at_own_level(torch.stack([nu_constant, nu_encoder]), synthesizer))
-    story.note(Step("predict", 1, predicted, at_own_level(nu_encoder, synthesizer).tolist()))
     start = at_own_level(nu_encoder, synthesizer)
-    v = scan(x, h, start, synthesizer.sample_rate, seed, budget, story.chapter())
+    story.note(Step("predict", 1, predicted, start.tolist()))
+    n = _opening(x, noises[0], synthesizer, nu_encoder)
+    opening = heard_through(noises[0][:n], replace(synthesizer, n_samples=n), where) if n < len(x) else None
+    v = scan(x, h, start, synthesizer.sample_rate, seed, budget, story.chapter(), opening, again, exact)
     (scanned,) = distances(v[None])
     v = start if predicted < scanned else v
     v, refined, M = refine(S, v, features, h, budget, story.chapter())
     distance = {"constant": far, "encoder": predicted, "scan": scanned, "match": refined}
     return v, M, nu_encoder, nu_constant, distance
+
+
+def _opening(x: Tensor, noise: Tensor, synthesizer: Synthesizer, nu: Tensor) -> int:
+    """Samples at the beginning of x (n_samples,) that have most of its energy: a quarter, a half or all of them.
+
+    All, if a synthesizer of short sounds does not make what others begin with.
+    """
+    energy = (x.square() - noise.square()).double().cumsum(0)
+    for n in (len(x) // 4, len(x) // 2):
+        if n >= 4 * CoarseSpectra.LONGEST and energy[n - 1] > MOST * energy[-1]:
+            short, whole = replace(synthesizer, n_samples=n)(nu), synthesizer(nu)
+            return n if torch.allclose(short, whole[:n], atol=1e-3) else len(x)
+    return len(x)
 
 
 def _recording(audio: Tensor | Recording | str | Path, synthesizer: Synthesizer) -> Recording:

@@ -159,12 +159,13 @@ class CoarseSpectra(nn.Module):
     Called on audio (..., n_samples) it returns (..., P), in float32.
     """
 
+    LONGEST = 4096  # samples of a frame
     window: Tensor
     weights: Tensor  # (bands, 2 × bins): one for the real and one for the imaginary part of each bin
 
     def __init__(self, n_samples: int, sample_rate: float) -> None:
         super().__init__()
-        self.n_fft = min(4096, n_samples // 4)
+        self.n_fft = min(self.LONGEST, n_samples // 4)
         hz = torch.fft.rfftfreq(self.n_fft, 1 / sample_rate)
         lowest, semitone = 35.0, 2 ** (1 / 12)
         n_bands = int(math.log(sample_rate / 2 / lowest, semitone))

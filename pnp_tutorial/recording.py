@@ -23,6 +23,8 @@ ONSET = 0.02  # of the peak: −34 dB
 CANCELLED = 0.01  # peak of the channels' mean, of the loudest channel's: −40 dB
 PASSED = 0.9  # of the lower of two bands, when a file's rate is converted: SoXR fades out above
 BLOCK = 2**18  # samples, of all channels together, that are read at once: 1 MB
+LEAD = 64  # samples before the onset from which a rate is converted: what a filter hears there is no silence
+QUIET = 2**13  # samples of which the mean is taken for zero, where they vary least: 0.2 s at 44.1 kHz
 NOISE = 2**18  # samples from the beginning in which the noise before the onset is measured: 6 s at 44.1 kHz
 
 
@@ -48,18 +50,19 @@ class _Survey(NamedTuple):
 
     rate: int  # Hz
     row: int  # of `_blocks` that is heard: 0, the mean of all channels, or 1 + a channel
-    mean: float
-    peak: float  # around that mean
+    offset: float  # of its zero: the mean of its quietest stretch
+    peak: float  # around that
 
 
 def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
     """Read any sound file as one channel, of the length and sample rate of a synthesizer's sounds.
 
-    Channels are averaged (if they cancel, the loudest is taken) and their mean over time is taken out. What comes
-    before the onset is left out: the first sample above a fiftieth of the peak and six times the noise of the first
-    seconds. The rest is cut or filled with zeros to the synthesizer's length, its rate is converted, and it is scaled
-    to a peak of 1. For a synthesizer whose sounds do not begin at once, or whose level has a meaning, the beginning or
-    the level stay as they are.
+    Channels are averaged (if they cancel, the loudest is taken) and set to zero where they are quietest: the mean over
+    all time need not be 0, and to take that out would be heard as a click. What comes before the onset, but for one
+    sample, is left out: that is the first above a fiftieth of the peak and six times the noise of the first seconds.
+    The rest is cut or filled with zeros to the synthesizer's length, its rate is converted, and it is scaled to a peak
+    of 1. For a synthesizer
+    whose sounds do not begin at once, or whose level has a meaning, the beginning or the level stay as they are.
 
     Raises
     ------
@@ -76,10 +79,14 @@ def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
             f"{path} is silent: its peak is {survey.peak:.1g} of full scale, expected at least {SILENCE:g}"
         )
     n_samples, sample_rate = synthesizer.n_samples, synthesizer.sample_rate
-    x = _read(path, survey, math.ceil((n_samples + 1) * survey.rate / sample_rate), synthesizer.from_onset)
-    y = soxr.resample(x, survey.rate, sample_rate)[:n_samples]
+    n = math.ceil((n_samples + 1) * survey.rate / sample_rate)
+    x, lead = _read(path, survey, n, synthesizer.from_onset)
+    early = max(0, math.floor(lead * sample_rate / survey.rate) - 1)
+    y = soxr.resample(x, survey.rate, sample_rate)[early : early + n_samples]
     if not y.any():
-        raise ValueError(f"{path} ends {len(x)} samples after its onset at {survey.rate} Hz: too few to be a sound")
+        raise ValueError(
+            f"{path} ends {len(x) - lead} samples after its onset at {survey.rate} Hz: too few to be a sound"
+        )
     band = 1.0 if survey.rate == sample_rate else PASSED * min(survey.rate / sample_rate, 1)
     gain = np.abs(y).max() if synthesizer.peak_normalized else 1.0
     return Recording(torch.from_numpy(np.pad(y, (0, n_samples - len(y))) / gain), band)
@@ -102,23 +109,30 @@ def _blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _survey(path: Path) -> _Survey:
-    n, rate = 0, 0
-    total, low, high = np.zeros(1), np.full(1, np.inf), np.full(1, -np.inf)
+    rate = 0
+    rest, low, high = np.zeros((1, 0)), np.full(1, np.inf), np.full(1, -np.inf)
+    offset, quietest = np.zeros(1), np.full(1, np.inf)
     for rate, rows in _blocks(path):  # noqa: B007
-        n += rows.shape[1]
-        total, low, high = total + rows.sum(1), np.minimum(low, rows.min(1)), np.maximum(high, rows.max(1))
-    if n == 0:
+        low, high = np.minimum(low, rows.min(1)), np.maximum(high, rows.max(1))
+        rest = np.concatenate([np.broadcast_to(rest, (len(rows), rest.shape[1])), rows], 1)
+        while rest.shape[1] >= QUIET:
+            stretch, rest = np.split(rest, [QUIET], 1)
+            spread = stretch.std(1)
+            offset = np.where(spread < quietest, stretch.mean(1), offset)
+            quietest = np.minimum(spread, quietest)
+    if not rate:
         raise ValueError(f"{path} is empty: it holds no samples")
-    mean = total / n
-    peak = np.maximum(high - mean, mean - low)
+    if not np.isfinite(quietest).all():
+        offset = rest.mean(1)
+    peak = np.maximum(high - offset, offset - low)
     loudest = 1 + int((high - low)[1:].argmax())
     row = loudest if peak[0] < CANCELLED * peak[loudest] else 0
-    return _Survey(rate, row, float(mean[row]), float(peak[row]))
+    return _Survey(rate, row, float(offset[row]), float(peak[row]))
 
 
-def _read(path: Path, survey: _Survey, n: int, from_onset: bool) -> np.ndarray:
-    """At most n samples, from the onset on, or from the first."""
-    parts = (rows[survey.row] - survey.mean for _, rows in _blocks(path))
+def _read(path: Path, survey: _Survey, n: int, from_onset: bool) -> tuple[np.ndarray, int]:
+    """At most n samples from the onset on, or from the first, and how many there are before it: at most LEAD."""
+    parts = (rows[survey.row] - survey.offset for _, rows in _blocks(path))
     x = np.concatenate([next(parts, np.zeros(0))])
     while len(x) < NOISE and (part := next(parts, None)) is not None:
         x = np.concatenate([x, part])
@@ -128,11 +142,13 @@ def _read(path: Path, survey: _Survey, n: int, from_onset: bool) -> np.ndarray:
         part = next(parts, None)
         if part is None:
             raise ValueError(f"{path} has changed while it was read")
-        x = part
-    x = x[above.argmax() :] if from_onset else x
-    while len(x) < n and (part := next(parts, None)) is not None:
+        x = np.concatenate([x[-LEAD:], part])
+    onset = int(above.argmax()) if from_onset else 0
+    lead = min(LEAD, onset)
+    x = x[onset - lead :]
+    while len(x) < lead + n and (part := next(parts, None)) is not None:
         x = np.concatenate([x, part])
-    return x[:n]
+    return x[: lead + n], lead
 
 
 def noise_level(x: Tensor, band: float = 1.0) -> float:
