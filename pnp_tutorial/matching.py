@@ -48,6 +48,7 @@ from .runtime import float64_device
 from .synthesizer import Synthesizer
 
 ALIKE = 0.1  # distance in features at which a refinement has come close enough
+UNIT = 1.0  # the same for a recording that no sound matches exactly; what is less does not tell sounds apart
 PRIOR = 1 / 3  # variance of a number drawn from [−1, 1]
 UNSURE = (PRIOR / 2) ** 0.5  # spread of a direction above which the box says more of it than the sound
 MINOR = 0.3  # component of a unit vector that is not worth a word: less than a tenth of its square
@@ -237,7 +238,7 @@ def scan(
             n_heard = before + step.n_heard
             note(torch.tensor(step.v, dtype=torch.float64), step.distance)
 
-        return refine(target, candidate, coarse, synthesizer, budget, iteration, 1e-2 * near, 1e-4)[:2]
+        return refine(target, candidate, coarse, synthesizer, budget, iteration, 1e-2 * near, 1e-3)[:2]
 
     def found() -> bool:
         alike = 0.0
@@ -247,7 +248,7 @@ def scan(
             alike = 1.1 * float((twins[0] - twins[1]).norm())
         return best < max(near, alike) or (not exact and sum(end < 1.05 * best for end in ends) > 1)
 
-    near = 1e-3 * float(target.norm())
+    near = (1e-3 if exact else 3e-3) * float(target.norm())
     ends: list[float] = []  # distances in which the runs have ended
     for run in range(budget.n_runs):
         random = np.random.default_rng([seed, run])
@@ -389,7 +390,7 @@ def refine(
 def covariance(metric: Tensor, distance: float) -> Tensor:
     """Of v (n, n), from the metric (n, n) at the match and its distance: as at the head of this module."""
     values, directions = eigen(metric)  # M spans ten decades: so rounding lets no variance be above that of the box
-    variances = 1 / (values.clamp_min(0) / max(distance, 1.0) ** 2 + 1 / PRIOR)
+    variances = 1 / (values.clamp_min(0) / max(distance, UNIT) ** 2 + 1 / PRIOR)
     return directions * variances @ directions.mT
 
 
@@ -535,7 +536,7 @@ def _search(
     v = scan(x, h, start, synthesizer.sample_rate, seed, budget, story.chapter(), opening, again, exact)
     (scanned,) = distances(v[None])
     v = start if predicted < scanned else v
-    v, refined, M = refine(S, v, features, h, budget, story.chapter())
+    v, refined, M = refine(S, v, features, h, budget, story.chapter(), ALIKE if exact else UNIT)
     distance = {"constant": far, "encoder": predicted, "scan": scanned, "match": refined}
     return v, M, nu_encoder, nu_constant, distance
 

@@ -83,7 +83,7 @@ def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
     x, lead = _read(path, survey, n, synthesizer.from_onset)
     early = max(0, math.floor(lead * sample_rate / survey.rate) - 1)
     y = soxr.resample(x, survey.rate, sample_rate)[early : early + n_samples]
-    if not y.any():
+    if not y.any() or (len(x) - lead) * sample_rate < survey.rate:
         raise ValueError(
             f"{path} ends {len(x) - lead} samples after its onset at {survey.rate} Hz: too few to be a sound"
         )
