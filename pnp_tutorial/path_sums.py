@@ -196,7 +196,7 @@ def path_sums(W: Tensor, Y: list[Tensor], n_alone: int, chunk: int, H: Tensor) -
     """
     y, *dY = Y
     if dY and W.is_cuda:
-        return complex_path_sums(W, Y, n_alone, chunk)
+        return complex_path_sums(W, Y, n_alone, chunk, H)
     t = y.shape[-1]
     y = torch.stack([y.real, y.imag], 1)
     if not dY:
@@ -229,14 +229,20 @@ def path_sums(W: Tensor, Y: list[Tensor], n_alone: int, chunk: int, H: Tensor) -
     return torch.cat([sums[:, None], tangents], 1)
 
 
-def complex_path_sums(W: Tensor, Y: list[Tensor], n_alone: int, chunk: int) -> Tensor:
+def complex_path_sums(W: Tensor, Y: list[Tensor], n_alone: int, chunk: int, H: Tensor) -> Tensor:
     """`path_sums` with tangents, in complex numbers."""
-    (B, n, _), K = Y[0].shape, len(Y) - 1
+    y, *dY = Y
+    (B, n, t_tangents), K = dY[0].shape, len(dY)
+    step, before, halo = (2, HALO, FRAMES) if t_tangents != y.shape[-1] else (1, 0, 0)
     W = with_conjugates(W, n_alone)
     sums, product = W.real.new_zeros(B, len(W)), W.new_zeros(B, K * n, len(W))
-    for y, *dy in zip(*(each.split(chunk, -1) for each in Y), strict=True):
-        Z = W @ y
-        sums += Z.abs().sum(-1)
-        product.baddbmm_(torch.cat(dy, -2), Z.sgn_().mH)
+    first = 0
+    for dy in zip(*(d.split(chunk, -1) for d in dY), strict=True):
+        frames = step * dy[0].shape[-1]
+        Z = W @ y[..., first : first + frames + halo]
+        first += frames
+        sums += Z[..., before : before + frames].abs().sum(-1)
+        Z = Z.sgn_() if halo == 0 else halve(Z.sgn_(), H.to(Z.dtype))
+        product.baddbmm_(torch.cat(dy, -2), Z.mH)
     tangents = (product.unflatten(1, (K, n)) * W.mT).sum(2).real
     return torch.cat([sums[:, None], tangents], 1)

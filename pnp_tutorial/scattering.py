@@ -262,15 +262,21 @@ class JTFS(Transform):
     def _sounding(self, bands: list[Band], rate: Rate) -> list[Tensor]:
         """Y₂ (B, n_inputs, t) of each sound and of each of its tangents, where the sound reaches, for `path_sums`."""
         first, last = rate.sounding.start, rate.sounding.stop
-        if bands[0].values.is_cuda:
-            return list(self._second_order(bands, rate)[..., first:last].unbind(1))
         n = bands[0].values.shape[1]
-        each = [[band._replace(values=band.values[:, d]) for band in bands] for d in range(n)]  # fits a cache
-        if len(each) == 1 or rate.half_psi is None:
-            return [self._second_order(one, rate)[..., first:last] for one in each]
-        Y = self._second_order(each[0], rate)
-        Y = Y[..., torch.arange(first - HALO, last - HALO + FRAMES, device=Y.device) % Y.shape[-1]]
-        return [Y] + [self._second_order(one, rate, True)[..., first // 2 : last // 2] for one in each[1:]]
+        few = max(1, n - 1) if bands[0].values.is_cuda else 1  # tangents at once: one fits a CPU's cache
+        halved = n > 1 and rate.half_psi is not None
+
+        def part(d: int, few: int, halved: bool) -> Tensor:
+            return self._second_order([b._replace(values=b.values[:, d : d + few]) for b in bands], rate, halved)
+
+        Y = part(0, 1, False)
+        if halved:
+            Y = Y[..., torch.arange(first - HALO, last - HALO + FRAMES, device=Y.device) % Y.shape[-1]]
+            first, last = first // 2, last // 2
+        else:
+            Y = Y[..., first:last]
+        parts = [part(d, few, halved)[..., first:last] for d in range(1, n, few)]
+        return [y for each in (Y, *parts) for y in each.unbind(1)]
 
     def _transform(self, x: Tensor) -> Tensor:
         local = self.T != "global"

@@ -330,11 +330,12 @@ def as_batch(rows: Rows, columns: list[int], config: TrainingConfig, device: tor
 
 def _batches(rows: Batch, order: Tensor, size: int, fabric: Fabric) -> Iterator[Batch]:
     """Batches of rows in an order; of each, the share of this process."""
-    for batch in order.split(size):
-        mine = batch[fabric.global_rank :: fabric.world_size]
-        here = mine.to(rows.nu.device)
+    share = slice(fabric.global_rank, None, fabric.world_size)
+    orders = (order.to(where).split(size) for where in (rows.S.device, rows.nu.device))  # once: a GPU does not wait
+    for batch_S, batch in zip(*orders, strict=True):
+        here = batch[share]
         given = (values if values is None else values[here] for values in (rows.M, rows.D, rows.features))
-        yield Batch(rows.S[mine.to(rows.S.device)], rows.nu[here], *given)
+        yield Batch(rows.S[batch_S[share]], rows.nu[here], *given)
 
 
 def shuffled(setup: Setup, epoch: int) -> Iterator[Batch]:

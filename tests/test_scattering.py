@@ -367,10 +367,41 @@ def test_path_sums_of_a_gpu_are_those_of_a_cpu():
     Y = list(torch.randn(1 + K, B, n, t, dtype=torch.complex128))
     Y[0][1, :, :9] = 0
     expected = path_sums.path_sums(stacked, Y, n_alone, chunk=16, H=torch.empty(0))
-    found = path_sums.complex_path_sums(stacked, Y, n_alone, chunk=16)
+    found = path_sums.complex_path_sums(stacked, Y, n_alone, chunk=16, H=torch.empty(0))
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
     W = torch.cat([W, W[n_alone:].conj()])
     assert torch.allclose(expected[:, 0], (W @ Y[0]).abs().sum(-1))
+
+
+def test_tangents_of_half_the_rate_are_alike_on_a_gpu(monkeypatch):
+    """Its way through M, on the CPU: all tangents at once, and complex sums."""
+    x = torch.randn(2, 2**14, generator=torch.Generator().manual_seed(1))
+    jtfs = JTFS(2**14, J=11, Q=(8, 1), J_fr=3)
+    assert any(rate.half_psi is not None for rate in jtfs.rates)
+    dx = torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(2))
+    S, dS = jtfs.push(x, dx)
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    halved = []
+    second_order, sounding = JTFS._second_order, JTFS._sounding
+
+    def on_gpu(self, bands, rate):
+        return sounding(self, [band._replace(values=band.values.as_subclass(OnGPU)) for band in bands], rate)
+
+    def watched(self, bands, rate, half=False):
+        plain = [band._replace(values=band.values.as_subclass(torch.Tensor)) for band in bands]
+        halved.append((half, plain[0].values.shape[1]))
+        return second_order(self, plain, rate, half)
+
+    monkeypatch.setattr(JTFS, "_sounding", on_gpu)
+    monkeypatch.setattr(JTFS, "_second_order", watched)
+    monkeypatch.setattr("pnp_tutorial.scattering.path_sums", path_sums.complex_path_sums)
+    found, d_found = jtfs.push(x, dx)
+    assert (True, 3) in halved, "all tangents of a sound at once, at half the rate"
+    assert torch.allclose(found, S, rtol=1e-4, atol=1e-6 * float(S.max()))
+    assert (d_found - dS).norm() < 1e-5 * dS.norm()
 
 
 def test_a_shorter_circle_changes_nothing(monkeypatch):
