@@ -1,12 +1,19 @@
-"""What the benchmarks need: a training step and a synthesizer to time, and the name of the processor."""
+"""What the benchmarks need: a training step and a synthesizer to time, and what they ran on."""
 
+import os
 import platform
+import subprocess
 from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
+from repository import ROOT
 from torch import Tensor
 
+from pnp_tutorial import __version__
 from pnp_tutorial.dataset import DatasetConfig, encoder_input
 from pnp_tutorial.encoder import Encoder
 from pnp_tutorial.synthesizer import Parameter, Synthesizer
@@ -20,28 +27,60 @@ def processor() -> str:
     return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
+def about() -> dict[str, Any]:
+    """Machine, versions and commit, as every results file of a benchmark has them."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
+    commit = subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip()
+    machine = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    versions = {name: version(name) for name in ("torch", "numpy", "scipy", "kymatio", "timm")}
+    return {
+        "machine": machine | {"system": platform.platform()},
+        "versions": versions | {"pnp_tutorial": __version__, "python": platform.python_version()},
+        "commit": commit or None,
+        "date": date.today().isoformat(),
+    }
+
+
 def training_step(
-    loss: str, nu: Tensor, data: DatasetConfig, dtype: torch.dtype, compiled: bool = False
+    loss: str, nu: Tensor, data: DatasetConfig, dtype: torch.dtype, how: str = "eager"
 ) -> Callable[[], object]:
-    """A step of the papers' encoder, or of what torch.compile makes of it, on what a data set holds."""
+    """A step of the papers' encoder on what a data set holds.
+
+    As it is ("eager"), with the network as torch.compile makes it ("compiled"), or, on a GPU, as one CUDA graph of all
+    its kernels ("graph"), which are then launched together.
+    """
     torch.manual_seed(0)
     scalogram = encoder_input(data).to(nu.device)
     M = torch.eye(nu.shape[1], dtype=nu.dtype, device=nu.device).expand(len(nu), -1, -1)
     batch = Batch(scalogram(data.synthesizer(nu)).half(), nu, M, M)
     value = make_loss(TrainingConfig(loss=loss), data, device=nu.device)  # type: ignore[arg-type]
     network = Encoder(nu.shape[1]).to(nu.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(network.parameters())
-    if compiled:
+    optimizer = torch.optim.Adam(network.parameters(), capturable=how == "graph")
+    if how == "compiled":
         network.compile()
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(nu.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(nu.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=how != "graph"):
             nu_hat = network(batch.S)
         value(nu_hat, batch, 1.0).backward()
         optimizer.step()
 
-    return step
+    return step if how != "graph" else captured(step)
+
+
+def captured(step: Callable[[], object]) -> Callable[[], object]:
+    """The kernels of a step as a CUDA graph: what replays them."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # what libraries choose and allocate at first is not captured
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def chord(n: int, n_samples: int, sample_rate: float) -> Synthesizer:
