@@ -100,8 +100,9 @@ arpeggio: $(INSTALLED) ## Train and test the arpeggiator's encoder that ships wi
 matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (an hour and a half in all)
 	$(BIN)/python tools/matching_study.py
 
-benchmark: $(INSTALLED) ## Time JTFS and metric against kymatio's development version (12 minutes on a quiet machine)
+benchmark: $(INSTALLED) ## Time drum, JTFS and metric against their peers, and how they grow (half an hour on a quiet machine)
 	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json
+	$(BIN)/python tools/growth.py pnp_tutorial/results/growth.json
 	$(BIN)/python tools/metric_cost.py pnp_tutorial/results/metric_cost.json
 
 compat: $(INSTALLED) ## Test with the oldest and the newest versions of all dependencies (10 minutes and 6 GB a Python)

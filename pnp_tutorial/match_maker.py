@@ -60,7 +60,7 @@ class Recorder(anywidget.AnyWidget):
 class MatchMaker(widgets.VBox):
     """Upload a sound or record one, press "Match", and watch how its parameters are found; then hear both.
 
-    While a match runs, which takes a minute or so, the kernel's main thread is busy with it: other cells wait. To give
+    While a match runs, for some seconds, the kernel's main thread is busy with it: other cells wait. To give
     it up, interrupt the kernel.
 
     Parameters

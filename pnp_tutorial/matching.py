@@ -176,12 +176,15 @@ def scan(
 ) -> Tensor:
     """The v whose sound is closest to x in coarse spectra, sought in the whole box [−1, 1]ⁿ.
 
-    A population of sounds evolves by differential evolution; while it does, only their openings are made and heard, if
+    A population of sounds evolves by differential evolution. While it does, only their openings are made and heard, if
     those will do. From the three closest that differ, `refine` descends in coarse spectra. If none ends close enough,
-    the closer half evolves further at full length, and the closest descends once more. All that now and then ends in a
-    wrong valley. So it is run again, from other sounds, until one comes close enough, two runs end at one distance, to
-    a hundredth of it, or the budget is spent. Close enough is a thousandth of ‖C(x)‖, or as close as the sound is to
-    itself through another noise.
+    the closest evolve further at full length, among others around the best of all, which descends once more. All that
+    now and then ends in a wrong valley. So it is run again, from other sounds, until one comes close enough or the
+    budget is spent.
+
+    Close enough is a thousandth of ‖C(x)‖, or as close as the sound is to itself through another noise. Of a recording
+    that no sound of the synthesizer can match exactly, three thousandths will do, or two runs that end at one distance,
+    to a twentieth of it.
 
     Parameters
     ----------
@@ -199,79 +202,116 @@ def scan(
         Makes the first samples of the synthesizer's sounds, in less time.
     again : callable, optional
         The synthesizer, heard through another noise.
+    exact : bool
+        Whether a sound of the synthesizer may be just that of x.
 
     Returns
     -------
     v : Tensor, shape (n,), float64, on the CPU
     """
-    coarse = CoarseSpectra(len(x), sample_rate).to(x.device)
-    target = coarse(x)
-    start = v = start.cpu().double()
-    best, n_heard = math.inf, 0
-
-    def hear(some: Tensor, h: Map) -> Tensor:  # distances (B,) of v (B, n)
-        nonlocal n_heard
-        n_heard += len(some)
-        with torch.no_grad():
-            sounds = h(some)
-            aim = target if sounds.shape[-1] == len(x) else coarse(x[: sounds.shape[-1]])
-            return (coarse(sounds) - aim).norm(dim=-1).cpu().double()
-
-    def note(candidate: Tensor, distance: float) -> None:
-        nonlocal best, v
-        if distance < best:
-            best, v = distance, candidate
-        tell(Step("scan", n_heard, best, v.tolist()))
-
-    def evolve(population: Tensor, h: Map) -> Tensor:
-        def generation(closest: Tensor) -> None:
-            note(closest, float(hear(closest[None], synthesizer)))
-
-        return _evolve(population, lambda some: hear(some, h), budget.n_generations, random, generation)
-
-    def descend(candidate: Tensor) -> tuple[Tensor, float]:
-        nonlocal n_heard
-        before = n_heard
-
-        def iteration(step: Step) -> None:
-            nonlocal n_heard
-            n_heard = before + step.n_heard
-            note(torch.tensor(step.v, dtype=torch.float64), step.distance)
-
-        return refine(target, candidate, coarse, synthesizer, budget, iteration, 1e-2 * near, 1e-3)[:2]
-
-    def found() -> bool:
-        alike = 0.0
-        if again is not None:
-            with torch.no_grad():
-                twins = coarse(torch.cat([synthesizer(v[None]), again(v[None])]))
-            alike = 1.1 * float((twins[0] - twins[1]).norm())
-        return best < max(near, alike) or (not exact and sum(end < 1.05 * best for end in ends) > 1)
-
-    near = (1e-3 if exact else 3e-3) * float(target.norm())
+    start = start.cpu().double()
+    closest = _Closest(x, synthesizer, start, sample_rate, budget, tell, 1e-3 if exact else 3e-3)
     ends: list[float] = []  # distances in which the runs have ended
     for run in range(budget.n_runs):
         random = np.random.default_rng([seed, run])
         population = torch.from_numpy(random.uniform(-1, 1, (budget.n_sounds, len(start))))
         population[0] = start
-        population = evolve(population, opening or synthesizer)
+        population = closest.evolve(population, opening or synthesizer, random)
         ends.append(math.inf)
+
+        def arrived(distance: float) -> bool:
+            ends[-1] = min(ends[-1], distance)
+            agreed = not exact and sum(end < 1.05 * closest.distance for end in ends) > 1
+            return agreed or closest.is_near(again)
+
         candidates = _apart(population)
         for i, candidate in enumerate(candidates):
-            candidates[i], distance = descend(candidate)
-            ends[-1] = min(ends[-1], distance)
-            if found():
-                return v
-        if not (exact or run):
-            continue
-        few = budget.n_sounds // 4
-        around = v + ZOOM * torch.from_numpy(random.uniform(-1, 1, (few, len(start))))
-        closer = torch.stack([v, *candidates, *population])[: max(few, 5)]
-        _, distance = descend(evolve(torch.cat([closer, around.clamp(-1, 1)]), synthesizer)[0])
-        ends[-1] = min(ends[-1], distance)
-        if found():
-            return v
-    return v
+            candidates[i], distance = closest.descend(candidate)
+            if arrived(distance):
+                return closest.v
+        if exact or run:
+            few = max(5, budget.n_sounds // 4)
+            best = torch.stack([closest.v, *candidates, *population])[:few]
+            around = closest.v + ZOOM * torch.from_numpy(random.uniform(-1, 1, (few, len(start))))
+            population = closest.evolve(torch.cat([best, around.clamp(-1, 1)]), synthesizer, random)
+            if arrived(closest.descend(population[0])[1]):
+                return closest.v
+    return closest.v
+
+
+class _Closest:
+    """The closest v so far in coarse spectra, and two ways to come closer. Every step is told."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        synthesizer: Map,
+        start: Tensor,
+        sample_rate: float,
+        budget: Budget,
+        tell: Listener,
+        near: float,
+    ) -> None:
+        self.x, self.synthesizer, self.budget, self.tell = x, synthesizer, budget, tell
+        self.coarse = CoarseSpectra(len(x), sample_rate).to(x.device)
+        self.target = self.coarse(x)
+        self.near = near * float(self.target.norm())
+        self.v, self.distance, self.n_heard = start, math.inf, 0
+
+    def _hear(self, v: Tensor, h: Map) -> Tensor:
+        """Distances (B,) of v (B, n), as far as h makes sounds."""
+        self.n_heard += len(v)
+        with torch.no_grad():
+            sounds = h(v)
+            n = sounds.shape[-1]
+            target = self.target if n == len(self.x) else self.coarse(self.x[:n])
+            return (self.coarse(sounds) - target).norm(dim=-1).cpu().double()
+
+    def _note(self, v: Tensor, distance: float) -> None:
+        if distance < self.distance:
+            self.v, self.distance = v, distance
+        self.tell(Step("scan", self.n_heard, self.distance, self.v.tolist()))
+
+    def is_near(self, again: Map | None) -> bool:
+        """Whether the closest is close enough, or as close as it is to itself through another noise."""
+        alike = 0.0
+        if again is not None:
+            with torch.no_grad():
+                one, other = self.coarse(torch.cat([self.synthesizer(self.v[None]), again(self.v[None])]))
+            alike = 1.1 * float((one - other).norm())
+        return self.distance < max(self.near, alike)
+
+    def evolve(self, population: Tensor, h: Map, random: np.random.Generator) -> Tensor:
+        """What a population (B, n) becomes by differential evolution in the sounds of h, the closest first."""
+
+        def generation(intermediate_result: OptimizeResult) -> None:
+            v = torch.from_numpy(intermediate_result.x.copy())
+            self._note(v, float(self._hear(v[None], self.synthesizer)))
+
+        result = differential_evolution(
+            lambda v: self._hear(torch.from_numpy(v.T.copy()), h).numpy(),
+            [(-1, 1)] * population.shape[1],
+            init=population.numpy(),
+            maxiter=self.budget.n_generations,
+            mutation=(0.4, 0.9),
+            recombination=0.9,
+            rng=random,
+            vectorized=True,
+            updating="deferred",
+            polish=False,
+            callback=generation,
+        )
+        return torch.from_numpy(result.population[np.argsort(result.population_energies)])
+
+    def descend(self, v: Tensor) -> tuple[Tensor, float]:
+        """Where `refine` ends in coarse spectra, and at which distance."""
+        before = self.n_heard
+
+        def iteration(step: Step) -> None:
+            self.n_heard = before + step.n_heard
+            self._note(torch.tensor(step.v, dtype=torch.float64), step.distance)
+
+        return refine(self.target, v, self.coarse, self.synthesizer, self.budget, iteration, 1e-2 * self.near, 1e-3)[:2]
 
 
 def _apart(population: Tensor) -> list[Tensor]:
@@ -281,34 +321,6 @@ def _apart(population: Tensor) -> list[Tensor]:
         if len(few) < DESCENTS and all((v - other).abs().max() > APART for other in few):
             few.append(v)
     return few
-
-
-def _evolve(
-    population: Tensor,
-    distances: Map,
-    n_generations: int,
-    random: np.random.Generator,
-    generation: Callable[[Tensor], None],
-) -> Tensor:
-    """What a population (B, n) becomes by differential evolution, the closest first; of each generation, it is told."""
-
-    def callback(intermediate_result: OptimizeResult) -> None:
-        generation(torch.from_numpy(intermediate_result.x.copy()))
-
-    result = differential_evolution(
-        lambda some: distances(torch.from_numpy(some.T.copy())).numpy(),
-        [(-1, 1)] * population.shape[1],
-        init=population.numpy(),
-        maxiter=n_generations,
-        mutation=(0.4, 0.9),
-        recombination=0.9,
-        rng=random,
-        vectorized=True,
-        updating="deferred",
-        polish=False,
-        callback=callback,
-    )
-    return torch.from_numpy(result.population[np.argsort(result.population_energies)])
 
 
 def refine(

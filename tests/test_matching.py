@@ -2,17 +2,30 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.dataset import ear
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
 from pnp_tutorial.evaluation import ear_distance
-from pnp_tutorial.matching import LEVEL_DB, UNSURE, Budget, covariance, heard_through, match, refine, scan, undetermined
+from pnp_tutorial.matching import (
+    LEVEL_DB,
+    UNSURE,
+    Budget,
+    _opening,
+    covariance,
+    heard_through,
+    match,
+    refine,
+    scan,
+    undetermined,
+)
 from pnp_tutorial.metric import eigen, riemannian_metric
 from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.recording import noise_like
@@ -20,6 +33,7 @@ from pnp_tutorial.scattering import JTFS, LogScattering
 
 QUICK = Budget(n_sounds=16, n_generations=8, n_runs=1, n_iterations=4)
 N_SHORT = 8192  # samples of the drums that are sought
+DRUM_OPENING = replace(DRUM, n_samples=2**14)
 THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)
 
 
@@ -67,6 +81,65 @@ def test_scan_is_reproducible():
     nu = torch.zeros(5, dtype=torch.float64)
     x = drums(nu[None] + 0.3)[0]
     assert torch.equal(scan(x, drums, nu, 22050, budget=QUICK), scan(x, drums, nu, 22050, budget=QUICK))
+
+
+def test_the_opening_is_what_has_most_of_the_energy():
+    """A quarter of a drum that fades, half of one that rings, all of a sound that short ones do not begin like."""
+    fades, rings = torch.tensor([[0.0, -0.8, 0, 0, 0], [0.0, 0.9, -0.9, 0, 0]], dtype=torch.float64)
+    silence = torch.zeros(DRUM.n_samples)
+    opening = partial(_opening, noise=silence)
+    assert opening(DRUM(fades, torch.float32), synthesizer=DRUM, nu=fades) == DRUM.n_samples // 4
+    assert opening(DRUM(rings, torch.float32), synthesizer=DRUM, nu=rings) in (DRUM.n_samples // 4, DRUM.n_samples // 2)
+    shifted = torch.cat([silence[:33_000], DRUM(fades, torch.float32)[:-33_000]])
+    assert opening(shifted, synthesizer=DRUM, nu=fades) == DRUM.n_samples
+    arpeggiator = replace(ARPEGGIATOR, n_samples=2**16)
+    nu = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    x = torch.cat([arpeggiator(nu).float()[2**15 :], torch.zeros(2**15)])
+    assert _opening(x, torch.zeros(2**16), arpeggiator, nu) == 2**16
+    short = replace(DRUM, n_samples=2**13)
+    assert _opening(short(fades, torch.float32), torch.zeros(2**13), short, fades) == 2**13
+
+
+def test_an_opening_finds_the_same_drum():
+    nu = torch.tensor([0.2, -0.3, 0.4, 0.1, 0.5], dtype=torch.float64)
+    lengths = []
+
+    def opening(v):
+        sounds = DRUM_OPENING(v, torch.float32)
+        lengths.append(sounds.shape[-1])
+        return sounds
+
+    def whole(v):
+        return DRUM(v, torch.float32)
+
+    found = scan(whole(nu[None])[0], whole, 0 * nu, 22050, seed=1, opening=opening)
+    assert (found - nu)[[0, 1, 4]].abs().max() < 0.005
+    assert set(lengths) == {2**14}
+
+
+def test_a_scan_of_what_no_drum_can_be_ends_where_two_runs_agree():
+    """Clipped: nothing comes close enough."""
+    nu = torch.tensor([0.2, -0.3, 0.4, 0.1, 0.5], dtype=torch.float64)
+    x = drums(nu[None])[0].clamp(-0.2, 0.2)
+    heard = {}
+    for exact in (True, False):
+        steps = []
+        scan(x / 0.2, drums, 0 * nu, 22050, tell=steps.append, exact=exact)
+        heard[exact] = steps[-1].n_heard
+    assert heard[False] < 0.75 * heard[True]
+
+
+def test_a_noisy_sound_need_not_be_closer_than_to_itself():
+    """Through another noise: one run will do, where without it three are made."""
+    nu = torch.tensor([0.2, -0.3, 0.4, 0.1, 0.5], dtype=torch.float64)
+    noises = 0.03 * torch.randn(3, N_SHORT, generator=torch.Generator().manual_seed(0))
+    x = drums(nu[None])[0] + noises[0]
+    steps = []
+    scan(x, lambda v: drums(v) + noises[1], 0 * nu, 22050, tell=steps.append, again=lambda v: drums(v) + noises[2])
+    once = len(steps)
+    steps.clear()
+    scan(x, lambda v: drums(v) + noises[1], 0 * nu, 22050, tell=steps.append)
+    assert once < len(steps) / 2
 
 
 def test_refinement_ends_at_the_drum_and_tells_what_is_unsure():

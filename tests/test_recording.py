@@ -13,6 +13,7 @@ from matching_study import FILES
 from pnp_tutorial import recording
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.recording import load_recording, noise_level
+from pnp_tutorial.scattering import paper_features
 
 THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)
 
@@ -50,6 +51,26 @@ def test_any_format_becomes_the_same_sound(tmp_path, name, subtype, rate, channe
     similarity = torch.nn.functional.cosine_similarity(spectrum, expected, dim=0)
     assert similarity > 0.99
     assert y[:100].abs().max() > 0.02  # the onset is at the start
+
+
+def test_a_late_drum_begins_where_it_began(tmp_path):
+    """Of the same rate, it is the drum, sample by sample: its mean, which is not 0, is no offset."""
+    x = rectangular_drum(THETA, 40_000).numpy()
+    late = np.concatenate([np.zeros(3000), 0.5 * x])
+    assert abs(late.mean()) > 1e-5
+    soundfile.write(tmp_path / "x.wav", late, 22050, subtype="DOUBLE")
+    y = load_audio(tmp_path / "x.wav", 40_000).numpy()
+    np.testing.assert_allclose(y, x, atol=1e-5)
+
+
+def test_a_drum_of_another_rate_sounds_as_it_did(tmp_path):
+    """No click where it is cut: a unit of distance is little, and it was four."""
+    x = rectangular_drum(THETA, dtype=torch.float32)
+    soundfile.write(tmp_path / "x.wav", FILES["44.1kHz"][0](x, 44_100), 44_100, subtype="FLOAT")
+    y = load_audio(tmp_path / "x.wav").float()
+    features = paper_features()
+    with torch.no_grad():
+        assert (features(y) - features(x)).norm() < 1
 
 
 def test_channels_that_cancel(tmp_path):

@@ -1,4 +1,4 @@
-"""Time the JTFS and the metric against kymatio's development version, and training steps of every loss.
+"""Time the drum against its direct sum, JTFS and metric against kymatio's development version, and training steps.
 
     python tools/benchmark.py pnp_tutorial/results/speed.json
 
@@ -10,14 +10,12 @@ another works. They take turns, so that a change of the machine's speed meets th
 import json
 import logging
 import multiprocessing
-import os
 import resource
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable
-from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +33,10 @@ N_SAMPLES, BATCH = 2**16, 4
 CONFIG: dict[str, Any] = {"J": 13, "Q": (12, 1), "J_fr": 5, "Q_fr": 1, "F": 2, "T": "global"}  # the paper's
 EPS = 1e-3
 TURNS = {"kymatio metric": 3, "kymatio JTFS": 7, "kymatio SCRAPL": 7, "metric": 21, "JTFS": 21}
+TURNS |= {"direct sum drum": 7, "drum": 21}
 TURNS |= {"step spectral": 3, "step mss": 7, "step pnp": 21, "step parameter": 21}
 STEP_BATCH = 16
+DRUM_BATCH = 32
 FLOOR = ("fft", "mm")  # part of the names of the operators that do FFTs and matrix products: aten::_fft_r2c, aten::bmm
 
 
@@ -148,12 +148,34 @@ def scrapl() -> Contestant:
     return Contestant(step, STEP_BATCH)
 
 
+def direct_sum(what: str) -> Contestant:
+    """The "drum" as its equation has it: every mode at every sample."""
+    from pnp_tutorial.drum import DRUM, modes
+
+    nu, _ = drums(BATCH)
+
+    def play() -> Tensor:
+        t = torch.arange(N_SAMPLES, dtype=torch.float64) / DRUM.sample_rate
+        sounds = []
+        for each in DRUM.to_theta(nu):
+            omega, sigma, a = (values[:, None] for values in modes(each))
+            audible = omega < torch.pi * DRUM.sample_rate
+            x = torch.where(audible, a * torch.exp(-sigma * t) * torch.sin(omega * t), 0).sum(0)
+            sounds.append((x / x.abs().max()).float())
+        return torch.stack(sounds)
+
+    return Contestant(play, BATCH)
+
+
 def ours(what: str) -> Contestant:
-    """The library's "JTFS" or "metric"."""
+    """The library's "JTFS", "metric" or "drum"."""
     from pnp_tutorial.drum import DRUM
     from pnp_tutorial.metric import riemannian_metric
     from pnp_tutorial.scattering import JTFS, LogScattering
 
+    if what == "drum":
+        nu, _ = drums(DRUM_BATCH)
+        return Contestant(torch.no_grad()(lambda: DRUM(nu, torch.float32)), DRUM_BATCH)
     nu, x = drums(BATCH)
     jtfs = JTFS(N_SAMPLES, **CONFIG)
 
@@ -187,7 +209,7 @@ def training_step(loss: str) -> Contestant:
 def serve(name: str, pipe: Connection) -> None:
     """Answer until told to stop: the seconds a sound, the peak memory, the floor, or the values in float64."""
     kind, _, what = name.rpartition(" ")
-    work, n_sounds, exact = {"kymatio": theirs, "step": training_step, "": ours}[kind](what)
+    work, n_sounds, exact = {"kymatio": theirs, "direct sum": direct_sum, "step": training_step, "": ours}[kind](what)
     forget_peak()  # what the sounds and torch itself take is not counted
     before = peak_bytes()
     while (command := pipe.recv()) != "stop":
@@ -222,7 +244,7 @@ def difference(ours: Values, theirs: Values) -> float:
 
 
 def main(path: Path) -> None:
-    from measured import processor  # not before: with the library comes another kymatio than that of some contestants
+    from measured import about  # not before: with the library comes another kymatio than that of some contestants
 
     download()
     context = multiprocessing.get_context("spawn")
@@ -246,11 +268,11 @@ def main(path: Path) -> None:
     results = {
         "seconds": seconds,  # a sound, turn by turn
         "bytes": {name: ask(name, "memory") for name in TURNS},
-        "floor": {name: ask(name, "floor") for name in ("JTFS", "metric")},
+        "floor": {name: ask(name, "floor") for name in ("drum", "JTFS", "metric")},
         "difference": difference(ask("JTFS", "values"), ask("kymatio JTFS", "values")),
-        "config": {"n_samples": N_SAMPLES, "batch": BATCH, **CONFIG},
-        "versions": {"torch": torch.__version__, "kymatio": version("kymatio"), "reference": WHEEL},
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "config": {"n_samples": N_SAMPLES, "batch": BATCH, "drum_batch": DRUM_BATCH, **CONFIG},
+        "reference": WHEEL,
+        **about(),
     }
     for name in TURNS:
         pipes[name].send("stop")
