@@ -108,7 +108,7 @@ benchmark: $(INSTALLED) ## Time drum, JTFS and metric against their peers, and h
 compat: $(INSTALLED) ## Test with the oldest and the newest versions of all dependencies (10 minutes and 6 GB a Python)
 	$(BIN)/python tools/compat.py $(PYTHONS) --jobs $(JOBS)
 
-gpu: $(INSTALLED) ## Measure what this machine's GPU does in a second: metrics, training steps (3 minutes)
+gpu: $(INSTALLED) ## Measure what this machine's GPU does in a second: metrics, training steps (5 minutes)
 	$(BIN)/python tools/device_benchmark.py pnp_tutorial/results/speed-cuda.json --device cuda
 
 $(INSTALLED): requirements.lock pyproject.toml

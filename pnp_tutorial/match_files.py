@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def match_files(
     synthesizer: Synthesizer | None = None,
     ear: str | Map | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Match recordings one after the other; a bad one is reported, and the others go on.
+    """Match recordings, on a CPU as many side by side as torch has threads; a bad one is reported, the others go on.
 
     Synthesizer and ear are those of the encoder, as in `load_encoder`, if they are none of the library.
 
@@ -62,7 +63,7 @@ def match_files(
 
     Yields
     ------
-    row : dict, as soon as a recording is done
+    row : dict, in the order of the recordings, as soon as one is done
         file; error (empty if there was none); the parameters, in their units, and their uncertainties, as
         <parameter>_uncertainty; what is undetermined, in words; the distances in features of "constant", "encoder",
         "scan" and "match"; level_db, noise_db, n_heard and n_iterations. Names are as `readable` has them.
@@ -83,11 +84,12 @@ def match_files(
     encoder_sum = _sum(shipped("encoder.safetensors") if encoder is None else Path(encoder))
     made_with = {"encoder": encoder_sum, "seed": seed, "budget": as_stored(budget), "version": __version__}
     made_with |= {"synthesizer": model.config.synthesizer.to_dict(), "ear": ear_name(model.config.ear)}
-    bar = tqdm(paths, unit="file", disable=None if progress and len(paths) > 1 else True)  # None: if this is a terminal
-    for i, (path, stem) in enumerate(zip(bar, stems, strict=True)):
+    alone = len(paths) == 1
+
+    def work(i: int) -> dict[str, Any]:
+        path, stem = paths[i], stems[i]
         wav, document = (Path(output_folder, f"{Path(path).stem}_matched.{kind}") for kind in ("wav", "json"))
         row: dict[str, Any] = {"file": readable(path), "error": ""}
-        done: dict[str, Any] = {}
         result, source = None, {}
         try:
             if (first := stems.index(stem)) < i:
@@ -95,17 +97,34 @@ def match_files(
             if len(os.fsencode(document.name)) > LONGEST_NAME:
                 raise ValueError(f"{path}: its match would have a name of more than {LONGEST_NAME} bytes: rename it")
             source = {"sound": _sum(Path(path)), **made_with}
-            done = _row(document, source) if wav.is_file() else {}
-            if not done:
-                result = match(path, model, features, seed, progress, budget=budget)
+            if wav.is_file() and (done := _row(document, source)):
+                return row | done
+            result = match(path, model, features, seed, progress and alone, budget=budget)
         except ValueError as error:
             row["error"] = readable(error)
         except Exception as error:  # whatever one file does, the others go on
             row["error"] = readable(f"{path} cannot be matched ({type(error).__name__}: {error})")
         if result is not None:
             save_match(result, wav, document, source)
-            done = _row(document, source)
-        yield row | done
+            row |= _row(document, source)
+        return row
+
+    rows = map(work, range(len(paths))) if alone else _side_by_side(work, len(paths), device)
+    yield from tqdm(rows, total=len(paths), unit="file", disable=True if alone or not progress else None)
+
+
+def _side_by_side(
+    work: Callable[[int], dict[str, Any]], n: int, device: torch.device | str
+) -> Iterator[dict[str, Any]]:
+    """The rows of n files, in order; on a CPU as many files at once as torch has threads, each in one thread."""
+    n_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+    pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) if n_threads > 1 else None
+    try:
+        yield from pool.map(work, range(n)) if pool else map(work, range(n))
+    finally:  # whoever interrupts waits for those that have begun, and no other
+        if pool:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(n_threads)
 
 
 def _sum(path: Path) -> str:

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pandas as pd
@@ -232,3 +234,41 @@ def test_a_folder_that_cannot_be_written_to_is_known_before_work(encoder, tmp_pa
     with pytest.raises(OSError, match="out"):
         table_of(write_drums(tmp_path / "in", 1), tmp_path / "out", encoder)
     assert made == []
+
+
+def test_a_folder_is_matched_side_by_side(encoder, tmp_path, monkeypatch):
+    """As many files at once as torch has threads; each is what it is alone, and the rows keep their order."""
+    paths = write_drums(tmp_path / "in", 3)
+    alone = pd.concat([table_of([path], tmp_path / "alone", encoder) for path in paths], ignore_index=True)
+    both = Barrier(2, timeout=60)
+
+    def meet(path, *rest, **options):
+        if path != paths[2]:
+            both.wait()  # breaks, and fails, unless two are at work
+        return match(path, *rest, **options)
+
+    n_threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(rooms, "match", meet)
+    together = table_of(paths, tmp_path / "together", encoder)
+    monkeypatch.undo()
+    assert (together.error == "").all()
+    pd.testing.assert_frame_equal(together, alone, rtol=1e-3)
+    torch.set_num_threads(n_threads)
+
+
+def test_who_stops_reading_rows_waits_for_no_other_file(encoder, tmp_path, monkeypatch):
+    paths = write_drums(tmp_path / "in", 6)
+    begun = []
+
+    def count(path, *rest, **options):
+        begun.append(path)
+        raise ValueError("not this one")
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(rooms, "match", lambda path, *rest, **options: count(path) if not time.sleep(0.3) else None)
+    rows = match_files(paths, tmp_path / "out", encoder, progress=False)
+    next(rows)
+    rows.close()
+    assert len(begun) < 6
+    assert begun[:2] == paths[:2] or begun[:2] == paths[1::-1]
