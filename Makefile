@@ -20,7 +20,7 @@ study encoder arpeggiator arpeggio: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 
 .DEFAULT_GOAL := help
 .PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study arpeggiator matching benchmark
-.PHONY: arpeggio compat gpu
+.PHONY: arpeggio compat gpu papers
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -82,6 +82,9 @@ bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (
 	$(BIN)/pnp dataset --config book/parameters/study.yaml
 	$(BIN)/python -c "from pnp_tutorial.bank import WEIGHTS, save_bank; save_bank('data/study.zarr', WEIGHTS / 'bank.safetensors')"
 	cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS
+
+papers: $(INSTALLED) ## Compute the papers' 100 000 metrics, piece by piece, for 100 minutes (about eleven hours in all)
+	$(BIN)/python tools/papers_bank.py
 
 study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about twelve hours on two cores)
 	$(BIN)/python tools/study.py
