@@ -100,7 +100,7 @@ arpeggio: $(INSTALLED) ## Train and test the arpeggiator's encoder that ships wi
 	cp runs/arpeggiator/$(ARPEGGIO)/evaluation/encoder.safetensors pnp_tutorial/weights/arpeggiator.safetensors
 	cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS
 
-matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (an hour and a half in all)
+matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (twenty minutes on two cores)
 	$(BIN)/python tools/matching_study.py
 
 benchmark: $(INSTALLED) ## Time drum, JTFS and metric against their peers, and how they grow (half an hour on a quiet machine)
