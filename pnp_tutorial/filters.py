@@ -73,7 +73,7 @@ def padded_length(n_samples: int, T: float) -> int:
 
 
 def morlet(N: int, wavelet: Wavelet, bins: np.ndarray) -> np.ndarray:
-    """Spectrum ψ̂ at some of N bins. That of kymatio's `morlet_1d`, which takes a hundred times as long for all bins."""
+    """Spectrum ψ̂ at some of N bins. That of kymatio's `morlet_1d`, which computes all."""
     xi, sigma = wavelet.xi, wavelet.sigma
 
     def gauss(f: Any) -> Any:  # folded, as the spectrum of a sampled signal is

@@ -559,7 +559,7 @@ def _opening(x: Tensor, noise: Tensor, synthesizer: Synthesizer, nu: Tensor) -> 
 
     All, if a synthesizer of short sounds does not make what others begin with.
     """
-    energy = (x.square() - noise.square()).double().cumsum(0)
+    energy = (x.square() - noise.square()).cpu().double().cumsum(0)  # mps has no float64
     for n in (len(x) // 4, len(x) // 2):
         if n >= 4 * CoarseSpectra.LONGEST and energy[n - 1] > MOST * energy[-1]:
             short, whole = replace(synthesizer, n_samples=n)(nu), synthesizer(nu)

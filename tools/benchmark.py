@@ -66,6 +66,14 @@ def forget_peak() -> None:
         forget.write_text("5", encoding="utf-8")
 
 
+def floor(work: Callable[[], object]) -> float:
+    """Share of the time of this thread that goes to FFTs and matrix products."""
+    with profile() as profiler:
+        work()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    return sum(t for key, t in times.items() if any(part in key for part in FLOOR)) / sum(times.values())
+
+
 def import_kymatio() -> None:
     """Import the development version, with the two patches without which it does not run."""
     sys.path.insert(0, str(FOLDER / "scrapl" / "kymatio"))
@@ -226,11 +234,8 @@ def serve(name: str, pipe: Connection) -> None:
         elif command == "floor":  # share of the time that goes to FFTs and matrix products, in one thread
             n_threads = torch.get_num_threads()
             torch.set_num_threads(1)
-            with profile() as profiler:
-                work()
+            pipe.send(floor(work))
             torch.set_num_threads(n_threads)
-            times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-            pipe.send(sum(t for key, t in times.items() if any(part in key for part in FLOOR)) / sum(times.values()))
         elif command == "values" and exact is not None:
             pipe.send(exact())
 

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark import FLOOR, forget_peak, peak_bytes
+from benchmark import floor, forget_peak, peak_bytes
 from measured import about
-from torch.profiler import profile
 from tqdm import tqdm
 
 from pnp_tutorial.drum import DRUM, rectangular_drum
@@ -101,13 +100,9 @@ def measure(kind: str, settings: dict[str, int]) -> dict[str, float]:
         work()
         seconds.append(time.perf_counter() - start)
     grown = peak_bytes() - before
-    with profile() as profiler:
-        work()
-    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
-    floor = sum(t for key, t in times.items() if any(part in key for part in FLOOR)) / sum(times.values())
     numbers = {"seconds": statistics.median(seconds), "fastest": min(seconds)}
     numbers = {name: value / settings["batch"] for name, value in numbers.items()}
-    return {name: float(f"{value:.4g}") for name, value in (numbers | {"bytes": grown, "floor": floor}).items()}
+    return {name: float(f"{value:.4g}") for name, value in (numbers | {"bytes": grown, "floor": floor(work)}).items()}
 
 
 def main(path: Path) -> None:
