@@ -7,7 +7,14 @@
 
 PNP with λ = 0 is the spectral loss to second order in ν̃ − ν; for large λ it is λ times half the summed
 P-loss (Han, Lostanlen and Lagrange, 2023, equations 3 to 8).
+
+All but MSS are squared distances, q = ‖ν̃ − ν‖², ‖Φ(g(ν̃)) − Φ(g(ν))‖² or (ν̃ − ν)ᵀ (M(ν) + λI) (ν̃ − ν). Matches are
+judged by distances, and so these losses have a second form, with `delta` > 0: the mean over the batch of
+√(q + δ²) − δ, the pseudo-Huber function of the distance. It is q / 2δ for distances far below δ and √q far above it,
+so that the pull of a sound does not grow with its error.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -21,25 +28,43 @@ def _check_pair(nu_hat: Tensor, nu: Tensor) -> None:
         raise ValueError(f"nu_hat and nu must have one shape (..., n), got {tuple(nu_hat.shape)} and {tuple(nu.shape)}")
 
 
-def parameter_loss(nu_hat: Tensor, nu: Tensor) -> Tensor:
-    """Mean squared error on ν, a scalar; raises ValueError if the shapes differ."""
+def root(q: Tensor, delta: float) -> Tensor:
+    """√(q + δ²) − δ of squared distances q, in their shape; raises ValueError unless δ > 0: √ has no slope at 0."""
+    if not 0 < delta < math.inf:
+        raise ValueError(f"expected delta > 0, got {delta}")
+    return (q + delta**2).sqrt() - delta
+
+
+def parameter_loss(nu_hat: Tensor, nu: Tensor, delta: float | None = None) -> Tensor:
+    """Mean squared error on ν, a scalar; with `delta`, the mean over the batch of `root` of ‖ν̃ − ν‖².
+
+    Raises ValueError if the shapes differ, or δ ≤ 0.
+    """
     _check_pair(nu_hat, nu)
-    return (nu_hat - nu.detach()).square().mean()
+    squares = (nu_hat - nu.detach()).square()
+    return squares.mean() if delta is None else root(squares.sum(-1), delta).mean()
 
 
-def spectral_loss(nu_hat: Tensor, nu: Tensor, features: Map, synthesizer: Map, target: Tensor | None = None) -> Tensor:
+def spectral_loss(
+    nu_hat: Tensor,
+    nu: Tensor,
+    features: Map,
+    synthesizer: Map,
+    target: Tensor | None = None,
+    delta: float | None = None,
+) -> Tensor:
     """½ ‖Φ(g(ν̃)) − Φ(g(ν))‖², mean over the batch, a scalar; Φ and g as in `metric.jacobian`.
 
     Differentiates through features and synthesizer: the costly loss that PNP approximates. `target` is Φ(g(ν)), where
-    it is known from before.
-    Raises ValueError if the shapes differ.
+    it is known from before. With `delta`, in features, it is `root` of the squared distance instead of half of it.
+    Raises ValueError if the shapes differ, or δ ≤ 0.
     """
     _check_pair(nu_hat, nu)
     if target is None:
         with torch.no_grad():
             target = features(synthesizer(nu.to(torch.float64)))
-    difference = features(synthesizer(nu_hat.to(torch.float64))) - target
-    return difference.square().sum(-1).mean() / 2
+    q = (features(synthesizer(nu_hat.to(torch.float64))) - target).square().sum(-1)
+    return (q / 2 if delta is None else root(q, delta)).mean()
 
 
 def mss_loss(nu_hat: Tensor, nu: Tensor, synthesizer: Map) -> Tensor:
@@ -53,8 +78,10 @@ def mss_loss(nu_hat: Tensor, nu: Tensor, synthesizer: Map) -> Tensor:
     return mss_distance(synthesizer(nu_hat.to(torch.float64)), target).mean()
 
 
-def pnp_loss(nu_hat: Tensor, nu: Tensor, metric: Tensor, damping: float | Tensor = 0.0) -> Tensor:
-    """½ (ν̃ − ν)ᵀ (M + λI) (ν̃ − ν), mean over the batch.
+def pnp_loss(
+    nu_hat: Tensor, nu: Tensor, metric: Tensor, damping: float | Tensor = 0.0, delta: float | None = None
+) -> Tensor:
+    """½ (ν̃ − ν)ᵀ (M + λI) (ν̃ − ν), mean over the batch; with `delta`, `root` of the form instead of half of it.
 
     Parameters
     ----------
@@ -64,6 +91,8 @@ def pnp_loss(nu_hat: Tensor, nu: Tensor, metric: Tensor, damping: float | Tensor
         M(ν), precomputed by `metric.riemannian_metric`.
     damping : float or scalar Tensor
         λ ≥ 0.
+    delta : float > 0, optional
+        δ, in the units of the root of the form.
 
     Returns
     -------
@@ -72,7 +101,7 @@ def pnp_loss(nu_hat: Tensor, nu: Tensor, metric: Tensor, damping: float | Tensor
     Raises
     ------
     ValueError
-        If the shapes do not agree or λ < 0.
+        If the shapes do not agree, λ < 0 or δ ≤ 0.
     """
     _check_pair(nu_hat, nu)
     if metric.shape != (*nu.shape, nu.shape[-1]):
@@ -81,5 +110,6 @@ def pnp_loss(nu_hat: Tensor, nu: Tensor, metric: Tensor, damping: float | Tensor
         raise ValueError(f"expected damping ≥ 0, got {float(damping):g}")
     error = (nu_hat - nu.detach()).to(torch.float64)
     M = metric.detach().to(torch.float64)
-    quadratic = torch.einsum("...i,...ij,...j->...", error, M, error)
-    return (quadratic + damping * error.square().sum(-1)).mean() / 2
+    q = torch.einsum("...i,...ij,...j->...", error, M, error) + damping * error.square().sum(-1)
+    # rounding may leave a form of zero just below it
+    return (q / 2 if delta is None else root(q.clamp_min(0), delta)).mean()

@@ -82,6 +82,14 @@ class TrainingConfig:
     lambda_0
         The first λ; if not given, the one that just outweighs M for every training sound: with "identity" the
         largest eigenvalue.
+    root
+        δ: minimize `losses.root`, a distance, instead of its square. For the PNP loss in units of √(λ d + m), by which
+        distances are divided; for the P-loss in ν; for the spectral loss in features. MSS is a distance as it is.
+    n_train
+        Sounds to train on, drawn from the training set, the same for every seed: the drawn ones of a smaller number are
+        among those of a larger one. All, if not given.
+    n_validation
+        Sounds to validate on, drawn in the same way.
     known
         Names of parameters that are given to the loss, and that the encoder need not predict.
     backbone
@@ -118,6 +126,9 @@ class TrainingConfig:
     damping: Literal["constant", "scheduled", "adaptive"] = "adaptive"
     damping_shape: Shape = "identity"
     lambda_0: float | None = None
+    root: float | None = None
+    n_train: int | None = None
+    n_validation: int | None = None
     known: tuple[str, ...] = ()
     backbone: str = "efficientnet_b0"  # the paper's
     start_from: str | None = None
@@ -170,7 +181,7 @@ class Setup(NamedTuple):
     train: Batch  # all rows of the split
     validation: Batch
     loss: Loss
-    m: float  # by which the loss without damping is divided
+    unit: float  # of the loss without damping
     batch_size: int  # of all processes together
     n_steps: int  # an epoch
 
@@ -194,7 +205,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     -------
     history : DataFrame, one row an epoch
         epoch, damping (the λ of that epoch), training_loss (as minimized), validation_loss (without damping, in
-        squared features for "pnp" and "spectral"), record, seconds (of its steps, without validation).
+        squared features for "pnp" and "spectral", or in features where they are roots), record, seconds (of its steps,
+        without validation).
 
     Raises
     ------
@@ -217,7 +229,9 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
             batches, damping = shuffled(setup, epoch), state.damping.value
             training_loss = train_one_epoch(encoder, state.optimizer, setup.loss, batches, damping, fabric, bar)
             seconds = time.perf_counter() - start
-            validation_loss = validate(state.network, setup.loss, setup.validation, setup.batch_size, fabric) * setup.m
+            validation_loss = setup.unit * validate(
+                state.network, setup.loss, setup.validation, setup.batch_size, fabric
+            )
             losses = {"training_loss": training_loss, "validation_loss": validation_loss}
             _refuse_infinity(config, epoch, losses)
             record = keep_or_undo(state, epoch, validation_loss)
@@ -299,21 +313,31 @@ def make_loss(
         return data.synthesizer(nu, torch.float32)
 
     def parameter(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
-        return parameter_loss(nu_hat, batch.nu[:, columns])
+        return parameter_loss(nu_hat, batch.nu[:, columns], config.root)
 
     def pnp(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
         assert batch.M is not None
         assert batch.D is not None
-        return pnp_loss(nu_hat, batch.nu[:, columns], batch.M + damping * batch.D) / (damping * d + m)
+        return pnp_loss(nu_hat, batch.nu[:, columns], (batch.M + damping * batch.D) / (damping * d + m), 0, config.root)
 
     def mss(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
         return mss_loss(complete(nu_hat, batch.nu, columns), batch.nu, synthesizer)
 
     def spectral(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
         predicted = complete(nu_hat, batch.nu, columns)
-        return spectral_loss(predicted, batch.nu, features, synthesizer, target=batch.features)
+        return spectral_loss(predicted, batch.nu, features, synthesizer, batch.features, config.root)
 
     return {"parameter": parameter, "pnp": pnp, "mss": mss, "spectral": spectral}[config.loss]
+
+
+def drawn(rows: Rows, n: int | None, what: str) -> Rows:
+    """n of some rows, at random; raises ValueError if there are not so many."""
+    if n is None:
+        return rows
+    if n > len(rows.nu):
+        raise ValueError(f"expected at most the {len(rows.nu)} {what}, got {n}")
+    some = torch.randperm(len(rows.nu), generator=torch.Generator().manual_seed(0))[:n].sort().values
+    return rows._replace(**{name: values[some] for name, values in rows._asdict().items() if values is not None})
 
 
 def as_batch(rows: Rows, columns: list[int], config: TrainingConfig, device: torch.device) -> Batch:
@@ -387,6 +411,12 @@ def check(config: TrainingConfig) -> None:
         raise ValueError(f"expected batch_size ≥ 2, which batch normalization needs, got {config.batch_size}")
     if not 0 < config.epoch_share <= 1:
         raise ValueError(f"expected epoch_share in (0, 1], got {config.epoch_share}")
+    for name in ("root", "n_train", "n_validation"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"expected {name} > 0, got {value}")
+    if config.root is not None and config.loss == "mss":
+        raise ValueError(f"expected no root with the loss mss, which is a distance already, got root = {config.root}")
     for name in ("lambda_0", "final_learning_rate", "seed"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
@@ -417,12 +447,15 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     for split, rows in splits.items():
         if not len(rows.nu):
             raise ValueError(f"{config.data} has no sounds for {split}: build a larger one")
+    for split, n in (("train", config.n_train), ("validation", config.n_validation)):
+        splits[split] = drawn(splits[split], n, f"{split} sounds of {config.data}")
     columns = sought(data, config.known)
     train, validation = (as_batch(rows, columns, config, fabric.device) for rows in splits.values())
     batch_size, world = min(config.batch_size, len(train.nu)), fabric.world_size
     if batch_size % world:
         raise ValueError(f"expected a batch size that {world} processes can share equally, got {batch_size}")
     damping, d, m = _first_damping(config, train)
+    unit = m if config.root is None else math.sqrt(m)
     loss = make_loss(config, data, d, m, fabric.device)
     n_steps = max(1, int(config.epoch_share * len(train.nu)) // batch_size)
 
@@ -434,7 +467,7 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     if world > 1 and fabric.device.type == "cuda":
         network = timm.layers.convert_sync_batchnorm(network)
     state = State(network, torch.optim.Adam(network.parameters(), lr=config.learning_rate), damping)
-    return Setup(config, data, fabric, precision, train, validation, loss, m, batch_size, n_steps), state
+    return Setup(config, data, fabric, precision, train, validation, loss, unit, batch_size, n_steps), state
 
 
 def _first_weights(config: TrainingConfig, network: Encoder, data: DatasetConfig) -> dict[str, Tensor]:

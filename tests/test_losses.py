@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,50 @@ def test_pnp_loss_keeps_its_digits_where_the_metric_spans_many_decades():
     M = torch.diag(torch.tensor([1e20, 1.0], dtype=torch.float32))
     nu_hat = torch.tensor([[1e-10, 2.0]], dtype=torch.float32)
     assert losses.pnp_loss(nu_hat, torch.zeros(1, 2), M[None]).item() == pytest.approx(0.5 * (1 + 4), rel=1e-6)
+
+
+@pytest.mark.parametrize("delta", [0.02, 5.0])
+def test_roots_are_distances_of_each_sound(pair, delta):
+    """√(q + δ²) − δ, sound by sound, of the forms that the losses without `delta` halve, sum or average."""
+    nu, direction, M = pair
+    nu, M = nu.expand(3, 5), M.expand(3, 5, 5)
+    nu_hat = nu + torch.tensor([[0.0], [0.01], [0.1]]) * direction
+
+    def expected(q):
+        return ((q + delta**2).sqrt() - delta).mean()
+
+    error = nu_hat - nu
+    form = (error[:, None] @ (M + 7 * torch.eye(5)) @ error[:, :, None]).flatten()
+    q = (features(short_drum(nu_hat)) - features(short_drum(nu))).square().sum(-1)
+    torch.testing.assert_close(losses.parameter_loss(nu_hat, nu, delta), expected(error.square().sum(-1)))
+    torch.testing.assert_close(losses.pnp_loss(nu_hat, nu, M, 7.0, delta), expected(form))
+    root = losses.spectral_loss(nu_hat, nu, features, short_drum, delta=delta)
+    torch.testing.assert_close(root, expected(q), rtol=1e-4, atol=1e-6)
+    assert losses.pnp_loss(nu, nu, M, 7.0, delta) == 0
+
+
+def test_the_pull_of_a_root_does_not_grow_with_the_error():
+    nu_hat = torch.tensor([[0.0, 0.0], [3e-3, 4e-3], [30.0, 40.0]], dtype=torch.float64, requires_grad=True)
+    losses.parameter_loss(nu_hat, torch.zeros(3, 2, dtype=torch.float64), delta=0.05).backward()
+    pull = 3 * nu_hat.grad.norm(dim=1)  # of the sum, not of the mean
+    assert pull[0] == 0
+    assert pull[1] == pytest.approx(0.005 / math.hypot(0.005, 0.05))
+    assert pull[2] == pytest.approx(1, abs=1e-5)
+
+
+def test_roots_of_forms_that_rounding_made_negative():
+    M = torch.diag(torch.tensor([1.0, -1e-9], dtype=torch.float64))
+    nu_hat = torch.tensor([[0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    loss = losses.pnp_loss(nu_hat, torch.zeros(1, 2, dtype=torch.float64), M[None], delta=1e-6)
+    loss.backward()
+    assert loss == 0
+    assert nu_hat.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("delta", [0.0, -1.0, math.nan, math.inf])
+def test_a_root_needs_a_width(delta):
+    with pytest.raises(ValueError, match="expected delta > 0"):
+        losses.parameter_loss(torch.zeros(2, 5), torch.zeros(2, 5), delta)
 
 
 def test_mismatched_shapes_and_negative_damping_are_named():

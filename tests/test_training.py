@@ -385,6 +385,45 @@ def test_pnp_is_rescaled_and_the_validation_loss_is_not(tiny_data, tiny_training
     assert results["validation_loss"] == pytest.approx(float(recomputed), rel=0.05)  # weights in float16
 
 
+def test_pnp_root_is_of_the_rescaled_form(tiny_data, tiny_training):
+    drums = load(tiny_data.data, "validation")
+    nu_hat, D = torch.zeros_like(drums.nu), damping_matrix(drums.metric)
+    loss = make_loss(replace(tiny_training, root=0.02), tiny_data, d=2.0, m=4.0)
+    expected = pnp_loss(nu_hat, drums.nu, (drums.metric + 3 * D) / 10, delta=0.02)
+    assert torch.allclose(loss(nu_hat, Batch(drums.scalogram, drums.nu, drums.metric, D), 3.0), expected)
+    parameter = make_loss(replace(tiny_training, loss="parameter", root=0.05), tiny_data)
+    batch = Batch(drums.scalogram, drums.nu)
+    assert torch.allclose(parameter(nu_hat, batch, 0.0), parameter_loss(nu_hat, drums.nu, 0.05))
+
+
+def test_the_validation_loss_of_a_root_is_in_features(tiny_data, tiny_training, tmp_path):
+    """√(eᵀMe + δ²m) − δ√m, with m the median of tr M / n."""
+    config = replace(tiny_training, root=0.02, output_folder=str(tmp_path))
+    history = fit(config, progress=False)
+    drums, M = load(tiny_data.data, "validation"), load(tiny_data.data).metric
+    m = float(M.diagonal(dim1=1, dim2=2).mean(-1).median())
+    best = load_encoder(tmp_path / "encoder.safetensors")
+    with torch.no_grad():
+        nu_hat = best.encoder(drums.scalogram)
+    recomputed = pnp_loss(nu_hat, drums.nu, drums.metric, delta=0.02 * math.sqrt(m))
+    assert history.validation_loss.min() == pytest.approx(float(recomputed), rel=0.05)  # weights in float16
+
+
+def test_a_part_of_the_sounds(tiny_data, tiny_training, tmp_path):
+    """A smaller part is in a larger one, whatever the seed; the network sees no other sounds."""
+    parts = {}
+    for n, seed in ((2, 0), (5, 1), (5, 2)):
+        config = replace(tiny_training, n_train=n, n_validation=1, seed=seed, output_folder=str(tmp_path / "run"))
+        setup, _ = training.set_up(config)
+        parts[n, seed] = {tuple(row) for row in setup.train.nu.tolist()}
+        assert len(setup.train.nu) == len(setup.train.S) == len(setup.train.M) == n
+        assert len(setup.validation.nu) == 1
+        row = (load(tiny_data.data).nu == setup.train.nu[0]).all(1).nonzero()[0]
+        assert torch.equal(load(tiny_data.data).metric[row][0], setup.train.M[0])
+    assert parts[2, 0] < parts[5, 1] == parts[5, 2]
+    assert not (tmp_path / "run").exists()
+
+
 def test_known_pitch_leaves_omega_out(tiny_data, tiny_training):
     config = replace(tiny_training, known=("log_omega",))
     drums = load(tiny_data.data, "test")
@@ -425,6 +464,11 @@ def test_results_say_how_they_came_about(tiny_data, tiny_training):
         ({"n_epochs": 0}, "n_epochs > 0, got 0"),
         ({"learning_rate": math.nan}, "learning_rate > 0, got nan"),
         ({"seed": -1}, "seed ≥ 0, got -1"),
+        ({"root": 0.0}, "root > 0, got 0"),
+        ({"loss": "mss", "root": 0.1}, "no root with the loss mss"),
+        ({"n_train": 0}, "n_train > 0, got 0"),
+        ({"n_train": 10**6}, r"at most the \d+ train sounds of .*, got 1000000"),
+        ({"n_validation": 10**6}, r"at most the \d+ validation sounds"),
         ({"backbone": "resnet_of_mine"}, "timm has no network 'resnet_of_mine'"),
     ],
 )
