@@ -15,11 +15,11 @@ export OMP_WAIT_POLICY = PASSIVE
 test: export OMP_NUM_THREADS = 1
 test: export CHROME := $(CHROME)
 # Memory that a training step frees is kept for the next (glibc): a third faster than to ask for it anew.
-study encoder arpeggiator arpeggio: export MALLOC_MMAP_MAX_ = 0
-study encoder arpeggiator arpeggio: export MALLOC_TRIM_THRESHOLD_ = 100000000000
+study scaling encoder arpeggiator arpeggio: export MALLOC_MMAP_MAX_ = 0
+study scaling encoder arpeggiator arpeggio: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 
 .DEFAULT_GOAL := help
-.PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study arpeggiator matching benchmark
+.PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study scaling arpeggiator matching benchmark
 .PHONY: arpeggio compat gpu papers
 
 help: ## List the targets
@@ -88,6 +88,9 @@ papers: $(INSTALLED) ## Compute the papers' 100 000 metrics, piece by piece, for
 
 study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about twelve hours on two cores)
 	$(BIN)/python tools/study.py
+
+scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (about ten hours on two cores)
+	$(BIN)/python tools/scaling.py
 
 arpeggiator: $(INSTALLED) ## Train and test every row of chapter 10's study that is missing (about four hours on two cores)
 	$(BIN)/python tools/arpeggiator_study.py

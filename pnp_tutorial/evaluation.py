@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -137,6 +138,40 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         interval = scipy.stats.bootstrap(sample, np.mean, method="percentile", rng=generator).confidence_interval
         summary[name] = {"mean": float(values.mean()), "low": float(interval.low), "high": float(interval.high)}
     return pd.DataFrame.from_dict(summary, orient="index")
+
+
+def paired_gain(far: ArrayLike, near: ArrayLike, n_resamples: int = 4000, seed: int = 0) -> dict[str, float]:
+    """By how much one loss comes closer than another, and how sure that is, over seeds and over sounds.
+
+    Every seed of both is tested on the same sounds, so that the bootstrap draws seeds and, crossed with them, sounds,
+    both with replacement. (Of few seeds a bootstrap knows little: with five, the interval is somewhat too narrow.)
+
+    Parameters
+    ----------
+    far, near : arrays, shape (n_seeds, n_sounds)
+        Distances of both; the same seed in the same row, the same sound in the same column.
+    n_resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict of mean, low and high
+        Mean of far − near, and its 95 % interval; and `effect`, the mean divided by the standard deviation of the
+        seeds' means (not a number with one seed).
+
+    Raises ValueError unless both have one shape of two axes, of at least one seed and one sound.
+    """
+    gain = np.asarray(far, dtype=float) - np.asarray(near, dtype=float) if np.shape(far) == np.shape(near) else None
+    if gain is None or gain.ndim != 2 or not gain.size:
+        raise ValueError(f"expected two arrays of one shape (seeds, sounds), got {np.shape(far)} and {np.shape(near)}")
+    n_seeds, n_sounds = gain.shape
+    random = np.random.default_rng(seed)
+    seeds = random.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_resamples) / n_seeds
+    sounds = random.multinomial(n_sounds, np.full(n_sounds, 1 / n_sounds), n_resamples) / n_sounds
+    low, high = np.quantile(((seeds @ gain) * sounds).sum(1), [0.025, 0.975])
+    spread = gain.mean(1).std(ddof=1) if n_seeds > 1 else np.nan
+    mean = gain.mean()
+    return {"mean": float(mean), "low": float(low), "high": float(high), "effect": float(mean / spread)}
 
 
 def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from pnp_tutorial.evaluation import (
     best_constant,
     ear_distance,
     evaluate,
+    paired_gain,
     predict,
     report,
     summarize,
@@ -122,3 +123,41 @@ def test_report_refuses_other_scalograms(tiny_data, tiny_training, tmp_path):
     encoder = str(Path(tiny_training.output_folder) / "encoder.safetensors")
     with pytest.raises(ValueError, match="scalograms with J = 6, but .* has 7"):
         report(EvaluationConfig(encoder, other.data, str(tmp_path), device="cpu"), progress=False)
+
+
+def test_a_paired_gain_of_one_seed_is_the_bootstrap_over_sounds():
+    far = np.random.default_rng(0).normal(3, 1, (1, 400))
+    gain = paired_gain(far, np.zeros((1, 400)))
+    assert gain["mean"] == pytest.approx(far.mean())
+    assert gain["high"] - gain["low"] == pytest.approx(2 * 1.96 / 20, rel=0.1)
+    assert np.isnan(gain["effect"])
+
+
+def test_a_paired_gain_is_as_uncertain_as_seeds_are():
+    """Seeds that differ by much more than sounds: what matters is how many there are."""
+    random = np.random.default_rng(1)
+    each = random.normal(0, 1, (40, 1))
+    far = each + random.normal(2, 0.1, (40, 500))
+    near = random.normal(1, 0.1, (40, 500))
+    gain = paired_gain(far, near)
+    assert gain["high"] - gain["low"] == pytest.approx(2 * 1.96 * each.std() / 40**0.5, rel=0.1)
+    assert gain["effect"] == pytest.approx((far - near).mean() / (far - near).mean(1).std(ddof=1))
+    back = paired_gain(near, far)
+    assert back["mean"] == pytest.approx(-gain["mean"])
+
+
+def test_paired_gains_cover_the_truth():
+    """Of a hundred experiments with ten seeds, some ninety; were sounds or seeds left out, far fewer."""
+    random, hits = np.random.default_rng(2), 0
+    for k in range(100):
+        seeds, sounds = random.normal(0, 0.3, (10, 1)), random.normal(0, 2, (1, 60))
+        far = 1 + seeds + sounds + random.normal(0, 0.2, (10, 60))
+        gain = paired_gain(far, np.zeros_like(far), 1000, seed=k)
+        hits += gain["low"] < 1 < gain["high"]
+    assert 85 <= hits <= 99
+
+
+@pytest.mark.parametrize("shapes", [((3, 4), (3, 5)), ((4,), (4,)), ((0, 4), (0, 4))])
+def test_distances_that_are_not_paired(shapes):
+    with pytest.raises(ValueError, match=r"one shape \(seeds, sounds\), got"):
+        paired_gain(*map(np.zeros, shapes))

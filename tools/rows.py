@@ -28,7 +28,7 @@ from pnp_tutorial.evaluation import best_constant, predict
 from pnp_tutorial.mss import mss_distance
 from pnp_tutorial.runtime import float64_device, refuse_difference, select_device, write_atomically
 from pnp_tutorial.synthesizer import find_synthesizer
-from pnp_tutorial.training import TrainingConfig, fit, modern
+from pnp_tutorial.training import TrainingConfig, drawn, fit, modern
 
 N_VALIDATION, N_TEST = 128, 512  # sounds on which learning rates are chosen, and rows are compared
 
@@ -42,13 +42,16 @@ class Study:
     """Some rows on one data set.
 
     `prepare` builds a data set, given its path, unless it is there. `to_nu` makes ν of what an encoder predicts, if a
-    data set has other coordinates.
+    data set has other coordinates. `sounds` is the data set on whose sounds rows are tested, and whose synthesizer all
+    have, if the settings do not describe it.
     """
 
     name: str  # of the folders of its results and runs
     settings: str  # file of book/parameters: what all rows have in common
     prepare: Callable[[str], None]
     to_nu: Callable[[Tensor, TrainingConfig], Tensor] = _unchanged
+    sounds: DatasetConfig | None = None
+    n_test: int = N_TEST
 
     @property
     def runs(self) -> Path:
@@ -60,11 +63,18 @@ class Study:
         own = {field.name: values[field.name] for field in fields(config) if field.name in values}
         if own.pop("synthesizer", None) and config is DatasetConfig:
             own["synthesizer"] = find_synthesizer(values["synthesizer"])
+        if self.sounds and config is TrainingConfig:
+            own["synthesizer"] = self.sounds.synthesizer
         return config(**own)
 
     @property
     def data(self) -> DatasetConfig:
-        return self.of(DatasetConfig)
+        return self.sounds or self.of(DatasetConfig)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """How many sounds rows are judged on."""
+        return {"validation": N_VALIDATION, "test": self.n_test}
 
     @property
     def device(self) -> torch.device:
@@ -91,9 +101,9 @@ class Study:
         """Train, test and write one row."""
         print(name, flush=True)
         fit(config, progress=multiprocessing.parent_process() is None)
-        model = load_encoder(f"{config.output_folder}/encoder.safetensors", self.device)
+        model = load_encoder(f"{config.output_folder}/encoder.safetensors", self.device, config.synthesizer)
         lines = Path(config.output_folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        heard = judge(self, *(("validation", N_VALIDATION) if name.startswith("tune-") else ("test", N_TEST)))
+        heard = judge(self, "validation" if name.startswith("tune-") else "test")
 
         def test() -> dict[str, list]:
             return heard(self.to_nu(predict(model, heard.rows), config))
@@ -113,14 +123,14 @@ class Study:
             if self.result(name).exists():
                 self.refuse_other_settings(name, config)
         missing = {name: config for name, config in named.items() if not self.result(name).exists()}
-        for path in {config.data for config in missing.values()}:
+        for path in {self.data.data, *(config.data for config in missing.values())} if missing else ():
             self.prepare(path)
         n = min(torch.get_num_threads(), len(missing))
         if n <= 1:
             for name, config in missing.items():
                 self.do(name, config)
             return
-        judge(self, "validation", N_VALIDATION), judge(self, "test", N_TEST)  # what they keep is for all processes
+        judge(self, "validation"), judge(self, "test")  # what they keep is for all processes
         with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), single_thread) as pool:
             for _ in tqdm(pool.map(self.do, missing, missing.values()), total=len(missing), unit="row"):
                 pass
@@ -128,7 +138,7 @@ class Study:
     def do_constant(self) -> None:
         """The floor: one ν, whatever the sound."""
         if not self.result("constant").exists():
-            heard, train = judge(self, "test", N_TEST), load(self.data.data).nu[:256].to(self.device)
+            heard, train = judge(self, "test"), load(self.data.data).nu[:256].to(self.device)
             nu = best_constant(train, heard.features, heard.play, progress=True).cpu()
             write_atomically({self.result("constant"): json.dumps(heard(nu.expand_as(heard.rows.nu))).encode()})
 
@@ -143,10 +153,16 @@ def rounded(values: Tensor) -> list:
 
 
 class Judge:
-    """Distances of predictions from the first sounds of a split, whose features are computed once, and kept."""
+    """Distances of predictions from the first sounds of a split, whose features are computed once, and kept.
 
-    def __init__(self, study: Study, split: str, n_sounds: int) -> None:
-        data, rows = study.data, load(study.data.data, split)
+    The order of a grid is that of its cells, so that of those the sounds are drawn.
+    """
+
+    def __init__(self, study: Study, split: str) -> None:
+        data, n_sounds = study.data, study.splits[split]
+        rows = load(data.data, split, ())
+        if data.sampling == "grid":
+            rows = drawn(rows, n_sounds, f"{split} sounds of {data.data}")
         self.synthesizer, self.device = data.synthesizer, study.device
         self.rows, self.features = Rows(rows.nu[:n_sounds], rows.scalogram[:n_sounds]), ear(data, study.device)
         path = study.runs / f"features-{split}-{n_sounds}.pt"

@@ -1,0 +1,165 @@
+"""Losses over the number of sounds and of steps, up to the papers' own, and on the papers' first drum (chapter 8).
+
+    python tools/scaling.py                                       # every row that is missing
+    python tools/scaling.py --drums short --rows secant-root pnp  # those of a drum whose names begin so
+
+There are three drums, each with a jittered grid of its own:
+
+    full        the drum of the book
+    short       its sounds eight times as short, in length and in sustain, so that all of this fits two processor cores
+    diagonal    short, with the ten modes m₁ = m₂ only, as in the papers' first experiments
+
+A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
+and so the same first weights and batches. What a row is, and how it is kept: tools/rows.py.
+"""
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rows import Study
+from torch import Tensor
+
+from pnp_tutorial.dataset import DatasetConfig, build
+from pnp_tutorial.drum import DRUM, POSITION, modal_sum, mode_shapes, modes
+from pnp_tutorial.synthesizer import Synthesizer
+from pnp_tutorial.training import TrainingConfig
+
+SHORTER = 8
+BATCH, STEPS_AN_EPOCH = 64, 64
+SHORT_RUN, LONG_RUN = 1280, 7040  # steps: of the other rows of chapter 8, and about as many as the papers'
+SECANT_STEP = 0.06
+RATES = (3e-3, 1e-2, 3e-2)  # that are tried for each loss
+TUNING_STEPS = 320
+
+FEW, MORE, MOST = 4096, 16_384, 82_224  # training sounds: of the other rows, and of the papers
+N_WITH_M = {"short": 20_000, "diagonal": 6_000}  # sounds of the grid whose metric M is computed
+N_TEST = {"full": 512, "short": 1000, "diagonal": 500}
+# Numbers of sounds, of steps and of seeds. M is not there for all of them.
+PLAN = {
+    "full": [(MOST, LONG_RUN, 1), (FEW, SHORT_RUN, 5)],
+    "short": [(FEW, SHORT_RUN, 5), (MORE, LONG_RUN, 3), (MOST, LONG_RUN, 3), (FEW, LONG_RUN, 3), (MORE, SHORT_RUN, 3)],
+    "diagonal": [(FEW, SHORT_RUN, 5)],
+}
+VALIDATED = (64, 1500)  # validation sounds, other than the usual 512
+
+SECANT = {"loss": "pnp", "damping": "scheduled"}
+LOSSES: dict[str, dict[str, Any]] = {
+    "parameter": {"loss": "parameter"},
+    "parameter-root": {"loss": "parameter", "root": 0.05},
+    "secant": SECANT,
+    "secant-root": {**SECANT, "root": 0.02},
+    "pnp-adaptive": {"loss": "pnp", "damping": "adaptive"},
+    "pnp-scheduled": {"loss": "pnp", "damping": "scheduled"},
+    "pnp-root": {"loss": "pnp", "damping": "scheduled", "root": 0.02},
+}
+WITH_M = tuple(name for name in LOSSES if name.startswith("pnp"))
+WITHOUT_M = tuple(name for name in LOSSES if name not in WITH_M)
+
+
+def diagonal_drum(theta: Tensor, n_samples: int, sample_rate: float, *, dtype: torch.dtype) -> Tensor:
+    """The drum with those modes only of which m₁ = m₂."""
+    n_modes = 10
+    diagonal = torch.arange(n_modes) * (n_modes + 1)
+    heard = diagonal[mode_shapes(n_modes, POSITION, POSITION)[diagonal].abs() > 1e-12]
+    parts = (value[..., heard.to(theta.device)] for value in modes(theta.to(torch.float64), n_modes))
+    return modal_sum(*parts, n_samples, sample_rate, dtype=dtype, device=theta.device)
+
+
+def shorter(name: str, synthesizer: Synthesizer) -> Synthesizer:
+    """Sounds and sustains a few times as short: what fades out within a sound, still does."""
+    parameters = tuple(
+        replace(p, low=p.low / SHORTER, high=p.high / SHORTER) if p.name == "tau" else p for p in synthesizer.parameters
+    )
+    return replace(synthesizer, name=name, parameters=parameters, n_samples=synthesizer.n_samples // SHORTER)
+
+
+DRUMS = {
+    "full": DRUM,
+    "short": shorter("short_drum", DRUM),
+    "diagonal": shorter("diagonal_drum", replace(DRUM, function=diagonal_drum)),
+}
+
+
+def data_sets(drum: str) -> dict[str, DatasetConfig]:
+    """By path: parts of one grid, whose drums are for training, validation or testing in all of them alike."""
+    base = DatasetConfig(synthesizer=DRUMS[drum], sampling="grid", chunk_size=40)
+    found = {"all": replace(base, n_sounds=100_000, secant_step=SECANT_STEP)}
+    if drum in N_WITH_M:
+        found["metric"] = replace(base, n_sounds=N_WITH_M[drum])
+        found["secant"] = replace(found["metric"], secant_step=SECANT_STEP)
+    configs = [replace(config, data=f"data/scaling-{drum}-{name}.zarr") for name, config in found.items()]
+    return {config.data: config for config in configs}
+
+
+def prepare(path: str) -> None:
+    build(data_sets(path.split("-")[1])[path])
+
+
+STUDIES = {
+    drum: Study(f"scaling/{drum}", "scaling.yaml", prepare, sounds=[*data_sets(drum).values()][-1], n_test=n_test)
+    for drum, n_test in N_TEST.items()
+}
+
+
+def row(drum: str, loss: str, n_train: int, n_steps: int, seed: int, **change: Any) -> TrainingConfig:
+    """Configuration of a row, whose learning rate is not yet chosen."""
+    stored = "all" if n_train > N_WITH_M.get(drum, 0) else "metric" if loss in WITH_M else "secant"
+    config = replace(
+        STUDIES[drum].of(TrainingConfig),
+        data=f"data/scaling-{drum}-{stored}.zarr",
+        n_train=n_train,
+        n_epochs=n_steps // STEPS_AN_EPOCH,
+        epoch_share=min(1.0, (BATCH * STEPS_AN_EPOCH + 0.5) / n_train),
+        seed=seed,
+    )
+    return replace(config, **(LOSSES[loss] | change))
+
+
+def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
+    """The rows of a drum, in the order in which they are done: loss, and configuration without a learning rate."""
+    found = {}
+    for n_train, n_steps, seeds in PLAN[drum]:
+        for seed in range(seeds):
+            for loss in LOSSES:
+                if loss in WITHOUT_M or n_train <= N_WITH_M.get(drum, 0):
+                    found[f"{loss}-{n_train}-{n_steps}-{seed}"] = loss, row(drum, loss, n_train, n_steps, seed)
+    if drum == "short":
+        for n_validation in VALIDATED:
+            for seed in range(3):
+                config = row(drum, "pnp-adaptive", FEW, SHORT_RUN, seed, n_validation=n_validation)
+                found[f"validated-{n_validation}-{seed}"] = "pnp-adaptive", config
+    return found
+
+
+def tuning(drum: str) -> dict[str, TrainingConfig]:
+    """Short runs of every loss at every learning rate."""
+    return {
+        f"tune-{loss}-{rate:g}": replace(row(drum, loss, FEW, TUNING_STEPS, 0), learning_rate=rate)
+        for loss in (LOSSES if drum in N_WITH_M else WITHOUT_M)
+        for rate in RATES
+    }
+
+
+def main(drums: list[str], prefixes: list[str]) -> None:
+    for drum in drums:
+        study, rows = STUDIES[drum], named(drum)
+        wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
+        losses = tuple(f"tune-{loss}-" for loss in {loss for loss, _ in wanted.values()})
+        tunes = {name: config for name, config in tuning(drum).items() if name.startswith(losses)}
+        study.do_all(in_folders(study, tunes))
+        tuned = {name: replace(row, learning_rate=study.tuned(loss, RATES)) for name, (loss, row) in wanted.items()}
+        study.do_all(in_folders(study, tuned))
+
+
+def in_folders(study: Study, rows: dict[str, TrainingConfig]) -> dict[str, TrainingConfig]:
+    return {name: replace(row, output_folder=str(study.runs / name)) for name, row in rows.items()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--drums", nargs="+", choices=list(DRUMS), default=list(DRUMS))
+    parser.add_argument("--rows", nargs="+", default=[""], help="beginnings of their names")
+    arguments = parser.parse_args()
+    main(arguments.drums, arguments.rows)
