@@ -7,12 +7,14 @@ in one thread, the median of a few; memory is the most that a process of its own
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from benchmark import forget_peak, peak_bytes
+from measured import about, chord
 
 N_PARAMETERS = (5, 10, 20, 78)
 KINDS = ("forward", "secant", "coarse secant")
@@ -23,7 +25,6 @@ N_SAMPLES, SAMPLE_RATE = 2**15, 22050
 def measure(kind: str, n: int) -> dict[str, float]:
     """Seconds and bytes of the metric of one sound of n parameters; of the features alone, if n is 0."""
     import torch
-    from measured import chord
 
     from pnp_tutorial.ears import jtfs
     from pnp_tutorial.metric import riemannian_metric, secant_metric
@@ -44,17 +45,17 @@ def measure(kind: str, n: int) -> dict[str, float]:
                 secant_metric(nu, features, lambda nu: synthesizer(nu, torch.float32))
 
     features(synthesizer(nu, torch.float32))
-    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    forget_peak()
+    before, seconds = peak_bytes(), []
     for _ in range(REPEATS):
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    return {"seconds": statistics.median(seconds), "bytes": grown}
+    return {"seconds": statistics.median(seconds), "bytes": peak_bytes() - before}
 
 
 def main(path: Path) -> None:
-    results: dict = {"n_parameters": N_PARAMETERS, "n_samples": N_SAMPLES}
+    results: dict = {**about(), "n_parameters": N_PARAMETERS, "n_samples": N_SAMPLES}
     for kind in KINDS:
         for n in (0, *N_PARAMETERS):
             command = [sys.executable, __file__, kind, str(n)]
