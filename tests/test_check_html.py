@@ -7,10 +7,10 @@ GOOD = '<p>Fine.</p><img src="data:," alt="A drum and its first three modes.">'
 TRACEBACK = "<pre>Traceback (most recent call last)</pre>"
 
 
-def check(site, html):
+def check(site, html, name="page"):
     """Exit status of the check over a site of one page."""
     (site / "book").mkdir()
-    (site / "book/page.html").write_text(f"<html><article>{html}</article></html>", encoding="utf-8")
+    (site / f"book/{name}.html").write_text(f"<html><article>{html}</article></html>", encoding="utf-8")
     return check_html.main(site)
 
 
@@ -47,6 +47,49 @@ def test_page_and_notebook_number_alike(tmp_path, monkeypatch, shown, status):
     monkeypatch.setitem(check_html.numbering(), "eq-test", "2.1")
     html = f'<div id="equation-eq-test"><span class="eqno">{shown}</span></div>'
     assert check(tmp_path, html) == status
+
+
+def cell(code, fold=""):
+    """HTML of a code cell, as MyST-NB has it."""
+    return f'<div class="cell">{fold}<div class="cell_input"><pre>{code}</pre></div></div>'
+
+
+FOLD = '<details class="hide above-input"><summary>Show the checks</summary>'
+LINES = check_html.MAX_CODE_LINES_OF_CHAPTER
+
+
+@pytest.mark.parametrize(
+    ("name", "html", "status"),
+    [
+        ("01_drum", cell("x = 1\n\n" * LINES), 0),
+        ("01_drum", cell("x = 1\n" * LINES) + cell("x = 1"), 1),
+        ("01_drum", cell("x = 1\n" * LINES) + cell("x = 1", FOLD), 0),
+        ("01_drum", cell("x = 1\n" * LINES) + cell("x = 1", FOLD.replace(" class", " open class")), 1),
+        ("introduction", cell("x = 1\n" * LINES), 1),
+        ("01_drum", cell("for x in y:\n    assert x"), 1),
+        ("01_drum", cell("np.testing.assert_allclose(x, y)"), 1),
+        ("01_drum", cell("assert x", FOLD), 0),
+        ("01_drum", cell("print('assert x')  # assert it"), 0),
+        ("02_held", cell("x = 1\n" * (LINES + 1) + "assert x\n"), 0),
+        ("02_held", cell("x = 1\n" * (LINES + 3)), 1),
+        ("02_held", cell("assert x\n" * 2), 1),
+        ("02_held", cell("x = 1"), 1),  # it need not be held any longer
+    ],
+)
+def test_code_is_folded_and_checks_are(tmp_path, monkeypatch, name, html, status):
+    monkeypatch.setattr(check_html, "HELD", {"02_held": (LINES + 2, 1)})
+    assert check(tmp_path, html, name) == status
+
+
+def test_the_whole_book_shows_little_code(tmp_path, monkeypatch):
+    """Every page within its own limit, and the book is not."""
+    monkeypatch.setattr(check_html, "HELD", {})
+    (tmp_path / "book").mkdir()
+    for i in range(check_html.MAX_CODE_LINES // LINES):
+        (tmp_path / f"book/{i:02}_chapter.html").write_text(cell("x = 1\n" * LINES), encoding="utf-8")
+    assert check_html.main(tmp_path) == 0
+    (tmp_path / "book/99_chapter.html").write_text(cell("x = 1\n" * LINES), encoding="utf-8")
+    assert check_html.main(tmp_path) == 1
 
 
 def test_an_empty_site_is_a_fault(tmp_path):
