@@ -2,9 +2,9 @@
 
     python tools/export_notebooks.py _build/notebooks
 
-Cells keep their code and tags. In the prose, directives become plain Markdown, and references
-become the numbers that the book shows. What this file cannot translate is an error, so that no
-raw mark-up reaches a reader.
+Cells keep their code and tags, and what the book folds is folded under the same title. In the prose,
+directives become plain Markdown, and references become the numbers that the book shows. What this
+file cannot translate is an error, so that no raw mark-up reaches a reader.
 """
 
 import os
@@ -30,6 +30,12 @@ DIRECTIVE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 EQUATION = re.compile(r"\$\$(?P<tex>.*?)\$\$ *\((?P<label>[\w-]+)\)", re.DOTALL)
+
+# What JupyterLab reads of a cell that the book folds.
+FOLDED = {
+    "hide-input": {"source_hidden": True},
+    "hide-cell": {"source_hidden": True, "outputs_hidden": True},
+}
 
 # An installed torch or numpy stays: the package states lower bounds only.
 INSTALL = """\
@@ -160,6 +166,35 @@ def plain_markdown(source: str) -> str:
     return re.sub(r"\[(?P<text>[^\]]+)\]\((?P<page>\w+)\.md\)", link, source)
 
 
+def form(parameters: str) -> str:
+    """The cell of parameters such that Colab shows a field for each, which takes any Python expression."""
+    lines = []
+    for line in parameters.splitlines():
+        assignment, _, comment = line.partition("  # ")
+        if line.startswith("# "):
+            lines.append(f"# @markdown **{line.removeprefix('# ')}**")
+            continue
+        if comment:
+            lines.append(f"# @markdown `{assignment.split()[0]}`: {comment}")
+        lines.append(f'{assignment}  # @param {{type:"raw"}}')
+    return "\n".join(lines)
+
+
+def fold(cell: nbformat.NotebookNode, title: str) -> None:
+    """Fold a code cell in JupyterLab and in Colab, as its tags say."""
+    if "parameters" in cell.metadata["tags"]:
+        cell.source = form(cell.source)
+    if cell.source.startswith("%%"):
+        raise ValueError(
+            f"{cell.source.splitlines()[0]} must stay the first line: no title, so the cell cannot be folded"
+        )
+    cell.source = f"# @title {title}\n{cell.source}"
+    cell.metadata["cellView"] = "form"
+    cell.metadata["jupyter"] = {}
+    for tag in FOLDED.keys() & set(cell.metadata["tags"]):
+        cell.metadata["jupyter"] |= FOLDED[tag]
+
+
 def export(chapter: str) -> nbformat.NotebookNode:
     """The notebook of one chapter, without outputs."""
     notebook = jupytext.read(BOOK / f"{chapter}.md")
@@ -170,10 +205,8 @@ def export(chapter: str) -> nbformat.NotebookNode:
             cell.source = plain_markdown(cell.source)
             continue
         settings = cell.metadata.pop("mystnb", {})
-        if "hide-cell" in cell.metadata.get("tags", []):
-            # Folded in Colab too, under the same title.
-            cell.source = f"# @title {settings['code_prompt_show']}\n{cell.source}"
-            cell.metadata["cellView"] = "form"
+        if FOLDED.keys() & set(cell.metadata.get("tags", [])):
+            fold(cell, settings["code_prompt_show"])
         if "caption" in settings.get("figure", {}):
             figure = settings["figure"]
             caption = plain_markdown(f"*Figure {numbering()[figure['name']]}. {figure['caption']}*")

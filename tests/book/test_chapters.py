@@ -84,6 +84,37 @@ def test_export_is_reproducible(chapter):
     assert nbformat.writes(export(chapter)) == nbformat.writes(export(chapter))
 
 
+@pytest.mark.parametrize("chapter", chapters())
+def test_what_the_book_folds_is_folded_in_notebooks(chapter):
+    """JupyterLab reads `jupyter`, Colab `cellView` and the title in the first line."""
+    _, *exported = code_cells(export(chapter))  # the first installs the package on Colab
+    for cell, now in zip(code_cells(source(chapter)), exported, strict=True):
+        tags = set(cell.metadata.get("tags", []))
+        folded = bool(tags & {"hide-input", "hide-cell"})
+        hidden = {"source_hidden": True} | ({"outputs_hidden": True} if "hide-cell" in tags else {})
+        assert now.metadata.get("jupyter", {}) == (hidden if folded else {})
+        assert now.metadata.get("cellView") == ("form" if folded else None)
+        title, _, code = now.source.partition("\n") if folded else ("", "", now.source)
+        assert title == (f"# @title {cell.metadata['mystnb']['code_prompt_show']}" if folded else "")
+        assert set(now.metadata.get("tags", [])) == tags
+        if "parameters" not in tags:  # in their cell, comments change
+            assert code == cell.source
+
+
+@pytest.mark.parametrize(
+    "chapter", [name for name in chapters() if "parameters]" in (BOOK / f"{name}.md").read_text(encoding="utf-8")]
+)
+def test_parameters_are_found_by_papermill_and_editable_in_colab(chapter, tmp_path):
+    notebook = export(chapter)
+    nbformat.write(notebook, tmp_path / "chapter.ipynb")
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assigned = {line.split(" = ")[0] for line in cell.source.splitlines() if not line.startswith("#")}
+    assert parameters(tmp_path / "chapter.ipynb") == assigned != set()
+    if "cellView" in cell.metadata:
+        fields = [line for line in cell.source.splitlines() if line.endswith('  # @param {type:"raw"}')]
+        assert len(fields) == len(assigned)
+
+
 def test_full_training_takes_parameters(tmp_path):
     """As a reader gives them: papermill with a file, from the exported notebook."""
     nbformat.write(export("07_training"), tmp_path / "training.ipynb")

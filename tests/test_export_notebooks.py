@@ -1,0 +1,51 @@
+"""Notebooks for Jupyter and Colab: what the book folds, they fold."""
+
+import nbformat
+import papermill
+from export_notebooks import fold, form
+
+PARAMETERS = """\
+# the data set
+n_sounds = 10_000  # of the grid
+audio = None  # path; None: a drum
+ear = "jtfs"
+known = ()"""
+
+
+def test_form_assigns_the_same_values():
+    values, expected = {}, {}
+    exec(form(PARAMETERS), values)
+    exec(PARAMETERS, expected)
+    del values["__builtins__"], expected["__builtins__"]
+    assert values == expected
+    assert form(PARAMETERS).splitlines()[:3] == [
+        "# @markdown **the data set**",
+        "# @markdown `n_sounds`: of the grid",
+        'n_sounds = 10_000  # @param {type:"raw"}',
+    ]
+
+
+def test_folded_parameters_are_injected(tmp_path):
+    """papermill puts given values behind a folded cell of parameters, and executes."""
+    cell = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters", "hide-cell"]})
+    fold(cell, "Show the parameters of this notebook")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    shown = nbformat.v4.new_code_cell("print(n_sounds, ear)")
+    notebook = nbformat.v4.new_notebook(cells=[cell, shown], metadata=kernel)
+    nbformat.validate(notebook)
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    assert set(papermill.inspect_notebook(tmp_path / "in.ipynb")) == {"n_sounds", "audio", "ear", "known"}
+    done = papermill.execute_notebook(
+        tmp_path / "in.ipynb", tmp_path / "out.ipynb", parameters={"n_sounds": 3}, cwd=tmp_path, progress_bar=False
+    )
+    assert done.cells[-1].outputs[0].text == "3 jtfs\n"
+
+
+def test_only_what_hide_cell_says_hides_outputs():
+    for tag, hidden in (("hide-input", False), ("hide-cell", True)):
+        cell = nbformat.v4.new_code_cell("x = 1", metadata={"tags": [tag]})
+        fold(cell, "Show the checks")
+        assert cell.source == "# @title Show the checks\nx = 1"
+        assert cell.metadata["cellView"] == "form"
+        assert cell.metadata["jupyter"]["source_hidden"]
+        assert cell.metadata["jupyter"].get("outputs_hidden", False) == hidden
