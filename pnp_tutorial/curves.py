@@ -23,6 +23,13 @@ from torch.nn.functional import pad
 
 from .metric import Map, gram
 
+STEPS = (
+    0.02,
+    0.06,
+    0.2,
+    0.6,
+)  # of data sets: from the errors of a good encoder to those of one that has learned nothing
+
 
 def curve_gram(nu: Tensor, features: Map, synthesizer: Map, steps: Sequence[float]) -> Tensor:
     """G of the features' changes at all nodes: G_kl = φ_k · φ_l.
@@ -123,6 +130,21 @@ def curve_form(nu_hat: Tensor, nu: Tensor, G: Tensor, steps: Sequence[float]) ->
         raise ValueError(f"expected G of shape {(*w.shape, w.shape[1])} for these steps, got {tuple(G.shape)}")
     q = torch.einsum("bk,bkl,bl->b", w, G.detach().to(torch.float64), w)
     return q.clamp_min(0)  # rounding may leave a form of zero just below it
+
+
+def near_metric(G: Tensor, nu: Tensor, steps: Sequence[float]) -> Tensor:
+    """The secant metric M (B, n, n), float64, that curves contain: its chords are those between the nearest nodes.
+
+    G, ν and steps are as in `curve_form`, and so are the errors raised.
+    """
+    _check(nu, steps)
+    n, side = nu.shape[1], len(steps) + 1
+    if G.shape != (len(nu), 2 * n * side, 2 * n * side):
+        raise ValueError(f"expected G of shape {(len(nu), 2 * n * side, 2 * n * side)}, got {tuple(G.shape)}")
+    near = G.to(torch.float64).reshape(-1, n, 2, side, n, 2, side)[:, :, :, 0, :, :, 0]  # (B, n, 2, n, 2)
+    sign = near.new_tensor([-1.0, 1.0])
+    width = _distances(nu, steps)[..., 0].sum(-1)  # (B, n)
+    return torch.einsum("bisjt,s,t->bij", near, sign, sign) / (width[:, :, None] * width[:, None, :])
 
 
 def _check(nu: Tensor, steps: Sequence[float]) -> None:

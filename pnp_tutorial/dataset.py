@@ -10,6 +10,7 @@ A Zarr store keeps, row by row,
     scalogram   (filters, frames) float16     log(1 + S₁/ε), from 0 to about 10, rounded to 0.05 %
     metric      (n, n) float64                M, in squared features per squared unit of ν, if asked for
     features    (P,) float32                  Φ(x), if asked for
+    curves      (K, K) float32                G of `curves.curve_gram`, if asked for
 
 M stays in float64 though it comes out of float32 features: rounding its entries would turn small eigenvalues negative.
 Rows are computed and written in whole chunks, each with its checksum, and a chunk counts once it is marked in `done`,
@@ -37,6 +38,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from . import __version__
 from .checks import check_synthesizer
+from .curves import STEPS, curve_gram
 from .drum import DRUM
 from .ears import ear_name, find_ear
 from .metric import Map, gram, push, riemannian_metric, secant_metric, tangents
@@ -92,6 +94,9 @@ class DatasetConfig:
         is about the size of an encoder's errors. It takes a small part of the time.
     features
         Whether to keep Φ(x); of a drum by JTFS, 21 kB a sound.
+    curves
+        Whether to keep G of `curves.curve_gram`: how coarse spectra change along each coordinate, at `curves.STEPS`. It
+        costs five times a secant metric, and of a drum 10 kB.
     n_samples
         Length of a sound; 0, for short: the synthesizer's own.
     J
@@ -119,6 +124,7 @@ class DatasetConfig:
     metric: bool = True
     secant_step: float | None = None  # the papers' metric is that of infinitesimal steps
     features: bool = False
+    curves: bool = False
     n_samples: int = 0
     J: int = 10  # a semitone apart down to 57 Hz; J = 13 adds 36 filters, nearly all below the lowest pitch, 40 Hz
     Q: int = 12  # a semitone
@@ -143,6 +149,7 @@ class Rows(NamedTuple):
     scalogram: Tensor
     metric: Tensor | None = None
     features: Tensor | None = None
+    curves: Tensor | None = None
 
 
 def encoder_input(config: DatasetConfig) -> LogScattering:
@@ -186,6 +193,8 @@ def _arrays(config: DatasetConfig) -> dict[str, tuple[tuple[int, ...], str]]:
         arrays["metric"] = ((len(config.synthesizer.parameters),) * 2, "float64")
     if config.features:
         arrays["features"] = (tuple(ear(config)(silence).shape), "float32")
+    if config.curves:
+        arrays["curves"] = ((2 * len(config.synthesizer.parameters) * (len(STEPS) + 1),) * 2, "float32")
     return arrays
 
 
@@ -230,10 +239,18 @@ def _compute(
     """The rows of one chunk; they depend on nothing outside it, and its M is computed if it is not given."""
     synthesizer = config.synthesizer
     rows = {}
+
+    def play(nu: Tensor) -> Tensor:
+        return synthesizer(nu, torch.float32)
+
     with torch.no_grad():
-        if config.metric and metric is None and config.secant_step is not None:
+        step = config.secant_step if config.metric and metric is None else None
+        if step is not None or config.curves:
             coarse = CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(nu.device)
-            metric = secant_metric(nu, coarse, lambda nu: synthesizer(nu, torch.float32), config.secant_step)
+        if step is not None:
+            metric = secant_metric(nu, coarse, play, step)
+        if config.curves:
+            rows["curves"] = curve_gram(nu, coarse, play, STEPS)
         if config.metric and metric is None:
             x, dx = tangents(nu, synthesizer)
             S, J = push(features, x, dx)
@@ -517,7 +534,7 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metr
     path : path of the store
     split : "train", "validation" or "test"
     names : tuple of str
-        What to read besides ν and scalogram, if it is there: "metric", "features".
+        What to read besides ν and scalogram, if it is there: "metric", "features", "curves".
 
     Raises
     ------

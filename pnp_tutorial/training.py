@@ -38,11 +38,12 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from . import __version__
+from .curves import STEPS, curve_form, near_metric
 from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping, Shape, damping_matrix, largest_damping
 from .dataset import DatasetConfig, Rows, ear, load, read_config
 from .drum import DRUM
 from .encoder import AudioEncoder, Encoder, complete, load_encoder, refuse_other_scalogram, save, sought
-from .losses import mss_loss, parameter_loss, pnp_loss, spectral_loss
+from .losses import mss_loss, parameter_loss, pnp_loss, root, spectral_loss
 from .metric import Map
 from .runtime import (
     as_stored,
@@ -74,17 +75,18 @@ class TrainingConfig:
     ear
         Of the data set, if it is none of the library; only the spectral loss listens with it.
     loss
-        "parameter", "pnp", "spectral" (squared distance in the features of the data set's ear), or "mss".
+        "parameter", "pnp", "curves" (`curves.curve_form`: PNP that holds far away, too), "spectral" (squared distance
+        in the features of the data set's ear), or "mss".
     damping
-        "constant", "scheduled" or "adaptive"; for the PNP loss, as are the next two.
+        "constant", "scheduled" or "adaptive"; for the losses pnp and curves, as are the next two.
     damping_shape
         What λ multiplies: "identity", "diagonal" (of M) or "mean" (of M over the training set).
     lambda_0
         The first λ; if not given, the one that just outweighs M for every training sound: with "identity" the
         largest eigenvalue.
     root
-        δ: minimize `losses.root`, a distance, instead of its square. For the PNP loss in units of √(λ d + m), by which
-        distances are divided; for the P-loss in ν; for the spectral loss in features. MSS is a distance as it is.
+        δ: minimize `losses.root`, a distance, instead of its square. For pnp and curves it is in units of √(λ d + m),
+        by which distances are divided; for the P-loss in ν; for the spectral loss in features. MSS is a distance.
     n_train
         Sounds to train on, drawn from the training set, the same for every seed: the drawn ones of a smaller number are
         among those of a larger one. All, if not given.
@@ -122,7 +124,7 @@ class TrainingConfig:
     output_folder: str = "runs/pnp"
     synthesizer: Synthesizer | None = None
     ear: str | Map | None = None
-    loss: Literal["parameter", "pnp", "spectral", "mss"] = "pnp"
+    loss: Literal["parameter", "pnp", "curves", "spectral", "mss"] = "pnp"
     damping: Literal["constant", "scheduled", "adaptive"] = "adaptive"
     damping_shape: Shape = "identity"
     lambda_0: float | None = None
@@ -152,9 +154,10 @@ class Batch(NamedTuple):
 
     S: Tensor  # (B, filters, frames): scalogram
     nu: Tensor  # (B, n), float64
-    M: Tensor | None = None  # (B, k, k), float64, for PNP only
+    M: Tensor | None = None  # (B, k, k), float64, for PNP, and for curves what they are nearby
     D: Tensor | None = None  # (B, k, k): what λ multiplies
     features: Tensor | None = None  # (B, P): Φ(g(ν)), for the spectral loss, where the data set keeps it
+    curves: Tensor | None = None  # (B, K, K): G, for the loss of that name
 
 
 Loss = Callable[[Tensor, Batch, float], Tensor]  # of ν̃ (B, k), the batch it was predicted for, and λ
@@ -320,6 +323,14 @@ def make_loss(
         assert batch.D is not None
         return pnp_loss(nu_hat, batch.nu[:, columns], (batch.M + damping * batch.D) / (damping * d + m), 0, config.root)
 
+    def curves(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
+        assert batch.curves is not None
+        assert batch.D is not None
+        error = nu_hat - batch.nu[:, columns]
+        q = curve_form(complete(nu_hat, batch.nu, columns), batch.nu, batch.curves, STEPS)
+        q = (q + damping * torch.einsum("bi,bij,bj->b", error, batch.D, error)) / (damping * d + m)
+        return (q / 2 if config.root is None else root(q, config.root)).mean()
+
     def mss(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
         return mss_loss(complete(nu_hat, batch.nu, columns), batch.nu, synthesizer)
 
@@ -327,7 +338,8 @@ def make_loss(
         predicted = complete(nu_hat, batch.nu, columns)
         return spectral_loss(predicted, batch.nu, features, synthesizer, batch.features, config.root)
 
-    return {"parameter": parameter, "pnp": pnp, "mss": mss, "spectral": spectral}[config.loss]
+    losses = {"parameter": parameter, "pnp": pnp, "curves": curves, "mss": mss, "spectral": spectral}
+    return losses[config.loss]
 
 
 def drawn(rows: Rows, n: int | None, what: str) -> Rows:
@@ -345,10 +357,16 @@ def as_batch(rows: Rows, columns: list[int], config: TrainingConfig, device: tor
     where = float64_device(device)
     features = None if rows.features is None else rows.features.to(where)
     batch = Batch(rows.scalogram.to(device), rows.nu.to(where), features=features)
-    if config.loss != "pnp":
+    if config.loss == "curves":
+        assert rows.curves is not None
+        batch = batch._replace(curves=rows.curves.to(where))
+        metric = near_metric(rows.curves, rows.nu, STEPS)
+    elif config.loss == "pnp":
+        assert rows.metric is not None
+        metric = rows.metric
+    else:
         return batch
-    assert rows.metric is not None
-    M = rows.metric[:, columns][:, :, columns].to(where)
+    M = metric[:, columns][:, :, columns].to(where)
     return batch._replace(M=M, D=damping_matrix(M, config.damping_shape))
 
 
@@ -358,7 +376,7 @@ def _batches(rows: Batch, order: Tensor, size: int, fabric: Fabric) -> Iterator[
     orders = (order.to(where).split(size) for where in (rows.S.device, rows.nu.device))  # once: a GPU does not wait
     for batch_S, batch in zip(*orders, strict=True):
         here = batch[share]
-        given = (values if values is None else values[here] for values in (rows.M, rows.D, rows.features))
+        given = (values if values is None else values[here] for values in rows[2:])
         yield Batch(rows.S[batch_S[share]], rows.nu[here], *given)
 
 
@@ -431,6 +449,8 @@ def check(config: TrainingConfig) -> None:
         raise ValueError(f"expected a parameter that is not known, got known = {config.known}")
     if config.loss == "pnp" and not data.metric:
         raise ValueError(f"{config.data} was built without the metric M, which the PNP loss needs")
+    if config.loss == "curves" and not data.curves:
+        raise ValueError(f"{config.data} was built without curves, which the loss of that name needs")
     if config.tensorboard and not find_spec("tensorboard") and not find_spec("tensorboardX"):
         raise ValueError("tensorboard is not installed: pip install tensorboard")
 
@@ -442,7 +462,7 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     precision = _precision(config, device)
     fabric = connect(device, precision)
     data = read_config(config.data, config.synthesizer, config.ear)
-    names = {"pnp": ("metric",), "spectral": ("features",)}.get(config.loss, ())
+    names = {"pnp": ("metric",), "spectral": ("features",), "curves": ("curves",)}.get(config.loss, ())
     splits = {split: load(config.data, split, names) for split in ("train", "validation")}
     for split, rows in splits.items():
         if not len(rows.nu):

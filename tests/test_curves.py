@@ -1,11 +1,12 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from pnp_tutorial.curves import curve_form, curve_gram, curve_weights
+from pnp_tutorial.curves import curve_form, curve_gram, curve_weights, near_metric
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.mss import CoarseSpectra
@@ -220,3 +221,12 @@ def test_bad_input_is_named():
         curve_form(nu[:1], nu, torch.zeros(2, 50, 50), STEPS)
     with pytest.raises(ValueError, match=r"expected G of shape \(2, 50, 50\) for these steps, got \(2, 40, 40\)"):
         curve_form(nu, nu, torch.zeros(2, 40, 40), STEPS)
+
+
+def test_curves_contain_the_secant_metric_of_their_nearest_nodes(drums):
+    nu, G = drums
+    M = secant_metric(nu, coarse, partial(short_drum, dtype=torch.float32), step=STEPS[0])
+    torch.testing.assert_close(near_metric(G, nu, STEPS), M, rtol=1e-3, atol=1e-5 * float(M.max()))
+    assert near_metric(G[:0], nu[:0], STEPS).shape == (0, 5, 5)
+    with pytest.raises(ValueError, match=r"expected G of shape \(3, 50, 50\), got \(2, 50, 50\)"):
+        near_metric(G[:2], nu, STEPS)

@@ -17,6 +17,7 @@ import zarr
 from conftest import contents, fields_of
 
 from pnp_tutorial import dataset
+from pnp_tutorial.curves import STEPS, curve_gram, near_metric
 from pnp_tutorial.dataset import DatasetConfig, build, describe, draw, ear, encoder_input, load, verify
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.metric import riemannian_metric, secant_metric
@@ -46,6 +47,17 @@ def test_metric_may_be_one_of_secants(tiny_data, tmp_path):
     assert verify(config.data, progress=False) < 1e-3
     with pytest.raises(ValueError, match="built with secant_step = 0.1, not null"):
         build(replace(config, secant_step=None), progress=False)
+
+
+def test_curves_are_kept_beside_the_metric(tiny_data, tmp_path):
+    config = replace(tiny_data, data=str(tmp_path / "x.zarr"), n_sounds=10, secant_step=0.02, curves=True)
+    train = load(build(config, progress=False), names=("metric", "curves"))
+    synthesizer = partial(replace(DRUM, n_samples=config.n_samples), dtype=torch.float32)
+    G = curve_gram(train.nu, CoarseSpectra(config.n_samples, DRUM.sample_rate), synthesizer, STEPS)
+    torch.testing.assert_close(train.curves, G, rtol=1e-3, atol=1e-5 * float(G.max()))
+    torch.testing.assert_close(near_metric(train.curves, train.nu, STEPS), train.metric, rtol=1e-3, atol=1.0)
+    assert load(config.data).curves is None
+    assert verify(config.data, progress=False) < 1e-3
 
 
 def test_metric_is_positive_semidefinite_as_stored(tiny_data):

@@ -69,7 +69,8 @@ def test_every_row_has_its_steps_and_its_data(drum):
     for name, (loss, config) in scaling.named(drum).items():
         assert int(config.epoch_share * config.n_train) // config.batch_size == scaling.STEPS_AN_EPOCH, name
         data = scaling.data_sets(drum)[config.data]
-        assert data.secant_step is None if loss in scaling.WITH_M else data.secant_step
+        assert data.curves == (config.loss == "curves")
+        assert bool(data.secant_step) == (loss in scaling.EVERYWHERE)
         assert n_train(data) >= config.n_train
 
 

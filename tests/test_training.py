@@ -18,10 +18,11 @@ import torch
 from conftest import as_slurm_starts_them, fields_of
 
 from pnp_tutorial import training
+from pnp_tutorial.curves import STEPS, curve_form, near_metric
 from pnp_tutorial.damping import damping_matrix, largest_damping
 from pnp_tutorial.dataset import build, ear, load
 from pnp_tutorial.encoder import Encoder, load_encoder
-from pnp_tutorial.losses import parameter_loss, pnp_loss
+from pnp_tutorial.losses import parameter_loss, pnp_loss, root
 from pnp_tutorial.runtime import as_stored
 from pnp_tutorial.training import Batch, TrainingConfig, as_batch, fit, make_loss
 
@@ -409,6 +410,37 @@ def test_the_validation_loss_of_a_root_is_in_features(tiny_data, tiny_training, 
     assert history.validation_loss.min() == pytest.approx(float(recomputed), rel=0.05)  # weights in float16
 
 
+@pytest.fixture(scope="module")
+def curved_data(tiny_data, tmp_path_factory):
+    """A data set with curves, and without metrics."""
+    path = str(tmp_path_factory.mktemp("curves") / "curves.zarr")
+    config = replace(tiny_data, data=path, metric=False, curves=True, n_sounds=20)
+    build(config, progress=False)
+    return config
+
+
+@pytest.mark.parametrize("known", [(), ("log_omega",)])
+@pytest.mark.parametrize("delta", [None, 0.02])
+def test_curves_are_damped_and_rescaled_as_pnp_is(curved_data, tiny_training, known, delta):
+    config = replace(tiny_training, data=curved_data.data, loss="curves", known=known, root=delta)
+    drums, columns = load(curved_data.data, "train", ("curves",)), slice(len(known), None)
+    batch = as_batch(drums, list(range(len(known), 5)), config, "cpu")
+    nu_hat = 0.5 * drums.nu[:, columns]
+    whole = torch.cat([drums.nu[:, : len(known)], nu_hat], 1)
+    q = curve_form(whole, drums.nu, drums.curves, STEPS) + 3 * (nu_hat - drums.nu[:, columns]).square().sum(1)
+    expected = (q / 20).mean() if delta is None else root(q / 10, delta).mean()
+    assert torch.allclose(make_loss(config, curved_data, d=2.0, m=4.0)(nu_hat, batch, 3.0), expected)
+    assert torch.equal(batch.M, near_metric(drums.curves, drums.nu, STEPS)[:, columns, columns])
+
+
+def test_curves_train(curved_data, tiny_training, tmp_path):
+    config = replace(
+        tiny_training, data=curved_data.data, output_folder=str(tmp_path), loss="curves", root=0.02, n_epochs=12
+    )
+    history = fit(replace(config, damping="constant"), progress=False)
+    assert history.training_loss.iloc[-3:].mean() < 0.8 * history.training_loss.iloc[0]
+
+
 def test_a_part_of_the_sounds(tiny_data, tiny_training, tmp_path):
     """A smaller part is in a larger one, whatever the seed; the network sees no other sounds."""
     parts = {}
@@ -488,6 +520,7 @@ def test_impossible_runs(tiny_training, change, message):
         ({"seed": -1}, "seed ≥ 0"),
         ({"tensorboard": True}, "tensorboard is not installed"),
         ({"loss": "pnp"}, "built without the metric M"),
+        ({"loss": "curves"}, "built without curves"),
     ],
 )
 def test_a_refusal_leaves_nothing_behind(plain_data, tmp_path, monkeypatch, change, message):

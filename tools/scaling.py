@@ -34,11 +34,11 @@ RATES = (3e-3, 1e-2, 3e-2)  # that are tried for each loss
 TUNING_STEPS = 320
 
 FEW, MORE, MOST = 4096, 16_384, 82_224  # training sounds: of the other rows, and of the papers
-N_WITH_M = {"short": 20_000, "diagonal": 6_000}  # sounds of the grid whose metric M is computed
+N_WITH_M = {"short": 20_000, "diagonal": 6_000}  # sounds of the grid whose metric M is computed, and whose curves
 N_TEST = {"full": 512, "short": 512, "diagonal": 512}
 NETWORKS = {"full": "mobilenetv3_small_100"}  # and for short sounds one that is half as wide
 # Numbers of sounds, of steps and of seeds, in the order in which they are done: first one seed of everything, or three.
-# M is not there for all of them.
+# M and curves are not there for all of them.
 PLAN = {
     "full": [(MOST, LONG_RUN, 1), (FEW, SHORT_RUN, 5)],
     "short": [
@@ -55,12 +55,13 @@ LOSSES: dict[str, dict[str, Any]] = {
     "parameter-root": {"loss": "parameter", "root": 0.05},
     "secant": SECANT,
     "secant-root": {**SECANT, "root": 0.02},
+    "curves-root": {"loss": "curves", "damping": "scheduled", "root": 0.02},
     "pnp-adaptive": {"loss": "pnp", "damping": "adaptive"},
     "pnp-scheduled": {"loss": "pnp", "damping": "scheduled"},
     "pnp-root": {"loss": "pnp", "damping": "scheduled", "root": 0.02},
 }
-WITH_M = tuple(name for name in LOSSES if name.startswith("pnp"))
-WITHOUT_M = tuple(name for name in LOSSES if name not in WITH_M)
+STORED = {"pnp": "metric", "curves": "curves"}  # beginnings of losses that want data sets of their own, and which
+EVERYWHERE = tuple(name for name in LOSSES if not name.startswith(tuple(STORED)))
 
 
 def diagonal_drum(theta: Tensor, n_samples: int, sample_rate: float, *, dtype: torch.dtype) -> Tensor:
@@ -92,6 +93,7 @@ def data_sets(drum: str) -> dict[str, DatasetConfig]:
     base = DatasetConfig(synthesizer=DRUMS[drum], sampling="grid", chunk_size=40)
     found = {"all": replace(base, n_sounds=100_000, secant_step=SECANT_STEP)}
     if drum in N_WITH_M:
+        found["curves"] = replace(base, n_sounds=N_WITH_M[drum], metric=False, curves=True)
         found["metric"] = replace(base, n_sounds=N_WITH_M[drum])
         found["secant"] = replace(found["metric"], secant_step=SECANT_STEP)
     configs = [replace(config, data=f"data/scaling-{drum}-{name}.zarr") for name, config in found.items()]
@@ -110,7 +112,7 @@ STUDIES = {
 
 def row(drum: str, loss: str, n_train: int, n_steps: int, seed: int, **change: Any) -> TrainingConfig:
     """Configuration of a row, whose learning rate is not yet chosen."""
-    stored = "all" if n_train > N_WITH_M.get(drum, 0) else "metric" if loss in WITH_M else "secant"
+    stored = "all" if n_train > N_WITH_M.get(drum, 0) else STORED.get(loss.split("-")[0], "secant")
     config = replace(
         STUDIES[drum].of(TrainingConfig),
         data=f"data/scaling-{drum}-{stored}.zarr",
@@ -129,7 +131,7 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
     for n_train, n_steps, seeds in PLAN[drum]:
         for seed in range(seeds):
             for loss in LOSSES:
-                if loss in WITHOUT_M or n_train <= N_WITH_M.get(drum, 0):
+                if loss in EVERYWHERE or n_train <= N_WITH_M.get(drum, 0):
                     found[f"{loss}-{n_train}-{n_steps}-{seed}"] = loss, row(drum, loss, n_train, n_steps, seed)
     if drum == "short":
         for n_validation in VALIDATED:
@@ -143,7 +145,7 @@ def tuning(drum: str) -> dict[str, TrainingConfig]:
     """Short runs of every loss at every learning rate."""
     return {
         f"tune-{loss}-{rate:g}": replace(row(drum, loss, FEW, TUNING_STEPS, 0), learning_rate=rate)
-        for loss in (LOSSES if drum in N_WITH_M else WITHOUT_M)
+        for loss in (LOSSES if drum in N_WITH_M else EVERYWHERE)
         for rate in RATES
     }
 
