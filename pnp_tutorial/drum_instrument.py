@@ -13,7 +13,9 @@ import traitlets
 from .drum import DRUM
 
 START = (-0.2, 0.0, -0.3, -0.2, 0.4)  # ν of the first drum: near the middle, so that every slider is heard
-MODULE = Path(__file__).with_name("drum_instrument.js")
+SOURCE = "".join(
+    Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("drum.js", "drum_instrument.js")
+)
 
 
 class DrumInstrument(anywidget.AnyWidget):
@@ -26,7 +28,7 @@ class DrumInstrument(anywidget.AnyWidget):
         `traitlets.TraitError`.
     """
 
-    _esm = MODULE
+    _esm = SOURCE
     theta = traitlets.List(traitlets.Float()).tag(sync=True)
     # The ranges of the sliders and the sample rate: known to the browser from here only.
     parameters = traitlets.List([asdict(p) for p in DRUM.parameters], read_only=True).tag(sync=True)
@@ -54,7 +56,7 @@ class DrumInstrument(anywidget.AnyWidget):
         assert bundle is not None, "the widget has a view"
         options = {"theta": self.theta, "parameters": self.parameters, "sampleRate": self.sample_rate}
         bundle[0]["text/html"] = STATIC_PAGE.format(
-            options=html.escape(json.dumps(options, ensure_ascii=False)), module=MODULE.read_text(encoding="utf-8")
+            options=html.escape(json.dumps(options, ensure_ascii=False)), module=SOURCE
         )
         return bundle
 

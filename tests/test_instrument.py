@@ -18,10 +18,9 @@ from bs4 import BeautifulSoup
 
 from pnp_tutorial import drum
 from pnp_tutorial.drum import DRUM
-from pnp_tutorial.drum_instrument import MODULE, START, DrumInstrument
+from pnp_tutorial.drum_instrument import SOURCE, START, DrumInstrument
 
 SAMPLE_RATE = drum.SAMPLE_RATE
-SOURCE = MODULE.read_text(encoding="utf-8")
 NODE = shutil.which("node") or shutil.which("node", path=Path(playwright.__file__).parent / "driver")
 
 # A data URL is a module in every version of node; a .js file is one only in some.
@@ -124,7 +123,7 @@ def test_words_are_true():
     assert shape == "sides 1 : 0.50"
 
 
-@pytest.mark.parametrize("path", sorted(MODULE.parent.glob("*.js")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(Path(drum.__file__).parent.glob("*.js")), ids=lambda path: path.name)
 def test_a_module_is_small_and_alone(path):
     source = path.read_text(encoding="utf-8")
     assert len(source.encode()) < 50_000

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pnp_tutorial.drum import DRUM, POSITION, SAMPLE_RATE, rectangular_drum
-from pnp_tutorial.drum_instrument import MODULE, START, DrumInstrument
+from pnp_tutorial.drum_instrument import SOURCE, START, DrumInstrument
 
 PAGE = Path(__file__).parents[2] / "_build/html/book/01_drum.html"
 SLIDERS = [p.meaning for p in DRUM.parameters]
@@ -201,7 +201,7 @@ def test_sliders_and_traitlet_follow_each_other(open_page):
     page = open_page("about:blank")
     state = DrumInstrument().get_state()
     state = {name: state[name] for name in ("theta", "parameters", "sample_rate")}
-    page.evaluate(FAKE_MODEL, {"source": MODULE.read_text(encoding="utf-8"), "state": state})
+    page.evaluate(FAKE_MODEL, {"source": SOURCE, "state": state})
     instrument = page.locator(".drum-instrument")
     assert page.evaluate("model.saved") == []
 
