@@ -37,6 +37,7 @@ const STYLE = `
 .drum-matcher dd { margin: 0; }
 .drum-matcher .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr));
   gap: 0 1rem; }
+.drum-matcher figure { margin: 0.4rem 0; }
 .drum-matcher svg { display: block; width: 100%; fill: currentColor; font-size: 11px; }
 .drum-matcher :focus-visible { outline: 3px solid #d55e00; outline-offset: 2px; }
 html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div.drum-matcher) { background: none; color: inherit; }
@@ -159,10 +160,11 @@ async function decode(name, file, core) {
     throw new Error(`${name} has ${Math.round(file.size / 1e6)} MB: expected at most ${LARGEST_MB} MB in this page`);
   }
   try {
-    const bytes = await file.arrayBuffer();
-    const own = core.fileRate(new Uint8Array(bytes)) ?? USUAL_RATE;
-    const rate = Math.max(RATES[0], Math.min(RATES[1], own));
-    const audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(bytes);
+    const bytes = new Uint8Array(await file.arrayBuffer());
+    const own = core.fileRate(bytes) ?? USUAL_RATE;
+    if (core.isEmpty(bytes)) return { channels: [], rate: own, own };
+    const rate = Math.max(RATES[0], Math.min(RATES[1], own)); // the file's own, unless a browser refuses it
+    const audio = await new OfflineAudioContext(1, 1, rate).decodeAudioData(bytes.buffer);
     const channels = Array.from({ length: audio.numberOfChannels }, (_, i) => audio.getChannelData(i));
     return { channels, rate, own };
   } catch {

@@ -38,7 +38,7 @@ const PER_ZERO = 512; // values of it in its table
 const CUTOFF = 0.956; // of the lower Nyquist frequency: half the amplitude passes, as in SoXR
 
 /** Σ_i x[i] y[first + i], in two sums that do not wait for each other. */
-function product(x, y, first = 0) {
+export function product(x, y, first = 0) {
   let [even, odd] = [0, 0];
   for (let i = 1; i < x.length; i += 2) {
     even += x[i - 1] * y[first + i - 1];
@@ -192,17 +192,30 @@ export function coarseSpectra(sampleRate) {
 
 // The recording.
 
-/** Sample rate in Hz of a file of these bytes, if its beginning tells it as WAV and FLAC do. */
-export function fileRate(bytes) {
+/** Where the content of a chunk of a WAV file begins, and how many bytes it has; undefined if there is none. */
+function chunk(bytes, name) {
   const letters = (at) => String.fromCharCode(...bytes.subarray(at, at + 4));
-  if (letters(0) === "fLaC") return (bytes[18] << 12) | (bytes[19] << 4) | (bytes[20] >> 4);
   if (letters(0) !== "RIFF" || letters(8) !== "WAVE") return undefined;
-  const number = (at) => bytes[at] + bytes[at + 1] * 2 ** 8 + bytes[at + 2] * 2 ** 16 + bytes[at + 3] * 2 ** 24;
-  for (let at = 12; at + 16 <= bytes.length; at += 8 + number(at + 4) + (number(at + 4) % 2)) {
-    if (letters(at) === "fmt ") return number(at + 12);
+  for (let at = 12; at + 8 <= bytes.length; ) {
+    const size = littleEndian(bytes, at + 4);
+    if (letters(at) === name) return { at: at + 8, size };
+    at += 8 + size + (size % 2);
   }
   return undefined;
 }
+
+const littleEndian = (bytes, at) => [3, 2, 1, 0].reduce((number, i) => 256 * number + bytes[at + i], 0);
+
+/** Sample rate in Hz of a file of these bytes, if its beginning tells it as WAV and FLAC do. */
+export function fileRate(bytes) {
+  const isFlac = String.fromCharCode(...bytes.subarray(0, 4)) === "fLaC";
+  if (isFlac) return (bytes[18] << 12) | (bytes[19] << 4) | (bytes[20] >> 4);
+  const format = chunk(bytes, "fmt ");
+  return format && littleEndian(bytes, format.at + 4);
+}
+
+/** Whether these are a WAV file without samples, which browsers do not decode. */
+export const isEmpty = (bytes) => chunk(bytes, "data")?.size === 0;
 
 /** Standard deviation of white noise like that in a sound, in the lowest part `band` of its spectrum: recording.py. */
 export function noiseLevel(x, band = 1) {
@@ -272,12 +285,12 @@ export function findOnset(x, peak) {
 }
 
 /**
- * `load_recording` of what a browser has decoded: channels of samples at `rate`, of a file that had `fileRate`.
+ * `load_recording` of what a browser has decoded: channels of samples at `rate`, of a file of `ownRate`.
  *
  * Returns x: nSamples doubles at sampleRate, of peak 1, from the onset on; end, after which there is nothing; band, the
  * part of the spectrum that the file can fill. Throws an Error with the sentence that Python has for it.
  */
-export function prepare(name, channels, rate, fileRate, nSamples, sampleRate) {
+export function prepare(name, channels, rate, ownRate, nSamples, sampleRate) {
   if (!channels.length || !channels[0].length) throw new Error(`${name} is empty: it holds no samples`);
   if (!channels.every((x) => x.every(Number.isFinite))) throw new Error(`${name} holds NaN or infinite samples`);
   const { x, peak } = survey(channels);
@@ -298,7 +311,7 @@ export function prepare(name, channels, rate, fileRate, nSamples, sampleRate) {
   }
   const whole = new Float64Array(nSamples);
   whole.set(y.map((value) => value / gain));
-  const band = fileRate === sampleRate ? 1 : PASSED * Math.min(fileRate / sampleRate, 1);
+  const band = ownRate === sampleRate ? 1 : PASSED * Math.min(ownRate / sampleRate, 1);
   return { x: whole, end: whole.findLastIndex((value) => value !== 0) + 1, band };
 }
 
