@@ -77,8 +77,10 @@ def test_conda_environment_installs_the_lock():
 
 def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    stated = {PROJECT["version"], pnp_tutorial.__version__, str(citation["version"])}
-    assert stated == {version("pnp-tutorial")}
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    (latest, *_) = re.findall(r"^## (\d+\.\d+\.\d+)", changes, re.MULTILINE)
+    assert {latest, str(citation["version"]), version("pnp-tutorial")} == {pnp_tutorial.__version__}
+    assert "version" in PROJECT["dynamic"]
 
 
 def test_wheel_holds_every_file_of_the_package(tmp_path):
