@@ -6,6 +6,7 @@ INSTALLED := .venv/installed
 BOOK := _config.yml _toc.yml $(shell find book/. pnp_tutorial tools -name __pycache__ -prune -o -print)
 JOBS ?= 2
 CHROME ?= $(shell for name in chromium chromium-browser google-chrome; do command -v $$name && break; done)
+COLAB := us-docker.pkg.dev/colab-images/public/cpu-runtime:latest
 SHIPPED := small-falling-secant-0
 ARPEGGIO := constant-0
 
@@ -20,7 +21,7 @@ study scaling encoder arpeggiator arpeggio: export MALLOC_TRIM_THRESHOLD_ = 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study scaling arpeggiator matching benchmark
-.PHONY: arpeggio compat gpu papers
+.PHONY: arpeggio compat gpu papers links colab package
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,10 +47,11 @@ browser:
 	@test -n "$(CHROME)" || { echo "make test needs Chromium or Chrome: sudo apt install chromium," \
 	    "or make test CHROME=/path/to/chrome" >&2; exit 1; }
 
-check: $(INSTALLED) ## Lint and types
+check: $(INSTALLED) ## Lint and types, and the form of the workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 outputs: $(INSTALLED) ## Keep what the chapters put out now in book/outputs, which `make test` compares with
 	$(BIN)/python tools/execute.py --jobs $(JOBS)
@@ -57,6 +59,20 @@ outputs: $(INSTALLED) ## Keep what the chapters put out now in book/outputs, whi
 
 notebooks: $(INSTALLED) ## Write the chapters as .ipynb to _build/notebooks
 	$(BIN)/python tools/export_notebooks.py _build/notebooks
+
+links: book ## Try every link of the book that leads elsewhere
+	$(BIN)/python tools/check_links.py _build/html
+
+colab: notebooks ## Execute every exported notebook as Colab does, in its public image (needs Docker, and tens of GB)
+	docker run --rm --volume $(CURDIR):/book:ro $(COLAB) python3 /book/tools/run_on_colab.py /book/_build/notebooks
+
+# From what is committed, for a build leaves files behind.
+package: $(INSTALLED) ## Build what PyPI takes, from the last commit, to _build/package
+	rm -rf _build/package && mkdir -p _build/package/source
+	git archive HEAD | tar -x -C _build/package/source
+	cd _build/package/source && $(CURDIR)/$(BIN)/python -c \
+	    "from setuptools import build_meta as b; b.build_sdist('$(CURDIR)/_build/package'); b.build_wheel('$(CURDIR)/_build/package')"
+	rm -rf _build/package/source
 
 serve: book ## Serve the book at http://localhost:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html 8000
