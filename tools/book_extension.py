@@ -1,9 +1,27 @@
 """Sphinx extension: what the book's configuration must compute rather than state."""
 
+import re
 import shutil
+from pathlib import Path
 
 from execute import CACHES, library_key
 from repository import repository_url
+
+# What the theme, MyST-NB and pandas write that a screen reader stumbles over, and what is written in its place.
+MENDED = [
+    # The name of a fold is its title.
+    (r'<summary aria-label="Toggle hidden content">', "<summary>"),
+    # All of the page is in some landmark.
+    (r'(<div id="pst-primary-sidebar")(?= class)', r'\1 role="complementary" aria-label="Sidebar"'),
+    # The name of a control is its text.
+    (r'(<a class="(?:left-prev|right-next)"\s+href="[^"]*")\s+title="[^"]*"', r"\1"),
+    (r'(<button class="btn search-button-field [^>]*) aria-label="Search"', r"\1"),
+    (r'(<i class="theme-switch [^>]*) title="[^"]*"', r"\1"),
+    # A role of its time: ARIA has dropped it.
+    (r'role="doc-biblioentry"', 'role="listitem"'),
+    # An empty corner of a table is the header of nothing.
+    (r"<th(?P<attributes>[^>]*)>(?P<blank>(?:&nbsp;|\s)*)</th>", r"<td\g<attributes>>\g<blank></td>"),
+]
 
 
 def configure(app, config):
@@ -36,8 +54,22 @@ def link_exported_notebook(app, pagename, templatename, context, doctree):
                 button["url"] = button["url"].removesuffix(".md") + ".ipynb"
 
 
+def accessible(html: str) -> str:
+    for wrong, right in MENDED:
+        html = re.sub(wrong, right, html)
+    return html
+
+
+def mend_pages(app, exception):
+    for page in Path(app.outdir).rglob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        if (mended := accessible(html)) != html:
+            page.write_text(mended, encoding="utf-8")
+
+
 def setup(app):
     app.connect("config-inited", configure)
     app.connect("env-updated", drop_widget_state)
     app.connect("html-page-context", link_exported_notebook, priority=900)
+    app.connect("build-finished", mend_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
