@@ -73,12 +73,18 @@ LINES = check_html.MAX_CODE_LINES_OF_CHAPTER
         ("02_held", cell("x = 1\n" * (LINES + 1) + "assert x\n"), 0),
         ("02_held", cell("x = 1\n" * (LINES + 3)), 1),
         ("02_held", cell("assert x\n" * 2), 1),
-        ("02_held", cell("x = 1"), 1),  # it need not be held any longer
+        ("02_held", cell("x = 1"), 0),
     ],
 )
 def test_code_is_folded_and_checks_are(tmp_path, monkeypatch, name, html, status):
     monkeypatch.setattr(check_html, "HELD", {"02_held": (LINES + 2, 1)})
     assert check(tmp_path, html, name) == status
+
+
+def test_a_page_that_need_not_be_held_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(check_html, "HELD", {"02_held": (LINES + 2, 1)})
+    assert check(tmp_path, cell("x = 1"), "02_held") == 0
+    assert "02_held shows no more code than others" in capsys.readouterr().out
 
 
 def test_the_whole_book_shows_little_code(tmp_path, monkeypatch):
