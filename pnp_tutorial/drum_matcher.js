@@ -319,9 +319,11 @@ export function mount(element, { parameters, sampleRate, nSamples, core, workerU
       })
       .join("");
     const unsure = parameters.filter((_, j) => found.isUnsure[j]).map(({ meaning, symbol }) => `${meaning} (${symbol})`);
-    find(".unsure").textContent = unsure.length
+    const verdict = unsure.length
       ? `Not determined by the sound: ${unsure.join("; ")}.`
       : "The sound determines all parameters.";
+    const warning = "No drum was found that comes close: other numbers may do as well.";
+    find(".unsure").textContent = found.isFar ? warning : verdict;
 
     find(".pictures").innerHTML = sounds
       .map((sound, i) => {

@@ -28,6 +28,8 @@ const MOST = 0.8;
 const APART = 0.05;
 const DESCENTS = 3;
 const ZOOM = 0.1;
+const NEAR = 1e-2; // of ‖C(x)‖: close enough
+const FAR = 10; // times as far: where the wrong valleys of drums end, and what is no drum
 const PRIOR = 1 / 3;
 const UNSURE = Math.sqrt(PRIOR / 2);
 
@@ -475,15 +477,16 @@ function apart(population) {
 }
 
 /**
- * The v whose drum is closest to x in coarse spectra, as in `matching.scan`: {v, distance, nHeard, near}.
+ * The v whose drum is closest to x in coarse spectra, as `matching.scan` seeks it for sounds that no drum can match
+ * exactly, but in less time: {v, distance, nHeard, near}.
  *
  * `hear` is a `listener`, or as many in workers: it returns a promise. `tell` gets {run, share of the run, nHeard, v,
  * distance} now and then: of the opening, while only that is heard.
  */
-export async function scan({ x, noises, exact, hear, sampleRate, nParameters, seed = 0, tell = () => {} }) {
+export async function scan({ x, noises, hear, sampleRate, nParameters, seed = 0, tell = () => {} }) {
   const { nSounds, nGenerations, nRuns, nIterations } = BUDGET;
   const target = coarseSpectra(sampleRate)(x);
-  const near = (exact ? 1e-3 : 3e-3) * norm(target);
+  const near = NEAR * norm(target);
   const opening = openingOf(x, noises[0]);
   const closest = { v: undefined, distance: Infinity, nHeard: 0, near };
   let run = 0;
@@ -533,9 +536,9 @@ export async function scan({ x, noises, exact, hear, sampleRate, nParameters, se
       ends[run] = Math.min(ends[run], end.distance);
       if (closest.distance < near) return closest;
     }
-    const agreed = !exact && ends.filter((end) => end < 1.05 * closest.distance).length > 1;
+    const agreed = ends.filter((end) => end < 1.05 * closest.distance).length > 1;
     if (agreed || (await isItself())) return closest;
-    if (exact || run) {
+    if (run) {
       const few = Math.max(5, Math.floor(nSounds / 4));
       const best = [closest.v, ...candidates, ...population].slice(0, few);
       const around = Array.from({ length: few }, () => randomV(closest.v, ZOOM));
@@ -564,13 +567,13 @@ export async function uncertainty({ v, distance, near }, target, hear) {
 export function throughNoise({ x, end, band }) {
   const level = noiseLevel(x.subarray(0, end), band);
   const noises = [0, 1].map((seed) => noiseLike(x.length, end, band, seed).map((value) => level * value));
-  return { x, noises, level, exact: band === 1 };
+  return { x, noises, level };
 }
 
 /** The drum that is closest to a recording: θ and its uncertainty, both in units, what is undetermined, and effort. */
-export async function match({ x, noises, level, exact, parameters, sampleRate }, hear, tell) {
+export async function match({ x, noises, level, parameters, sampleRate }, hear, tell) {
   const nParameters = parameters.length;
-  const closest = await scan({ x, noises, exact, hear, sampleRate, nParameters, tell });
+  const closest = await scan({ x, noises, hear, sampleRate, nParameters, tell });
   const spread = await uncertainty(closest, coarseSpectra(sampleRate)(x), hear);
   const theta = toTheta(closest.v, parameters);
   return {
@@ -578,7 +581,7 @@ export async function match({ x, noises, level, exact, parameters, sampleRate },
     uncertainty: parameters.map(({ low, high }, j) => (spread[j] * (high - low)) / 2),
     isUnsure: parameters.map((_, j) => spread[j] > UNSURE),
     distance: closest.distance,
-    nearest: closest.near,
+    isFar: closest.distance > FAR * closest.near,
     nHeard: closest.nHeard,
     levelDb: LEVEL_DB * closest.v[nParameters],
     noiseDb: 20 * Math.log10(Math.max(level, 1e-9)),
