@@ -4,8 +4,8 @@
 //     ω_m² = ω₁² (s/β) (1 + D² β (s − β)) + (s − β) (1 − p β)² / (β τ₁²)
 //     x[n] = Σ_m a_m exp(−σ_m n/sr) sin(ω_m n/sr),  divided by max |x|
 //
-// with β = α + 1/α and s = α m₁² + m₂²/α; a test compares the two sample by sample. Python puts this module before those
-// that use it: a page that is opened as a file may not load modules from other files.
+// with β = α + 1/α and s = α m₁² + m₂²/α; a test compares the two sample by sample. Python puts this module before
+// those that use it: a page that is opened as a file may not load modules from other files.
 
 export const POSITION = [0.4, 0.4]; // of the sides, for strike and ear
 const N_MODES = 10; // along each side

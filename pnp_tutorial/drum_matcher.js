@@ -40,7 +40,8 @@ const STYLE = `
 .drum-matcher figure { margin: 0.4rem 0; }
 .drum-matcher svg { display: block; width: 100%; fill: currentColor; font-size: 11px; }
 .drum-matcher :focus-visible { outline: 3px solid #d55e00; outline-offset: 2px; }
-html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div.drum-matcher) { background: none; color: inherit; }
+html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div.drum-matcher) { background: none;
+  color: inherit; }
 `; // the last rule: in its dark mode, the book's theme sets what a cell shows on a light ground
 
 const LAYOUT = `
@@ -216,11 +217,13 @@ function picture(x, sampleRate, core) {
  * Build the element's inside.
  *
  * @param {HTMLElement} element gets the attribute data-result when a drum has been found: JSON as of `toJson`.
- * @param {object} options parameters: those of the drum, in the order of θ; sampleRate in Hz and nSamples of its sounds;
- *   core, player, recorder: the modules; workerUrl: the first again, as a script for workers; onResult: called with the result.
+ * @param {object} options parameters: those of the drum, in the order of θ; sampleRate in Hz and nSamples of its
+ *   sounds; core, player, recorder: the modules; workerUrl: the first of them as a script for workers; onResult: called
+ *   with what data-result has.
  * @returns {object} destroy(), which stops the search and removes it all.
  */
-export function mount(element, { parameters, sampleRate, nSamples, core, workerUrl, player, recorder, onResult = () => {} }) {
+export function mount(element, options) {
+  const { parameters, sampleRate, nSamples, core, workerUrl, player, recorder, onResult = () => {} } = options;
   const root = document.createElement("div");
   root.className = "drum-matcher";
   root.setAttribute("role", "group");
@@ -318,7 +321,8 @@ export function mount(element, { parameters, sampleRate, nSamples, core, workerU
         return `<div><dt>${meaning}</dt><dd>${symbol} = ${value}</dd><dt>${words[j]}</dt></div>`;
       })
       .join("");
-    const unsure = parameters.filter((_, j) => found.isUnsure[j]).map(({ meaning, symbol }) => `${meaning} (${symbol})`);
+    const inDoubt = parameters.filter((_, j) => found.isUnsure[j]);
+    const unsure = inDoubt.map(({ meaning, symbol }) => `${meaning} (${symbol})`);
     const verdict = unsure.length
       ? `Not determined by the sound: ${unsure.join("; ")}.`
       : "The sound determines all parameters.";

@@ -34,6 +34,7 @@ const PRIOR = 1 / 3;
 const UNSURE = Math.sqrt(PRIOR / 2);
 
 const STEP = 1e-6; // of v, for derivatives
+const TINY = 1e-12; // so that a v_j that moves nothing can be solved for
 const DAMPINGS = [0.03, 0.3, 3, 30]; // times the last one: tried side by side
 const ZEROS = 64; // of the sinc that converts rates, on either side of its peak
 const PER_ZERO = 512; // values of it in its table
@@ -258,7 +259,7 @@ export function resample(x, from, to) {
   });
 }
 
-/** The row that is heard, as in `_survey`: the mean of the channels or, if they cancel, the loudest; around its zero. */
+/** What is heard, as in `_survey`, around its zero: the mean of the channels or, if they cancel, the loudest. */
 function survey(channels) {
   const mean = Float64Array.from(channels[0], (_, n) => channels.reduce((sum, x) => sum + x[n], 0) / channels.length);
   const rows = [mean, ...channels].map((x) => {
@@ -416,7 +417,8 @@ export function solve(A, b) {
   }
   const x = new Array(n).fill(0);
   for (let i = n - 1; i >= 0; i--) {
-    x[i] = (rows[i][n] - rows[i].reduce((sum, value, j) => (j > i && j < n ? sum + value * x[j] : sum), 0)) / rows[i][i];
+    const known = x.reduce((sum, value, j) => sum + rows[i][j] * value, 0); // those after i: the others are still 0
+    x[i] = (rows[i][n] - known) / rows[i][i];
   }
   return x;
 }
@@ -441,7 +443,8 @@ export async function descend(v, residuals, nIterations, alike, tell) {
     const { M, gradient } = await curvature(v, residual, residuals);
     const free = Array.from(v.keys()).filter((j) => Math.abs(v[j]) < 1 || v[j] * gradient[j] > 0);
     const tried = DAMPINGS.map((factor) => {
-      const A = free.map((i) => free.map((j) => M[i][j] * (i === j ? 1 + factor * damping : 1) + (i === j ? 1e-12 : 0)));
+      const damped = (i) => M[i][i] * (1 + factor * damping) + TINY;
+      const A = free.map((i) => free.map((j) => (i === j ? damped(i) : M[i][j])));
       const step = solve(A, free.map((j) => -gradient[j]));
       const moved = v.slice();
       free.forEach((j, i) => (moved[j] = Math.max(-1, Math.min(1, v[j] + step[i]))));
