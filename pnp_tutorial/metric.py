@@ -155,7 +155,8 @@ def eigen(metric: Tensor) -> tuple[Tensor, Tensor]:
 def rank(metric: Tensor, tolerance: float = 1e-9) -> Tensor:
     """Number (...) of eigenvalues of metrics (..., n, n) above `tolerance` times the largest; errors as in `eigen`.
 
-    The default lies above the rounding of Jacobians in float32.
+    The default is on the safe side: Jacobians in float32 give smaller eigenvalues, too, where small columns of J make
+    them, but not where large columns cancel.
     """
     values, _ = eigen(metric)
     return (values > tolerance * values[..., -1:]).sum(-1)
