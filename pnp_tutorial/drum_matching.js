@@ -29,7 +29,8 @@ const APART = 0.05;
 const DESCENTS = 3;
 const ZOOM = 0.1;
 const NEAR = 1e-2; // of ‖C(x)‖: close enough
-const FAR = 10; // times as far: where the wrong valleys of drums end, and what is no drum
+const ITSELF = 1.25; // times the distance of a drum from itself through another noise: close enough, too
+const FAR = 10; // times as far as NEAR: where the wrong valleys of drums end, and what is no drum
 const PRIOR = 1 / 3;
 const UNSURE = Math.sqrt(PRIOR / 2);
 
@@ -38,7 +39,6 @@ const TINY = 1e-12; // so that a v_j that moves nothing can be solved for
 const DAMPINGS = [0.03, 0.3, 3, 30]; // times the last one: tried side by side
 const ZEROS = 64; // of the sinc that converts rates, on either side of its peak
 const PER_ZERO = 512; // values of it in its table
-const CUTOFF = 0.956; // of the lower Nyquist frequency: half the amplitude passes, as in SoXR
 
 /** Σ_i x[i] y[first + i], in two sums that do not wait for each other. */
 export function product(x, y, first = 0) {
@@ -237,10 +237,10 @@ export function noiseLevel(x, band = 1) {
   return Math.sqrt(quantile / energy / Math.log(10 / 9));
 }
 
-/** x at another rate, by a windowed sinc that passes nine tenths of the lower band. */
+/** x at another rate, by a windowed sinc that passes the lowest nine tenths of the lower band. */
 export function resample(x, from, to) {
   if (from === to) return x;
-  const cutoff = CUTOFF * Math.min(1, to / from);
+  const cutoff = PASSED * Math.min(1, to / from); // half the amplitude passes, where the noise of h ends
   const sinc = Float64Array.from({ length: ZEROS * PER_ZERO + 2 }, (_, i) => {
     const u = i / PER_ZERO;
     const blackman = 0.42 + 0.5 * Math.cos((Math.PI * u) / ZEROS) + 0.08 * Math.cos((2 * Math.PI * u) / ZEROS);
@@ -518,7 +518,7 @@ export async function scan({ x, noises, hear, sampleRate, nParameters, seed = 0,
   const isItself = async () => {
     const [C] = await listen([closest.v], { spectra: true });
     const [again] = await listen([closest.v], { spectra: true, noise: 1 });
-    return closest.distance < 1.1 * norm(difference(C, again));
+    return closest.distance < ITSELF * norm(difference(C, again));
   };
 
   const ends = [];
