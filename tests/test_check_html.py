@@ -70,26 +70,14 @@ LINES = check_html.MAX_CODE_LINES_OF_CHAPTER
         ("01_drum", cell("np.testing.assert_allclose(x, y)"), 1),
         ("01_drum", cell("assert x", FOLD), 0),
         ("01_drum", cell("print('assert x')  # assert it"), 0),
-        ("02_held", cell("x = 1\n" * (LINES + 1) + "assert x\n"), 0),
-        ("02_held", cell("x = 1\n" * (LINES + 3)), 1),
-        ("02_held", cell("assert x\n" * 2), 1),
-        ("02_held", cell("x = 1"), 0),
     ],
 )
-def test_code_is_folded_and_checks_are(tmp_path, monkeypatch, name, html, status):
-    monkeypatch.setattr(check_html, "HELD", {"02_held": (LINES + 2, 1)})
+def test_code_is_folded_and_checks_are(tmp_path, name, html, status):
     assert check(tmp_path, html, name) == status
 
 
-def test_a_page_that_need_not_be_held_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(check_html, "HELD", {"02_held": (LINES + 2, 1)})
-    assert check(tmp_path, cell("x = 1"), "02_held") == 0
-    assert "02_held shows no more code than others" in capsys.readouterr().out
-
-
-def test_the_whole_book_shows_little_code(tmp_path, monkeypatch):
+def test_the_whole_book_shows_little_code(tmp_path):
     """Every page within its own limit, and the book is not."""
-    monkeypatch.setattr(check_html, "HELD", {})
     (tmp_path / "book").mkdir()
     for i in range(check_html.MAX_CODE_LINES // LINES):
         (tmp_path / f"book/{i:02}_chapter.html").write_text(cell("x = 1\n" * LINES), encoding="utf-8")
