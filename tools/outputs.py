@@ -48,7 +48,7 @@ def text(cell: NotebookNode) -> str:
             parts.append(table(data["text/html"]))
         elif "text/plain" in data:
             parts.append(data["text/plain"])
-    lines = ADDRESS.sub("", "\n".join(part.rstrip("\n") for part in parts if part.strip())).splitlines()
+    lines = ADDRESS.sub("", "\n".join(part.strip("\n") for part in parts if part.strip())).splitlines()
     return "\n".join(line.rstrip() for line in lines)
 
 
