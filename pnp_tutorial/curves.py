@@ -23,12 +23,8 @@ from torch.nn.functional import pad
 
 from .metric import Map, gram
 
-STEPS = (
-    0.02,
-    0.06,
-    0.2,
-    0.6,
-)  # of data sets: from the errors of a good encoder to those of one that has learned nothing
+# Of data sets: from the errors of a good encoder to those of one that has learned nothing.
+STEPS = (0.02, 0.06, 0.2, 0.6)
 
 
 def curve_gram(nu: Tensor, features: Map, synthesizer: Map, steps: Sequence[float]) -> Tensor:
