@@ -35,6 +35,12 @@ def root(q: Tensor, delta: float) -> Tensor:
     return (q + delta**2).sqrt() - delta
 
 
+def mean_of_form(q: Tensor, delta: float | None = None) -> Tensor:
+    """Mean over the batch of half the squared distances q (B,); with `delta`, of their `root`, and errors as there."""
+    # rounding may leave a form of zero just below it
+    return (q / 2 if delta is None else root(q.clamp_min(0), delta)).mean()
+
+
 def parameter_loss(nu_hat: Tensor, nu: Tensor, delta: float | None = None) -> Tensor:
     """Mean squared error on ν, a scalar; with `delta`, the mean over the batch of `root` of ‖ν̃ − ν‖².
 
@@ -64,7 +70,7 @@ def spectral_loss(
         with torch.no_grad():
             target = features(synthesizer(nu.to(torch.float64)))
     q = (features(synthesizer(nu_hat.to(torch.float64))) - target).square().sum(-1)
-    return (q / 2 if delta is None else root(q, delta)).mean()
+    return mean_of_form(q, delta)
 
 
 def mss_loss(nu_hat: Tensor, nu: Tensor, synthesizer: Map) -> Tensor:
@@ -111,5 +117,4 @@ def pnp_loss(
     error = (nu_hat - nu.detach()).to(torch.float64)
     M = metric.detach().to(torch.float64)
     q = torch.einsum("...i,...ij,...j->...", error, M, error) + damping * error.square().sum(-1)
-    # rounding may leave a form of zero just below it
-    return (q / 2 if delta is None else root(q.clamp_min(0), delta)).mean()
+    return mean_of_form(q, delta)

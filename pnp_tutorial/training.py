@@ -43,7 +43,7 @@ from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping, Shape, 
 from .dataset import DatasetConfig, Rows, ear, load, read_config
 from .drum import DRUM
 from .encoder import AudioEncoder, Encoder, complete, load_encoder, refuse_other_scalogram, save, sought
-from .losses import mss_loss, parameter_loss, pnp_loss, root, spectral_loss
+from .losses import mean_of_form, mss_loss, parameter_loss, pnp_loss, spectral_loss
 from .metric import Map
 from .runtime import (
     as_stored,
@@ -328,8 +328,8 @@ def make_loss(
         assert batch.D is not None
         error = nu_hat - batch.nu[:, columns]
         q = curve_form(complete(nu_hat, batch.nu, columns), batch.nu, batch.curves, STEPS)
-        q = (q + damping * torch.einsum("bi,bij,bj->b", error, batch.D, error)) / (damping * d + m)
-        return (q / 2 if config.root is None else root(q, config.root)).mean()
+        q = q + damping * torch.einsum("bi,bij,bj->b", error, batch.D, error)
+        return mean_of_form(q / (damping * d + m), config.root)
 
     def mss(nu_hat: Tensor, batch: Batch, damping: float) -> Tensor:
         return mss_loss(complete(nu_hat, batch.nu, columns), batch.nu, synthesizer)
