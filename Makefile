@@ -14,14 +14,14 @@ ARPEGGIO := constant-0
 export OMP_WAIT_POLICY = PASSIVE
 # One thread a process where processes run side by side.
 test: export OMP_NUM_THREADS = 1
-test: export CHROME := $(CHROME)
+test pdf: export CHROME := $(CHROME)
 # Memory that a training step frees is kept for the next (glibc): a third faster than to ask for it anew.
 study scaling encoder arpeggiator arpeggio: export MALLOC_MMAP_MAX_ = 0
 study scaling encoder arpeggiator arpeggio: export MALLOC_TRIM_THRESHOLD_ = 100000000000
 
 .DEFAULT_GOAL := help
 .PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study scaling arpeggiator matching benchmark
-.PHONY: arpeggio compat gpu papers links colab package
+.PHONY: arpeggio compat gpu papers links colab package pdf
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,14 +44,17 @@ test: browser check ## The whole check: lint, types, unit tests, every chapter's
 	$(BIN)/pytest -n $(JOBS) --dist worksteal tests/book
 
 browser:
-	@test -n "$(CHROME)" || { echo "make test needs Chromium or Chrome: sudo apt install chromium," \
-	    "or make test CHROME=/path/to/chrome" >&2; exit 1; }
+	@test -n "$(CHROME)" || { echo "make $(MAKECMDGOALS) needs Chromium or Chrome: sudo apt install chromium," \
+	    "or make $(MAKECMDGOALS) CHROME=/path/to/chrome" >&2; exit 1; }
 
 check: $(INSTALLED) ## Lint and types, and the form of the workflows
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+pdf: browser book ## Print the whole book as one PDF to _build/pnp_tutorial.pdf
+	$(BIN)/python tools/print_book.py _build/html _build/pnp_tutorial.pdf
 
 outputs: $(INSTALLED) ## Keep what the chapters put out now in book/outputs, which `make test` compares with
 	$(BIN)/python tools/execute.py --jobs $(JOBS)
