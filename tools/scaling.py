@@ -31,6 +31,7 @@ BATCH, STEPS_AN_EPOCH = 64, 64
 SHORT_RUN, LONG_RUN = 1280, 7040  # steps: of the other rows of chapter 8, and about as many as the papers'
 SECANT_STEP = 0.06
 RATES = (3e-3, 1e-2, 3e-2)  # that are tried for each loss
+BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no row is chosen by it
 TUNING_STEPS = 320
 
 FEW, MORE, MOST = 4096, 16_384, 82_224  # training sounds: of the other rows, and of the papers
@@ -146,7 +147,7 @@ def tuning(drum: str) -> dict[str, TrainingConfig]:
     return {
         f"tune-{loss}-{rate:g}": replace(row(drum, loss, FEW, TUNING_STEPS, 0), learning_rate=rate)
         for loss in (LOSSES if drum in N_WITH_M else EVERYWHERE)
-        for rate in RATES
+        for rate in (*RATES, BEYOND)
     }
 
 

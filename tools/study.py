@@ -50,6 +50,10 @@ LOSSES: dict[str, dict[str, Any]] = {
     "secant": {"loss": "pnp", "data": SECANT},
     "coarse": {"loss": "pnp", "data": COARSE},
     "mss": {"loss": "mss"},
+    # of forms that are squares, the root: with δ, and with the damping that serves the rows that have it
+    "parameter-root": {"loss": "parameter", "root": 0.05},
+    "secant-root": {"loss": "pnp", "data": SECANT, "damping": "scheduled", "root": 0.02},
+    "pnp-root": {"loss": "pnp", "damping": "scheduled", "root": 0.02},
 }
 # With the paper's encoder, with unknown and known pitch. The secant metric is damped by a schedule: where the adaptive
 # rule keeps going back to a lucky epoch, what the low rates of the last epochs bring does not add up.
@@ -77,6 +81,9 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-falling-secant": ("secant", {**FALLING, "damping": "scheduled"}),
     "small-falling-secant-adaptive": ("secant", FALLING),
     "small-falling-average": ("secant", {**FALLING, **AVERAGE}),
+    "small-falling-parameter-root": ("parameter-root", FALLING),
+    "small-falling-secant-root": ("secant-root", FALLING),
+    "small-falling-pnp-root": ("pnp-root", FALLING),
     "small-log-undamped": ("pnp", {**UNDAMPED, "data": "data/study-log.zarr"}),
     "small-inverse-undamped": ("pnp", {**UNDAMPED, "data": "data/study-inverse.zarr"}),
 }
