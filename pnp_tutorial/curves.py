@@ -49,6 +49,8 @@ def curve_gram(nu: Tensor, features: Map, synthesizer: Map, steps: Sequence[floa
         If ν has another shape or lies outside the box, or the steps do not ascend between 0 and 2.
     """
     _check(nu, steps)
+    if not (inside := nu.abs() <= 1).all():
+        raise ValueError(f"expected ν in [−1, 1], got {nu[~inside][0]:g}")
     side = torch.tensor([[-1], [1]], dtype=nu.dtype, device=nu.device)
     axis = torch.eye(nu.shape[1], dtype=nu.dtype, device=nu.device)
     moves = (side * _distances(nu, steps))[..., None] * axis[:, None, None]  # (B, n, 2, m/2, n)
@@ -79,7 +81,8 @@ def curve_weights(error: Tensor, nu: Tensor, steps: Sequence[float]) -> Tensor:
     Raises
     ------
     ValueError
-        If the shapes differ, and as in `curve_gram`.
+        If the shapes differ, or the steps do not ascend between 0 and 2. Whether ν lies in the box is not looked at:
+        in each step of a training, a GPU would wait for the answer.
     """
     _check(nu, steps)
     if error.shape != nu.shape:
@@ -116,7 +119,7 @@ def curve_form(nu_hat: Tensor, nu: Tensor, G: Tensor, steps: Sequence[float]) ->
     Raises
     ------
     ValueError
-        If the shapes do not agree, and as in `curve_gram`.
+        If the shapes do not agree, and as in `curve_weights`.
     """
     nu = nu.detach()
     if nu_hat.shape != nu.shape:
@@ -146,8 +149,6 @@ def near_metric(G: Tensor, nu: Tensor, steps: Sequence[float]) -> Tensor:
 def _check(nu: Tensor, steps: Sequence[float]) -> None:
     if nu.ndim != 2:
         raise ValueError(f"expected ν of shape (B, n), got {tuple(nu.shape)}")
-    if not (inside := nu.abs() <= 1).all():
-        raise ValueError(f"expected ν in [−1, 1], got {nu[~inside][0]:g}")
     if not (steps and all(a < b for a, b in pairwise([0, *steps, 2]))):
         raise ValueError(f"expected steps 0 < h₁ < h₂ < … < 2, got {tuple(steps)}")
 

@@ -106,7 +106,7 @@ class DatasetConfig:
     T
         Width and step of its frames, in samples.
     chunk_size
-        Sounds that are computed and written at once. Whatever it is, Jacobians take about 0.5 GB a thread on a CPU
+        Sounds that are computed and written at once. Whatever it is, Jacobians take about 0.25 GB a thread on a CPU
         and 5 GB on a GPU.
     device
         "auto", "cpu", "cuda" or "mps".
