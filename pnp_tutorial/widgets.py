@@ -52,7 +52,7 @@ class ABPlayer(anywidget.AnyWidget):
     def __init__(self, sounds: Mapping[str, ArrayLike | Tensor], sample_rate: float, caption: str = "") -> None:
         super().__init__()
         loud = equally_loud(sounds, sample_rate)
-        self.set_trait("sounds", [{"label": label, "url": _wav_url(x, sample_rate)} for label, x in loud.items()])
+        self.set_trait("sounds", [{"label": label, "url": wav_url(x, sample_rate)} for label, x in loud.items()])
         self.set_trait("caption", caption)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
@@ -102,15 +102,8 @@ def equally_loud(sounds: Mapping[str, ArrayLike | Tensor], sample_rate: float) -
     ValueError
         If there is no sound, or one is not of shape (n_samples,), not finite, or silent in its first second.
     """
-    if not sounds:
-        raise ValueError("expected at least one sound, got none")
     second, arrays = round(sample_rate), {}
-    for label, sound in sounds.items():
-        x = np.asarray(sound.detach().cpu() if isinstance(sound, Tensor) else sound, dtype=np.float64)
-        if x.ndim != 1:
-            raise ValueError(f"expected sound {label!r} of shape (n_samples,), got {x.shape}")
-        if not np.isfinite(x).all():
-            raise ValueError(f"sound {label!r} holds NaN or infinite samples")
+    for label, x in as_arrays(sounds).items():
         energy = (x[:second] ** 2).sum()
         if energy == 0:
             raise ValueError(f"sound {label!r} is silent in its first second")
@@ -122,7 +115,22 @@ def equally_loud(sounds: Mapping[str, ArrayLike | Tensor], sample_rate: float) -
     return dict(zip(arrays, stack[:, : max(second, end)], strict=True))
 
 
-def _wav_url(x: np.ndarray, sample_rate: float) -> str:
+def as_arrays(sounds: Mapping[str, ArrayLike | Tensor]) -> dict[str, np.ndarray]:
+    """The sounds as arrays (n_samples,), float64. Raises ValueError if there is none, or one is not a finite row."""
+    if not sounds:
+        raise ValueError("expected at least one sound, got none")
+    arrays = {}
+    for label, sound in sounds.items():
+        x = np.asarray(sound.detach().cpu() if isinstance(sound, Tensor) else sound, dtype=np.float64)
+        if x.ndim != 1:
+            raise ValueError(f"expected sound {label!r} of shape (n_samples,), got {x.shape}")
+        if not np.isfinite(x).all():
+            raise ValueError(f"sound {label!r} holds NaN or infinite samples")
+        arrays[label] = x
+    return arrays
+
+
+def wav_url(x: np.ndarray, sample_rate: float) -> str:
     """Data URL of a sound (n_samples,) as 16-bit WAV."""
     wav = io.BytesIO()
     soundfile.write(wav, x, round(sample_rate), format="WAV", subtype="PCM_16")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from anywidget import AnyWidget
 from IPython import get_ipython
 from IPython.display import Audio
 from matplotlib.axes import Axes
@@ -84,10 +85,12 @@ def of_wav(data: bytes) -> str:
     return of_sound(x.mean(1), rate)
 
 
-def of_player(player: Any) -> str:
-    """Caption and sounds of an `ABPlayer`."""
-    sounds = [(each["label"], base64.b64decode(re.sub("^data:.*?,", "", each["url"]))) for each in player.sounds]
-    return "\n".join([player.caption, *(f"{label}: {of_wav(data)}" for label, data in sounds)])
+def of_widget(widget: AnyWidget) -> str:
+    """Caption and sounds of a widget that plays some, such as an `ABPlayer`; of another, what it calls itself."""
+    if not hasattr(widget, "sounds"):
+        return repr(widget)
+    sounds = [(each["label"], base64.b64decode(re.sub("^data:.*?,", "", each["url"]))) for each in widget.sounds]
+    return "\n".join([widget.caption, *(f"{label}: {of_wav(data)}" for label, data in sounds)])
 
 
 def register() -> None:
@@ -96,6 +99,5 @@ def register() -> None:
     Figure._repr_pretty_ = lambda figure, printer, cycle: printer.text(of_figure(figure))
     plain = get_ipython().display_formatter.formatters["text/plain"]
     plain.for_type(Audio, lambda audio, printer, cycle: printer.text(of_wav(audio.data)))
-    plain.for_type_by_name(
-        "pnp_tutorial.widgets", "ABPlayer", lambda player, printer, _: printer.text(of_player(player))
-    )
+    # For their common base, since each widget is of a class of its own: a name would be found for the first alone.
+    plain.for_type(AnyWidget, lambda widget, printer, cycle: printer.text(of_widget(widget)))
