@@ -2,7 +2,7 @@
 
 import nbformat
 import papermill
-from export_notebooks import fold, form
+from export_notebooks import fold, form, plain_markdown
 
 PARAMETERS = """\
 # the data set
@@ -49,3 +49,20 @@ def test_only_what_hide_cell_says_hides_outputs():
         assert cell.metadata["cellView"] == "form"
         assert cell.metadata["jupyter"]["source_hidden"]
         assert cell.metadata["jupyter"].get("outputs_hidden", False) == hidden
+
+
+def test_answers_of_a_question_fold():
+    """As HTML that Jupyter, Colab and GitHub open and close, with Markdown inside."""
+    question = "````{admonition} Question: which?\n:class: hint\n\nOf *two*.\n\n```{dropdown} The first\nNo.\n```\n````"
+    assert plain_markdown(question).splitlines() == [
+        "> **Question: which?**",
+        "> ",
+        "> Of *two*.",
+        "> ",
+        "> <details>",
+        "> <summary>The first</summary>",
+        "> ",
+        "> No.",
+        "> ",
+        "> </details>",
+    ]

@@ -135,6 +135,8 @@ def directive(match: re.Match) -> str:
     if name in ADMONITIONS:
         text = f"**{title or name.capitalize()}**\n\n{DIRECTIVE.sub(directive, body)}"
         return indent(text, "> ", lambda line: True)
+    if name == "dropdown":  # an answer to a question
+        return f"<details>\n<summary>{title}</summary>\n\n{DIRECTIVE.sub(directive, body)}\n\n</details>"
     if name == "figure":
         given = options(match)
         number = numbering()[given["name"]]
