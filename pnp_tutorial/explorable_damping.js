@@ -34,15 +34,18 @@ explorables.register("damping", (root, { metrics }, kit) => {
 
   function show() {
     const { times, damping, path, mu2, kappa } = state();
-    const n = 61;
-    const loss = Float64Array.from({ length: n * n }, (_, i) => {
+    const n = 81;
+    // Of the roots, which are cones, straight lines between the points of the grid are nearly right.
+    const heights = Float64Array.from({ length: n * n }, (_, i) => {
       const e = [-1 + (2 * (i % n)) / (n - 1), -1 + (2 * Math.floor(i / n)) / (n - 1)];
       const force = times(e, damping);
-      return (e[0] * force[0] + e[1] * force[1]) / 2;
+      return Math.sqrt((e[0] * force[0] + e[1] * force[1]) / 2);
     });
-    const levels = Array.from({ length: 9 }, (_, k) => ((mu2 + damping) / 2) * 0.5 ** k);
-    plot.contours("loss", { values: loss, shape: [n, n], x: [-1, 1], y: [-1, 1] }, levels, { color: 1 });
-    plot.line("path", path.map((e) => e[0]), path.map((e) => e[1]), { color: 2, width: 2 });
+    const levels = Array.from({ length: 9 }, (_, k) => Math.sqrt((mu2 + damping) * 0.5 ** (k + 1)));
+    plot.contours("loss", { values: heights, shape: [n, n], x: [-1, 1], y: [-1, 1] }, levels, { color: 1 });
+    const [e1, e2] = [0, 1].map((i) => path.map((e) => e[i]));
+    plot.line("path", e1, e2, { color: 2 });
+    plot.dots("steps", e1, e2, { color: 2 });
     plot.cross("truth", 0, 0, { color: 0 });
     const down = times(start, damping);
     const tenth = Math.log(10) / -Math.log1p(-1 / kappa);

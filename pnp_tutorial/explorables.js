@@ -24,7 +24,8 @@
 // Of a plot, in the units of its axes, `key` naming what is drawn anew when the same key comes again:
 //
 //   axes(x, y)                                  other axes; clears all but the points
-//   line(key, xs, ys, {color, dash, width})     band(key, {x: [from, to]} or {y: …})     cross(key, x, y, {color})
+//   line(key, xs, ys, {color, dash, width})     dots(key, xs, ys, {color, width})     cross(key, x, y, {color})
+//   band(key, {x: [from, to]} or {y: [from, to]})
 //   contours(key, {values, shape, x: [from, to], y: [from, to]}, levels, {color, dash})
 //   heat(key, {values, shape, x, y}, low, high)        in cividis; shape (rows along y, columns along x)
 //   remove(key)
@@ -51,7 +52,7 @@ const STYLE = `
 .explorable .said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .explorable p { margin: 0.3rem 0; font-size: 0.85em; }
 .explorable label { display: block; margin: 0 0 0.5rem; }
-.explorable select { display: block; font: inherit; max-width: 100%; color: inherit;
+.explorable select { display: block; font: inherit; max-width: 100%; color: var(--pst-color-text-base, CanvasText);
   background: var(--pst-color-background, Canvas); border: 1px solid currentColor; border-radius: 0.3rem; }
 .explorable input { display: block; width: 100%; margin: 0.25rem 0; accent-color: var(--c1); }
 .explorable .value, .explorable dl { font-size: 0.85em; font-variant-numeric: tabular-nums; }
@@ -221,6 +222,11 @@ function plot(parent, { label, x, y, width = 340, height = 300 }) {
       const [toX, toY] = [sx().to, sy().to];
       const path = Array.from(xs, (value, i) => `${toX(value).toFixed(2)},${toY(ys[i]).toFixed(2)}`);
       draw(key, "polyline", { class: "curve", points: path.join(" "), style: stroke(options) });
+    },
+    dots(key, xs, ys, { color = 1, width: size = 5 } = {}) {
+      const [toX, toY] = [sx().to, sy().to];
+      const path = Array.from(xs, (value, i) => `M${toX(value).toFixed(2)} ${toY(ys[i]).toFixed(2)}h0`);
+      draw(key, "path", { class: "curve", d: path.join(""), style: `${stroke({ color, width: size })} stroke-linecap: round` });
     },
     band(key, { x: along, y: up }) {
       const [x1, x2] = along ? along.map(sx().to) : [box.left, box.right];

@@ -75,7 +75,7 @@ def explorable(name: str, data: Mapping[str, Any], text: str) -> Explorable:
     name : str
         Of the scene, one of `scenes()`.
     data : mapping of names to Tensors, arrays, numbers, strings, and lists or mappings of these
-        What the scene shows. Tensors and arrays, of any shape, become float32.
+        What the scene shows. Tensors and arrays become float32, but those without a dimension numbers.
     text : str
         What moving it shows, in plain sentences: for readers without a script or a screen, and in print.
 
@@ -106,6 +106,8 @@ def encode(value: Any, where: str) -> Any:
     """A value as JSON holds it; `where` names it in errors."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
+        value = value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         array = np.ascontiguousarray(value, dtype="<f4")
         return {"shape": list(array.shape), "float32": base64.b64encode(array.tobytes()).decode()}
@@ -113,8 +115,6 @@ def encode(value: Any, where: str) -> Any:
         return {key: encode(each, f"{where}[{key!r}]") for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [encode(each, f"{where}[{i}]") for i, each in enumerate(value)]
-    if isinstance(value, np.generic):
-        value = value.item()
     if not isinstance(value, str | int | float):
         kinds = "a Tensor, an array, a number, a string, a list or a mapping"
         raise TypeError(f"expected {where} to be {kinds}, got {value!r}")
