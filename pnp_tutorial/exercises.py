@@ -81,7 +81,7 @@ def _or_none(value: Any) -> int | None:
 
 
 def _listed(words: Collection[str]) -> str:
-    return ", ".join(sorted(words))
+    return ", ".join(sorted(words)) or "nothing"
 
 
 def _words(value: Any) -> set[str] | None:
@@ -109,8 +109,8 @@ def _of_words(answer: set[str] | None, expected: set[str], choices: Collection[s
         return f"{_listed(unknown)} is no choice. Choose among {', '.join(choices)}."
     if answer == expected:
         return f"right, {_listed(expected)}."
-    wrong, missing = answer - expected, expected - answer
-    return "; ".join([f"not {_listed(wrong)}"] * bool(wrong) + [f"{_listed(missing)} is missing"] * bool(missing)) + "."
+    faults = {"not right": answer - expected, "missing": expected - answer}
+    return "; ".join(f"{fault}: {_listed(words)}" for fault, words in faults.items() if words) + "."
 
 
 def _of_numbers(answer: ndarray | None, expected: ndarray, unit: str, within: float) -> str:

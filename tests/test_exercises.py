@@ -89,10 +89,12 @@ def test_confused_units_are_told(capsys, unit):
     ("answer", "expected", "sentence"),
     [
         ("grow ", "grow", "right, grow."),
-        ("shrink", "grow", "not shrink; grow is missing."),
+        ("shrink", "grow", "not right: shrink; missing: grow."),
         (["D", "p"], {"p", "D"}, "right, D, p."),
-        (["p"], ["p", "D"], "D is missing."),
-        (["p", "D"], "p", "not D."),
+        (["p"], ["p", "D"], "missing: D."),
+        (["p", "D"], "p", "not right: D."),
+        ([], [], "right, nothing."),
+        (["one row depends on another"], [], "not right: one row depends on another."),
         (3, "grow", "the answer should be a word in quotation marks, or a list of such words."),
     ],
 )
