@@ -230,6 +230,12 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("plain", _plain)
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory, or a thread, could not be had; a CPU's allocator has no kind of error of its own."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or any(words in str(error) for words in ("allocate memory", "start new thread"))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit status."""
     for stream in (sys.stdout, sys.stderr):
@@ -256,7 +262,10 @@ def main(argv: list[str] | None = None) -> int:
     except (argparse.ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
         print(f"{stage}: {readable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if _lacks_memory(error):
+            print(f"{stage}: not enough memory ({readable(str(error).partition(chr(10))[0])})", file=sys.stderr)
+            return 2
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise
         reason = str(error).partition("\n")[0]

@@ -5,23 +5,19 @@ Sums in `weights/SHA256SUMS` guard both files; `weights/MODEL_CARD.md` tells wha
 """
 
 import hashlib
-import json
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from .dataset import SPLITS, DatasetConfig, draw, load, read_config, stored_config
 from .metric import Map
-from .runtime import as_stored, write_atomically
+from .runtime import as_stored, read_tensors, tensor_file, write_atomically
 from .synthesizer import Synthesizer
 
 WEIGHTS = Path(__file__).parent / "weights"
-HEADER = "pnp_tutorial"  # key of our metadata in the header of a safetensors file
 
 
 class Bank(NamedTuple):
@@ -59,7 +55,7 @@ def save_bank(data: str | Path, path: str | Path, synthesizer: Synthesizer | Non
     for i, name in enumerate(SPLITS):
         metric[torch.from_numpy(split == i)] = load(data, name).metric  # type: ignore[assignment]
     tensors = {"nu": nu, "metric": metric, "split": torch.from_numpy(split.astype("uint8"))}
-    write_atomically({Path(path): safetensors.torch.save(tensors, {HEADER: json.dumps(as_stored(config))})})
+    write_atomically({Path(path): tensor_file(tensors, as_stored(config))})
 
 
 def load_bank(
@@ -68,15 +64,14 @@ def load_bank(
     """Read a bank that `save_bank` wrote; that of drums, which ships with the package, if no path is given.
 
     Synthesizer and ear are as in `dataset.read_config`.
-    Raises ValueError if there is no such file, it is no bank of this library, or was made with another synthesizer.
+    Raises ValueError if there is no such file, it is damaged, no bank of this library, or of another synthesizer.
     """
     path = shipped("bank.safetensors") if path is None else Path(path)
     if not path.is_file():
         raise ValueError(f"there is no bank at {path}")
+    document, tensors = read_tensors(path, "a bank")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            config = stored_config(json.loads(file.metadata()[HEADER]), synthesizer, ear, str(path))
-            tensors = [file.get_tensor(name) for name in ("nu", "metric", "split")]
-        return Bank(tensors[0], tensors[1], tensors[2], config)
-    except (safetensors.SafetensorError, KeyError, TypeError) as error:
+        config = stored_config(document, synthesizer, ear, str(path))
+        return Bank(tensors["nu"], tensors["metric"], tensors["split"], config)
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a bank of this library ({' '.join(str(error).split())})") from error

@@ -52,6 +52,7 @@ from .runtime import (
     float64_device,
     from_stored,
     refuse_difference,
+    seal,
     select_device,
     temporary_name,
 )
@@ -225,6 +226,7 @@ def _create(config: DatasetConfig) -> None:
         store.create_array("done", shape=(math.ceil(n / chunk),), chunks=(1,), dtype="bool")
         store.create_array("nu", data=nu.numpy(), compressors=codecs)
         store.create_array("split", data=split.astype("uint8"), compressors=codecs)
+        store.attrs["seal"] = _seal(new, store.attrs)
         os.replace(new, path)
     except OSError:
         if not path.exists():
@@ -445,9 +447,21 @@ def _open(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:
     if not Path(path).exists():
         raise ValueError(f"there is no data set at {path}: build one with `pnp dataset --data {path}`")
     try:
-        return zarr.open_group(path, mode=mode)
+        store = zarr.open_group(path, mode=mode)
+        expected = store.attrs.get("seal")  # older stores have none
+        intact = expected is None or expected == _seal(Path(path), store.attrs)
     except Exception as error:
         raise ValueError(f"{path} is not a data set of this library") from error
+    if not intact:
+        raise ValueError(f"{path} is damaged (what it says of itself has changed): delete it and build it again")
+    return store
+
+
+def _seal(path: Path, attributes: Mapping[str, Any]) -> str:
+    """Of what a store says of itself and of its arrays, whose numbers have checksums of their own."""
+    arrays = [path / name / "zarr.json" for name in ("done", "split", *Rows._fields)]
+    said = {name: attributes.get(name) for name in ("config", "made_with")}
+    return seal(said, *(array.read_bytes() for array in arrays if array.exists()))
 
 
 def read_config(
@@ -475,9 +489,15 @@ def stored_config(
     Synthesizer and ear are as in `read_config`, and `what` is the file, for messages. Names that it holds are looked up
     in the library, and never imported. Older stores may keep audio besides, which changes nothing else.
     """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"expected the fields of a configuration, got {values!r}")
     values = {name: value for name, value in values.items() if name != "audio"}
     values["synthesizer"] = stored_synthesizer(values.get("synthesizer"), synthesizer, what)
     config = from_stored(DatasetConfig, values)
+    try:
+        check_fields(config)
+    except ValueError as error:
+        raise TypeError(str(error)) from error
     if ear is None:
         return config
     if ear_name(ear) != config.ear:

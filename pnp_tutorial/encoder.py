@@ -7,21 +7,18 @@ ranges of the parameters. `Encoder` takes log-compressed scalograms, which a dat
 the scalogram in front of it and takes sounds.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .bank import HEADER, shipped
+from .bank import shipped
 from .dataset import DatasetConfig, encoder_input, stored_config
 from .metric import Map
-from .runtime import as_stored, float64_device, write_atomically
+from .runtime import as_stored, float64_device, read_tensors, tensor_file, write_atomically
 from .synthesizer import Synthesizer
 
 
@@ -132,9 +129,7 @@ def save(model: AudioEncoder, path: str | Path) -> None:
         "dataset": as_stored(model.config),
         "metadata": model.metadata,
     }
-    tensors = {name: values.cpu().contiguous() for name, values in state.items()}
-    content = safetensors.torch.save(tensors, {HEADER: json.dumps(header)})
-    write_atomically({Path(path): content})
+    write_atomically({Path(path): tensor_file(state, header)})
 
 
 def load_encoder(
@@ -155,21 +150,21 @@ def load_encoder(
     Raises
     ------
     ValueError
-        If there is no such file, it is no encoder of this library, or one for another synthesizer.
+        If there is no such file, it is damaged, no encoder of this library, or one for another synthesizer.
     """
     path = shipped("encoder.safetensors") if path is None else Path(path)
     if not path.is_file():
         raise ValueError(f"there is no encoder at {path}")
+    header, state = read_tensors(path, "an encoder")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()[HEADER])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = stored_config(header["dataset"], synthesizer, ear, str(path))
-        encoder = Encoder(header["n_outputs"], header["backbone"])
-        encoder.load_state_dict(state)
         # Older files do not name what was known: it was the first parameter, a drum's pitch.
         known = header.get("known", config.synthesizer.names[: len(config.synthesizer.names) - header["n_outputs"]])
+        if header["n_outputs"] != (n := len(sought(config, known))):  # before a network is made
+            raise TypeError(f"{header['n_outputs']!r} outputs for {n} parameters that are not known")
+        encoder = Encoder(n, header["backbone"])
+        encoder.load_state_dict(state)
         model = AudioEncoder(encoder, config, tuple(known), header.get("metadata"))
-    except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is not an encoder of this library ({' '.join(str(error).split())})") from error
     return model.to(device).eval()

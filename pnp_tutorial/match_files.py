@@ -23,7 +23,7 @@ from .ears import ear_name
 from .encoder import load_encoder
 from .matching import BUDGET, Budget, Match, match
 from .metric import Map
-from .runtime import as_stored, check_writable, readable, write_atomically
+from .runtime import as_stored, check_writable, readable, seal, write_atomically
 from .synthesizer import Synthesizer
 
 LONGEST_NAME = 255  # of a file, in bytes: most systems have no longer ones
@@ -33,12 +33,13 @@ def save_match(result: Match, wav: str | Path, document: str | Path, source: dic
     """Write the matched sound as WAV and `Match.to_dict` as JSON: both whole, or an OSError and neither.
 
     The WAV has 16 bits, or floats where a level has a meaning. `source` tells what it was made from, and is kept
-    in the JSON.
+    in the JSON, and so is a seal of both files, by which damage to either is noticed.
     """
     sound = io.BytesIO()
     rate, subtype = round(result.synthesizer.sample_rate), "PCM_16" if result.synthesizer.peak_normalized else "FLOAT"
     soundfile.write(sound, result.x_hat.numpy(), rate, format="WAV", subtype=subtype)
-    text = json.dumps({"source": source or {}, **result.to_dict()}, indent=2, ensure_ascii=False)
+    content = {"source": source or {}, **result.to_dict()}
+    text = json.dumps(content | {"seal": seal(content, sound.getvalue())}, indent=2, ensure_ascii=False)
     write_atomically({Path(wav): sound.getvalue(), Path(document): text.encode()})
 
 
@@ -97,7 +98,7 @@ def match_files(
             if len(os.fsencode(document.name)) > LONGEST_NAME:
                 raise ValueError(f"{path}: its match would have a name of more than {LONGEST_NAME} bytes: rename it")
             source = {"sound": _sum(Path(path)), **made_with}
-            if wav.is_file() and (done := _row(document, source)):
+            if done := _row(wav, document, source):
                 return row | done
             result = match(path, model, features, seed, progress and alone, budget=budget)
         except ValueError as error:
@@ -106,7 +107,7 @@ def match_files(
             row["error"] = readable(f"{path} cannot be matched ({type(error).__name__}: {error})")
         if result is not None:
             save_match(result, wav, document, source)
-            row |= _row(document, source)
+            row |= _row(wav, document, source)
         return row
 
     rows = map(work, range(len(paths))) if alone else _side_by_side(work, len(paths), device)
@@ -138,16 +139,16 @@ def _sum(path: Path) -> str:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _row(document: Path, source: dict[str, Any]) -> dict[str, Any]:
-    """What a JSON file that `save_match` made from `source` says, side by side; empty if it is no such file."""
+def _row(wav: Path, document: Path, source: dict[str, Any]) -> dict[str, Any]:
+    """What two files that `save_match` made from `source` say, side by side; empty if they are not as it wrote them."""
     try:
         content = json.loads(document.read_text(encoding="utf-8"))
-        if content.get("source") != source:
+        if content.pop("seal") != seal(content, wav.read_bytes()) or content["source"] != source:
             return {}
         values = {p["name"]: p["value"] for p in content["theta"]}
         spreads = {f"{p['name']}_uncertainty": p["uncertainty"] for p in content["theta"]}
         words = {"undetermined": "; ".join(content["undetermined"])}
         effort = {name: content[name] for name in ("level_db", "noise_db", "n_heard", "n_iterations")}
         return values | spreads | words | content["distance"] | effort
-    except (OSError, ValueError, AttributeError, KeyError):  # KeyError: an older version of this package wrote it
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # KeyError: an older version of this package
         return {}

@@ -1,6 +1,7 @@
 """What has nothing to do with sound: devices, processes, objects by name, whole files, configurations compared."""
 
 import errno
+import hashlib
 import importlib.util
 import json
 import os
@@ -16,6 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import safetensors
+import safetensors.torch
 import torch
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 PATIENCE_S = 600.0  # that processes wait for one another: more than any chunk or step takes
+
+HEADER = "pnp_tutorial"  # key of our JSON in the header of a safetensors file
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
@@ -158,6 +163,44 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
     finally:
         for new in temporary:
             new.unlink(missing_ok=True)
+
+
+def seal(document: Mapping[str, Any], *contents: bytes) -> str:
+    """SHA-256 of a JSON document and of what belongs to it: kept beside both, it tells that they are as they were."""
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+    for content in contents:
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def _tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
+    for name, values in sorted(tensors.items()):
+        yield f"{name} {values.dtype} {tuple(values.shape)}".encode()
+        yield values.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def tensor_file(tensors: Mapping[str, torch.Tensor], document: Mapping[str, Any]) -> bytes:
+    """Tensors and a JSON document as a safetensors file, which keeps the seal of both."""
+    tensors = {name: values.cpu().contiguous() for name, values in tensors.items()}
+    sealed = {**document, "seal": seal(document, *_tensor_bytes(tensors))}
+    return safetensors.torch.save(tensors, {HEADER: json.dumps(sealed)})
+
+
+def read_tensors(path: Path, what: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The document and the tensors of a file of `tensor_file`; one that is older than seals has none.
+
+    Raises ValueError if it is no such file, or damaged; `what` it should be, such as "a bank", is for the message.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            document = dict(json.loads(file.metadata()[HEADER]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # whatever a file does that is another, or damaged
+        raise ValueError(f"{path} is not {what} of this library ({' '.join(str(error).split())})") from error
+    expected = document.pop("seal", None)
+    if expected is not None and expected != seal(document, *_tensor_bytes(tensors)):
+        raise ValueError(f"{path} is damaged: what it holds is not what was written")
+    return document, tensors
 
 
 def first_existing(folder: str | Path) -> Path:

@@ -18,6 +18,7 @@ from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.match_files import match_files, save_match
 from pnp_tutorial.matching import Budget, match, undetermined
+from pnp_tutorial.runtime import seal
 
 QUICK = Budget(n_sounds=8, n_generations=4, n_runs=1, n_iterations=3)
 THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)
@@ -140,23 +141,18 @@ def another_encoder(paths, encoder, folder):
 
 
 def another_version(paths, encoder, folder):
-    change_source(folder, version="0.0.1")
+    change(folder, lambda content: content | {"source": content["source"] | {"version": "0.0.1"}})
     return {}
 
 
 def an_older_one(paths, encoder, folder):
     """Of before its source was told so closely."""
-    document = folder / "drum0_matched.json"
-    content = json.loads(document.read_text(encoding="utf-8"))
-    content["source"] = {"sha256": content["source"]["sound"], "encoder": str(encoder), "seed": 0}
-    document.write_text(json.dumps(content), encoding="utf-8")
+    change(folder, lambda content: content | {"source": {"sha256": content["source"]["sound"], "seed": 0}})
     return {}
 
 
 def less_than_is_wanted(paths, encoder, folder):
-    document = folder / "drum0_matched.json"
-    source = json.loads(document.read_text(encoding="utf-8"))["source"]
-    document.write_text(json.dumps({"source": source}), encoding="utf-8")
+    change(folder, lambda content: {"source": content["source"]})
     return {}
 
 
@@ -164,14 +160,31 @@ def another_seed(paths, encoder, folder):
     return {"seed": 1}
 
 
-def change_source(folder, **changes):
-    document = folder / "drum0_matched.json"
+def change(folder, how):
+    """A match as if another version had written it: with a seal that is right."""
+    document, wav = (folder / f"drum0_matched.{kind}" for kind in ("json", "wav"))
     content = json.loads(document.read_text(encoding="utf-8"))
-    content["source"] |= changes
-    document.write_text(json.dumps(content), encoding="utf-8")
+    content.pop("seal")
+    content = how(content)
+    document.write_text(json.dumps(content | {"seal": seal(content, wav.read_bytes())}), encoding="utf-8")
+
+
+def a_digit_less(paths, encoder, folder):
+    document = folder / "drum0_matched.json"
+    content = document.read_text(encoding="utf-8")
+    document.write_text(content.replace("0.1", "0.2", 1), encoding="utf-8")
+    assert document.read_text(encoding="utf-8") != content
+    return {}
+
+
+def half_a_sound(paths, encoder, folder):
+    wav = folder / "drum0_matched.wav"
+    wav.write_bytes(wav.read_bytes()[:1000])
+    return {}
 
 
 CHANGES = [another_sound, another_encoder, another_version, an_older_one, less_than_is_wanted, another_seed]
+CHANGES += [a_digit_less, half_a_sound]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -23,6 +23,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from myst_nb.core.read import read_myst_markdown_notebook
 from repository import ROOT
+from workers import end_with_parent
 
 EXECUTED = ROOT / "_build/executed"
 CACHES = ROOT / "_build/execution_cache"
@@ -72,8 +73,9 @@ def execute(chapter: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def log_kernels() -> None:
+def worker() -> None:
     """Keep what kernels say of themselves, which is nothing to a reader, in a file."""
+    end_with_parent()
     EXECUTED.mkdir(parents=True, exist_ok=True)
     log = os.open(EXECUTED / "kernels.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stderr.fileno())
@@ -104,7 +106,7 @@ def give_to_jupyter_book(chapter: str, executed: nbformat.NotebookNode) -> None:
 def main(names: list[str], jobs: int) -> int:
     failed = []
     largest_first = sorted(names, key=lambda chapter: -(BOOK / f"{chapter}.md").stat().st_size)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), log_kernels) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), worker) as pool:
         tasks = {pool.submit(execute, chapter): chapter for chapter in largest_first}
         for task in as_completed(tasks):
             chapter = tasks[task]

@@ -21,6 +21,7 @@ import yaml
 from repository import ROOT
 from torch import Tensor
 from tqdm import tqdm
+from workers import end_with_parent
 
 from pnp_tutorial.dataset import DatasetConfig, Rows, ear, load
 from pnp_tutorial.encoder import load_encoder
@@ -131,7 +132,7 @@ class Study:
                 self.do(name, config)
             return
         judge(self, "validation"), judge(self, "test")  # what they keep is for all processes
-        with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), single_thread) as pool:
+        with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), worker) as pool:
             for _ in tqdm(pool.map(self.do, missing, missing.values()), total=len(missing), unit="row"):
                 pass
 
@@ -143,7 +144,8 @@ class Study:
             write_atomically({self.result("constant"): json.dumps(heard(nu.expand_as(heard.rows.nu))).encode()})
 
 
-def single_thread() -> None:
+def worker() -> None:
+    end_with_parent()
     torch.set_num_threads(1)
 
 
