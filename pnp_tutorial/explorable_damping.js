@@ -48,11 +48,11 @@ explorables.register("damping", (root, { metrics }, kit) => {
     plot.dots("steps", e1, e2, { color: 2 });
     plot.cross("truth", 0, 0, { color: 0 });
     const down = times(start, damping);
-    const tenth = Math.log(10) / -Math.log1p(-1 / kappa);
+    const share = (100 * Math.hypot(...path[STEPS])) / Math.hypot(...start);
     values.set({
       kappa: kit.number(kappa),
-      tenth: kappa > 1.0001 ? kit.number(Math.max(1, tenth)) : "1",
-      left: `${kit.number((100 * Math.hypot(...path[STEPS])) / Math.hypot(...start), 2)} %`,
+      tenth: String(Math.ceil(Math.log(10) / -Math.log1p(-1 / kappa))),
+      left: share < 0.01 ? "less than 0.01 %" : `${kit.number(share, 2)} %`,
       truth: `${degrees(down, start).toFixed(1)}°`,
       ear: `${degrees(down, times(start, 0)).toFixed(1)}°`,
     });

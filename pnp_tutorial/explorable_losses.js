@@ -7,13 +7,14 @@
 //     |STFT(f, k)| = ½ |z|^(hop k) |Σ_n w[n] zⁿ exp(−2πi f n / N)|.
 // The losses are computed from it as the reader moves; a test holds them to those of the chapter.
 
-const BANDS = 56; // of frequency: twice as high as the highest tone
-const GRID = [33, 65]; // points of the map, along decay and pitch
+const ASIDE = 12; // bands above the highest tone, in which its bell-shaped line has vanished
+const GRID = [25, 49]; // points of the map, along decay and pitch
 
 explorables.register("losses", (root, { hz, decay, sampleRate, nSamples, window: w, hop, span }, kit) => {
   const n = w.values.length;
   const nFrames = Math.floor((nSamples - n) / hop) + 1;
   const tone = ([pitch, sustain]) => [hz * 2 ** pitch, decay * 2 ** sustain];
+  const nBands = Math.ceil((tone([span, 0])[0] * n) / sampleRate) + ASIDE;
   const cos = Float64Array.from({ length: n }, (_, i) => Math.cos((2 * Math.PI * i) / n));
 
   function features(nu) {
@@ -24,9 +25,9 @@ explorables.register("losses", (root, { hz, decay, sampleRate, nSamples, window:
       re[i] = size * Math.cos((2 * Math.PI * f0 * i) / sampleRate);
       im[i] = size * Math.sin((2 * Math.PI * f0 * i) / sampleRate);
     }
-    const S = new Float64Array(BANDS * nFrames);
+    const S = new Float64Array(nBands * nFrames);
     const fall = Math.exp(-hop / (tau * sampleRate));
-    for (let f = 0; f < BANDS; f++) {
+    for (let f = 0; f < nBands; f++) {
       let [a, b] = [0, 0];
       for (let i = 0, k = 0; i < n; i++, k = (k + f) % n) {
         const [c, s] = [cos[k], cos[(k + (3 * n) / 4) % n]]; // and the sine, a quarter turn later
@@ -43,8 +44,13 @@ explorables.register("losses", (root, { hz, decay, sampleRate, nSamples, window:
   let { target, guess } = start;
   let [S, M, maps, waiting] = [];
   const error = (nu) => nu.map((value, j) => value - target[j]);
+  const distance = (features) => {
+    let sum = 0;
+    for (let i = 0; i < S.length; i++) sum += (features[i] - S[i]) ** 2;
+    return sum / 2;
+  };
   const losses = {
-    spectral: (nu) => features(nu).reduce((sum, value, i) => sum + (value - S[i]) ** 2, 0) / 2,
+    spectral: (nu) => distance(features(nu)),
     pnp: (nu) => {
       const [a, b] = error(nu);
       return (M[0] * a * a + 2 * M[1] * a * b + M[2] * b * b) / 2;
@@ -59,10 +65,11 @@ explorables.register("losses", (root, { hz, decay, sampleRate, nSamples, window:
   const axes = { x: side("pitch knob ν₁"), y: side("decay knob ν₂") };
   const plot = kit.plot(left, { label: "The plane of the toy's two knobs", ...axes, height: 330 });
   const grid = { shape: GRID, x: [-span, span], y: [-span, span] };
-  const map = (loss) => Float64Array.from({ length: GRID[0] * GRID[1] }, (_, i) => {
+  const spots = Array.from({ length: GRID[0] * GRID[1] }, (_, i) => {
     const [row, column] = [Math.floor(i / GRID[1]), i % GRID[1]];
-    return loss([(2 * column) / (GRID[1] - 1) - 1, (2 * row) / (GRID[0] - 1) - 1].map((u) => u * span));
+    return [(2 * column) / (GRID[1] - 1) - 1, (2 * row) / (GRID[0] - 1) - 1].map((u) => u * span);
   });
+  const heard = spots.map((nu) => Float32Array.from(features(nu))); // once, for all targets
 
   function showTarget() {
     waiting = undefined;
@@ -75,7 +82,9 @@ explorables.register("losses", (root, { hz, decay, sampleRate, nSamples, window:
     const dot = (i, j) => columns[i].reduce((sum, value, k) => sum + value * columns[j][k], 0);
     M = [dot(0, 0), dot(0, 1), dot(1, 1)];
     // Of the roots, which are nearly cones, straight lines between the points of the grid are nearly right.
-    maps = Object.fromEntries(Object.entries(losses).map(([name, loss]) => [name, map((nu) => Math.sqrt(loss(nu)))]));
+    const map = (loss) => spots.map((nu, i) => Math.sqrt(loss(nu, i)));
+    maps = { ...losses, spectral: (nu, i) => distance(heard[i]) };
+    for (const [name, loss] of Object.entries(maps)) maps[name] = map(loss);
     const levels = Array.from({ length: 4 }, (_, k) => Math.SQRT2 * 2 ** (k + 1));
     plot.contours("map", { values: maps.spectral, ...grid }, levels, { color: 0, width: 0.4 });
     showGuess();

@@ -8,7 +8,7 @@ import base64
 import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ class Explorable(anywidget.AnyWidget):
         self.set_trait("name", name)
         self.set_trait("data", data)
         self.set_trait("text", text)
+
+    def __repr__(self) -> str:
+        """Name and data, a line each: of an array its shape, mean, least and largest value, to 10⁻⁴ of the largest."""
+        return "\n".join([f"explorable {self.name}", *summary(decode(json.loads(self.data)), "")])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         """The live widget for Jupyter and Colab, and for static pages the same scene without Python behind it."""
@@ -63,8 +67,10 @@ def scenes() -> list[str]:
 
 def scripts(name: str) -> tuple[str, str]:
     """The kit that all scenes share, and the scene of this name."""
-    kit, scene = ("drum.js", "explorables.js"), (f"explorable_{name}.js",)
-    return tuple("".join((FOLDER / file).read_text(encoding="utf-8") for file in part) for part in (kit, scene))
+    drum, kit, scene = (
+        (FOLDER / file).read_text(encoding="utf-8") for file in ("drum.js", "explorables.js", f"explorable_{name}.js")
+    )
+    return drum + kit, scene
 
 
 def explorable(name: str, data: Mapping[str, Any], text: str) -> Explorable:
@@ -121,3 +127,29 @@ def encode(value: Any, where: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"expected {where} to be finite, got {value}")
     return value
+
+
+def decode(value: Any) -> Any:
+    """What `encode` was given, with arrays as float32."""
+    if isinstance(value, list):
+        return [decode(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "float32" in value:
+        return np.frombuffer(base64.b64decode(value["float32"]), "<f4").reshape(value["shape"])
+    return {key: decode(each) for key, each in value.items()}
+
+
+def summary(value: Any, where: str) -> Iterator[str]:
+    """A line for each number, string and array of a decoded value."""
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, each in pairs:
+            yield from summary(each, f"{where} {key}")
+    elif isinstance(value, np.ndarray):
+        numbers = np.array([value.mean(), value.min(), value.max()], dtype=float) if value.size else np.zeros(3)
+        step = 1e-4 * np.abs(numbers).max() or 1.0
+        told = " ".join(f"{number:#.4g}" for number in np.round(numbers / step) * step + 0.0)
+        yield f"{where.strip()}: {value.shape} {told}"
+    else:
+        yield f"{where.strip()}: {value:#.6g}" if isinstance(value, float) else f"{where.strip()}: {value}"
