@@ -50,7 +50,7 @@ explorables.register("damping", (root, { metrics }, kit) => {
     const down = times(start, damping);
     const share = (100 * Math.hypot(...path[STEPS])) / Math.hypot(...start);
     values.set({
-      kappa: kit.number(kappa),
+      kappa: kit.number(kappa, 4),
       tenth: String(Math.ceil(Math.log(10) / -Math.log1p(-1 / kappa))),
       left: share < 0.01 ? "less than 0.01 %" : `${kit.number(share, 2)} %`,
       truth: `${degrees(down, start).toFixed(1)}°`,
