@@ -21,7 +21,7 @@ study scaling encoder arpeggiator arpeggio: export MALLOC_TRIM_THRESHOLD_ = 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study scaling arpeggiator matching benchmark
-.PHONY: arpeggio compat gpu papers links colab package pdf
+.PHONY: arpeggio recordings compat gpu papers links colab package pdf
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -124,6 +124,9 @@ arpeggio: $(INSTALLED) ## Train and test the arpeggiator's encoder that ships wi
 
 matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (twenty minutes on two cores)
 	$(BIN)/python tools/matching_study.py
+
+recordings: $(INSTALLED) ## Match the recorded drums that are missing from chapter 9's results (half an hour on two cores)
+	$(BIN)/python tools/recordings_study.py
 
 benchmark: $(INSTALLED) ## Time drum, JTFS and metric against their peers, and how they grow (half an hour on a quiet machine)
 	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json

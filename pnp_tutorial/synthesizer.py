@@ -20,7 +20,11 @@ from torch import Tensor
 from .runtime import load_object
 
 # Synthesizers that are known by name; files may name these and no others (see `stored_synthesizer`).
-REGISTRY = {"drum": "pnp_tutorial.drum:DRUM", "arpeggiator": "pnp_tutorial.arpeggiator:ARPEGGIATOR"}
+REGISTRY = {
+    "drum": "pnp_tutorial.drum:DRUM",
+    "arpeggiator": "pnp_tutorial.arpeggiator:ARPEGGIATOR",
+    "round_drum": "pnp_tutorial.round_drum:ROUND_DRUM",
+}
 MOST_CELLS = 10**7  # of a grid
 
 

@@ -1,0 +1,227 @@
+"""The round drum, for recordings: a circular skin, the stick that strikes it, and the tension that rises as it moves.
+
+With j_mn the n-th zero of the Bessel function J_m and s = (j_mn/j_01)², 1 for the first mode, mode (m, n) of a skin
+that is struck and heard at one point, at r of its radius, has
+
+    σ_mn  = (1 + p (s − 1)) / τ₁                                           decay rate, 1/s
+    ω_mn² = ω₁² s (1 + D² (s − 1)) + (s − 1) (1 − p)² / τ₁²                frequency, rad/s
+    a_mn  = H(ω_mn) J_m(j_mn r)² / (J_m+1(j_mn)² ω_mn),  twice that if m > 0   amplitude
+    H(ω)  = 1 / (1 + (ω/2π f_c)²)                                          what the stick's pulse has at a frequency
+
+The first two are those of `drum` for β = 1: their derivation asks of a rim for its s only. The wider a skin moves, the
+tighter it is. As its energy fades, like e^(−2t/τ₁), its pitch glides down from (1 + b) ω₁ to ω₁: its motion has a clock
+u of its own, and
+
+    u(t) = t + b (1 − e^(−2t/τ₁)) τ₁/2
+    x(t) = Σ a_mn e^(−σ_mn u) sin(ω_mn u) / max |Σ …|  +  10^(L/20) e^(−t/τ_n) w(t),  divided by max |x|
+
+where w is the noise of the stick: white noise, one for all drums, through H, of standard deviation 1/3.
+
+`drum.modal_sum` makes the sound of a skin that does not glide, and cubic interpolation reads it at u.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from scipy.special import jn_zeros, jv
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .drum import CACHED, N_SAMPLES, SAMPLE_RATE, modal_sum
+from .runtime import float64_device, full_precision
+from .synthesizer import Parameter, Synthesizer, check_domain
+
+HIGHEST = 20.0  # zero j_mn of the highest mode, more than eight times the pitch
+N_ANGLES = 48  # of Bessel's integral, on half a circle: exact for m + j r < 2 · 48, up to rounding
+N_OCTAVES = 10  # below half the sample rate, at whose ends the spectrum of noise is H
+BLOCK = 2**16  # samples of noise that are drawn at once
+SEED = 22  # of the noise
+
+PARAMETERS = (
+    Parameter("log_omega", "log₁₀ ω₁", "log₁₀ rad/s", 2.2, 3.9, "pitch"),
+    Parameter("tau", "τ₁", "s", 0.01, 2.0, "sustain of the first mode", "log"),
+    Parameter("log_p", "log₁₀ p", "1", -5.0, 0.0, "how much faster high partials die"),
+    Parameter("log_D", "log₁₀ D", "1", -5.0, 0.0, "inharmonicity"),
+    Parameter("radius", "r", "1", 0.0, 0.9, "where it is struck: 0 in the middle, 1 at the rim"),
+    Parameter("stick", "f_c", "Hz", 10.0, 20000.0, "hardness of the stick", "log"),
+    Parameter("bend", "b", "1", 0.0, 0.5, "glide: how much higher the pitch begins"),
+    Parameter("noise", "L", "dB", -40.0, 40.0, "loudness of the stick's noise"),
+    Parameter("noise_tau", "τ_n", "s", 0.002, 1.0, "sustain of the noise", "log"),
+)
+
+
+def check_theta(theta: Tensor) -> None:
+    """Raise ValueError unless θ (..., 9) describes a drum that can be; the message names parameter and value.
+
+    Any finite ω₁, τ₁, f_c and τ_n > 0, L, p ≥ 0 and D ≥ 0 will do, and 0 ≤ r < 1 and 0 ≤ b < 1.
+    (Inside `torch.vmap` values cannot be read, so that only the shape is checked there.)
+    """
+    anything, positive, share = (-math.inf, math.inf), (0, math.inf), (0, 1)
+    domain = (anything, positive, anything, anything, share, positive, share, anything, positive)
+    check_domain(theta, PARAMETERS, domain, "is not physical", with_lower_end=("log_p", "log_D", "radius", "bend"))
+
+
+@lru_cache(maxsize=8)
+def _membrane(highest: float) -> tuple[Tensor, Tensor, Tensor]:
+    """m, j_mn and J_m+1(j_mn)² of all modes with j_mn < highest, float64, the lowest first."""
+    zeros = [(j, m) for m in range(int(highest)) for j in jn_zeros(m, int(highest)) if j < highest]
+    j, m = np.array(sorted(zeros)).T
+    return torch.from_numpy(m.copy()), torch.from_numpy(j.copy()), torch.from_numpy(jv(m + 1, j) ** 2)
+
+
+def _bessel(m: Tensor, z: Tensor) -> Tensor:
+    """J_m(z), by Bessel's integral ∫ cos(m a − z sin a) da / π from 0 to π; the midpoint rule converges geometrically.
+
+    (torch has J₀ and J₁ only, without derivatives.)
+    """
+    a = (torch.arange(N_ANGLES, dtype=z.dtype, device=z.device) + 0.5) * math.pi / N_ANGLES
+    return torch.cos(m[..., None] * a - z[..., None] * a.sin()).mean(-1)
+
+
+def stick_spectrum(omega: Tensor, f_c: Tensor) -> Tensor:
+    """H: what the pulse of a stick of hardness f_c, in Hz, has at ω, in rad/s. At f_c, half."""
+    return 1 / (1 + (omega / (2 * math.pi * f_c)).square())
+
+
+def modes(theta: Tensor, highest: float = HIGHEST) -> tuple[Tensor, Tensor, Tensor]:
+    """Frequencies, decay rates and amplitudes of the modes, as the skin comes to rest.
+
+    Parameters
+    ----------
+    theta : Tensor, shape (..., 9)
+        See `PARAMETERS`.
+    highest : float
+        Modes with j_mn below it are taken, up to about 40.
+
+    Returns
+    -------
+    omega, sigma, amplitude : Tensors, shape (..., n_modes)
+        Radian frequency in rad/s, decay rate in 1/s, amplitude in s, the lowest j_mn first.
+
+    Raises
+    ------
+    ValueError
+        If θ has another shape or lies outside the physical domain.
+    """
+    check_theta(theta)
+    log_omega, tau, log_p, log_D, radius, stick, *_ = theta.unsqueeze(-2).unbind(-1)  # each (..., 1)
+    m, j, norm = (values.to(theta) for values in _membrane(highest))
+    p, D, s = 10**log_p, 10**log_D, (j / j[0]) ** 2
+    sigma = (1 + p * (s - 1)) / tau
+    omega = torch.sqrt(10 ** (2 * log_omega) * s * (1 + D**2 * (s - 1)) + (s - 1) * (1 - p) ** 2 / tau**2)
+    shape = _bessel(m, j * radius).square() * torch.where(m > 0, 2, 1) / norm
+    return omega, sigma, stick_spectrum(omega, stick) * shape / omega
+
+
+def _fading(rate: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """e^(−rate k) (..., n) of rates (..., 1), for k < n: an outer product, so that 2√n are exponentiated."""
+    block = math.ceil(math.sqrt(n))
+    k = torch.arange(block, dtype=rate.dtype, device=rate.device)
+    coarse, fine = torch.exp(-rate * block * k[: math.ceil(n / block)]).to(dtype), torch.exp(-rate * k).to(dtype)
+    return (coarse[..., :, None] * fine[..., None, :]).flatten(-2)[..., :n]
+
+
+def _glide(modes: tuple[Tensor, Tensor, Tensor], bend: Tensor, n: int, rate: float, dtype: torch.dtype) -> Tensor:
+    """Σ a e^(−σ u) sin(ω u) (..., n) with u as at the head of this module, at n samples of t; 1/τ₁ is σ₁."""
+    omega, sigma, amplitude = modes
+    fading = 2 * sigma[..., :1] / rate
+    most = bend / fading  # samples by which u is ahead of t in the end
+    ahead = most - most * _fading(fading, n, omega.dtype)
+    try:
+        longest = n + int(ahead.detach()[..., -1].max()) + 3
+    except RuntimeError:  # vmap; b < 1
+        longest = 2 * n + 3
+    ahead = ahead[..., 1:]
+    x = modal_sum(omega, sigma, amplitude, longest, rate, normalize=False, dtype=dtype)
+    whole = ahead.detach().long()
+    f = (ahead - whole).to(dtype)
+    at = whole + torch.arange(n - 1, device=whole.device)
+    before, here, after, later = (x[..., k:].gather(-1, at) for k in range(4))  # by Newton's differences of these four
+    slope, curve, bow = here - before, after - 2 * here + before, later - 3 * after + 3 * here - before
+    y = before + (f + 1) * (slope + f / 2 * (curve + (f - 1) / 3 * bow))
+    return pad(y, (1, 0))  # at rest at u = 0
+
+
+@lru_cache(maxsize=8)
+def _noise(n: int, sample_rate: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """White noise in octaves that overlap: their ω (k,), the octaves (k, n) and their mean products (k, k).
+
+    If they are summed with weights, the spectrum goes through the weights at those ω, and straight in between over
+    log ω. All add up to noise of standard deviation 1.
+    """
+    bins = BLOCK // 2  # up to half the sample rate
+    below = -np.log2(np.maximum(np.arange(bins + 1), 0.5) / bins)  # octaves below that
+    centres = np.arange(N_OCTAVES + 1)
+    shares = np.maximum(0, 1 - np.abs(below.clip(0, N_OCTAVES) - centres[:, None]))
+    white = [np.random.default_rng([SEED, i]).standard_normal(BLOCK) for i in range(math.ceil(n / BLOCK))]
+    octaves = np.concatenate([np.fft.irfft(shares * np.fft.rfft(block)) for block in white], -1)
+    products = octaves[:, :BLOCK] @ octaves[:, :BLOCK].T / BLOCK  # of one block, whatever n is
+    omega = math.pi * sample_rate * 2.0**-centres
+    return (
+        torch.from_numpy(omega).to(device),
+        torch.from_numpy(octaves[:, :n]).to(device=device, dtype=dtype),
+        torch.from_numpy(products).to(device),
+    )
+
+
+def _peak(x: Tensor) -> Tensor:
+    peak = x.abs().amax(-1, keepdim=True)
+    return torch.where(peak == 0, 1, peak)  # silence stays silence
+
+
+@full_precision()
+def round_drum(
+    theta: Tensor,
+    n_samples: int = N_SAMPLES,
+    sample_rate: float = SAMPLE_RATE,
+    *,
+    highest: float = HIGHEST,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The sound of the round drum: x = g(θ), of peak 1.
+
+    Parameters
+    ----------
+    theta : Tensor, shape (..., 9)
+        See `PARAMETERS`. Keep θ in float64, as for `rectangular_drum`.
+    n_samples : int
+    sample_rate : float, Hz
+        Modes at or above half of it are left out, as in `modal_sum`.
+    highest : float
+        As in `modes`.
+    dtype : torch.dtype, optional
+        Of the sound; θ's if not given. What is small is formed in float64 in any case.
+
+    Returns
+    -------
+    x : Tensor, shape (..., n_samples)
+
+    Raises
+    ------
+    ValueError
+        If θ has another shape or lies outside the physical domain, or if n_samples or sample_rate is not positive.
+    """
+    if n_samples < 1 or sample_rate <= 0:
+        raise ValueError(f"expected n_samples ≥ 1 and sample_rate > 0 Hz, got {n_samples} and {sample_rate}")
+    check_theta(theta)
+    dtype, device = dtype or theta.dtype, theta.device
+    rows = theta.reshape(-1, theta.shape[-1]).to(float64_device(device)).to(torch.float64)
+    few = max(1, CACHED // 2 // n_samples) if rows.device.type == "cpu" else max(1, len(rows))
+    sounds = [_sounds(some, n_samples, sample_rate, highest, dtype) for some in rows.split(few)]
+    return torch.cat(sounds).reshape(*theta.shape[:-1], n_samples).to(device)
+
+
+def _sounds(theta: Tensor, n: int, sample_rate: float, highest: float, dtype: torch.dtype) -> Tensor:
+    *_, stick, bend, level, noise_tau = theta.unsqueeze(-2).unbind(-1)
+    skin = _glide(modes(theta, highest), bend, n, sample_rate, dtype)
+    omega, octaves, products = _noise(n, sample_rate, dtype, theta.device)
+    H = stick_spectrum(omega, stick)  # (..., 11)
+    loudness = 10 ** (level / 20) * H / (H @ products * H).sum(-1, keepdim=True).sqrt() / 3
+    noise = _fading(1 / (noise_tau * sample_rate), n, dtype) * (loudness.to(dtype) @ octaves)
+    x = skin / _peak(skin) + noise
+    return x / _peak(x)
+
+
+ROUND_DRUM = Synthesizer("round_drum", PARAMETERS, round_drum, N_SAMPLES, SAMPLE_RATE, peak_normalized=True)

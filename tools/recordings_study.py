@@ -1,0 +1,194 @@
+"""How `match` fares on recorded drums, with the rectangular drum and with the round one, and what it survives.
+
+    python tools/recordings_study.py            # every match that is missing
+    python tools/recordings_study.py tom kick   # of the sounds whose names begin so
+
+The sounds are the recordings that ship with the package, and a few round drums whose parameters are known. Every match
+is kept in runs/recordings as soon as it is made, and a sound's are written to pnp_tutorial/results/recordings once they
+are complete: interrupted, it goes on where it stopped. "before" is the rectangular drum with the search of commit
+BEFORE, whose library is taken from the repository. As many processes run side by side as torch has threads; the seconds
+are those of one processor core.
+"""
+
+import io
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from repository import ROOT
+from torch import Tensor
+from tqdm import tqdm
+
+from pnp_tutorial import __version__
+from pnp_tutorial.dataset import DatasetConfig, ear
+from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
+from pnp_tutorial.matching import match
+from pnp_tutorial.recording import load_recording
+from pnp_tutorial.runtime import write_atomically
+from pnp_tutorial.synthesizer import find_synthesizer
+
+BEFORE = "7dc46b2"
+RECORDINGS = ROOT / "pnp_tutorial/recordings"
+RESULTS = ROOT / "pnp_tutorial/results/recordings"
+RUNS = ROOT / "runs/recordings"
+SEED = 2026  # of the drums whose parameters are known, and of the noise
+N_KNOWN = 4
+SPOILED = ("kick_1", "snare_1", "tom_low", "stroke_2")  # that are matched in every condition
+
+
+def noisy(x: np.ndarray, rate: int) -> np.ndarray:
+    """Noise of a room, whose power falls like 1/f, 20 dB below the mean power of the sound."""
+    white = np.random.default_rng(SEED).normal(size=x.shape)
+    spectrum = np.fft.rfft(white, axis=0)
+    spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))[:, None]
+    room = np.fft.irfft(spectrum, len(x), axis=0)
+    return x + 0.1 * x.std() / room.std() * room
+
+
+def struck_again(x: np.ndarray, rate: int) -> np.ndarray:
+    """A second stroke after 300 ms."""
+    late = round(0.3 * rate)
+    longer = np.pad(x, ((0, late), (0, 0)))
+    longer[late:] += x
+    return longer
+
+
+# What becomes of channels (n, k) of a peak of 1, at a rate.
+CONDITIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "clean": lambda x, rate: x,
+    "noise": noisy,
+    "clipped": lambda x, rate: x.clip(-0.5, 0.5),
+    "mp3": lambda x, rate: x,
+    "twice": struck_again,
+}
+
+
+@cache
+def listener(name: str) -> tuple[AudioEncoder, Any]:
+    """An encoder and an ear. That of the round drum has learned nothing: a match begins in the middle of the box."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    synthesizer = find_synthesizer("drum" if name == "before" else name)
+    if synthesizer.name == "drum":
+        model = load_encoder()
+    else:
+        model = AudioEncoder(Encoder(len(synthesizer.names)), DatasetConfig(synthesizer=synthesizer)).eval()
+    return model, ear(model.config)
+
+
+def known(i: int) -> Tensor:
+    """ν (9,) of a round drum that is well inside the ranges."""
+    return 0.8 * find_synthesizer("round_drum").sample_uniform(N_KNOWN, SEED)[i]
+
+
+def sound(source: str, condition: str) -> Path:
+    """File of a sound in a condition; that of a recording as it is ships with the package."""
+    if source.startswith("known"):
+        synthesizer, rate = find_synthesizer("round_drum"), 44_100
+        x = soxr.resample(synthesizer(known(int(source[-1]))).numpy()[:, None], synthesizer.sample_rate, rate)
+    elif condition == "clean":
+        return RECORDINGS / f"{source}.flac"
+    else:
+        x, rate = soundfile.read(RECORDINGS / f"{source}.flac", always_2d=True)
+    x = CONDITIONS[condition](x / np.abs(x).max(), rate)
+    kind: dict[str, Any] = {"format": "FLAC", "subtype": "PCM_24"}
+    if condition == "mp3":  # 128 kbit/s: a third of the way from 32 to 320
+        kind = {"format": "MP3", "bitrate_mode": "CONSTANT", "compression_level": 2 / 3}
+    path = RUNS / f"{source}-{condition}.{kind['format'].lower()}"
+    content = io.BytesIO()
+    soundfile.write(content, 0.9 * x / np.abs(x).max(), rate, **kind)
+    write_atomically({path: content.getvalue()})
+    return path
+
+
+def jobs(source: str) -> list[tuple[str, str]]:
+    """Models and conditions in which a sound is matched."""
+    if source.startswith("known"):
+        return [("round_drum", condition) for condition in CONDITIONS]
+    models = [(model, "clean") for model in ("round_drum", "drum", "before")]
+    return models + [("round_drum", condition) for condition in CONDITIONS if condition != "clean"] * (
+        source in SPOILED
+    )
+
+
+def run(source: str, model: str, condition: str) -> Path:
+    return RUNS / f"{source}-{model}-{condition}.json"
+
+
+def numbers(values: Tensor) -> list[float]:
+    return [float(f"{value:.5g}") for value in values.tolist()]
+
+
+def one(source: str, name: str, condition: str) -> None:
+    """Match one sound; by the library of BEFORE in a process of its own."""
+    if name == "before" and os.environ.get("PYTHONPATH") != str(RUNS / BEFORE):
+        command = [sys.executable, __file__, "--one", source, name, condition]
+        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(RUNS / BEFORE)})
+        return
+    model, features = listener(name)
+    path = sound(source, condition)
+    start = time.process_time()
+    found = match(path, model, features)
+    seconds = time.process_time() - start
+    clean = load_recording(sound(source, "clean"), found.synthesizer).x.float()
+    heard = 10 ** (found.level_db / 20) * found.x_hat
+    with torch.no_grad():
+        far = (features(heard) - features(clean)).norm()
+    row: dict[str, Any] = {"model": name, "condition": condition, "seconds": round(seconds, 1)}
+    row |= {"nu": numbers(found.nu), "uncertainty": numbers(found.uncertainty)}
+    row |= {"distance": {key: float(f"{value:.4g}") for key, value in found.distance.items()}}
+    row |= {"from_clean": float(f"{far:.4g}"), "level_db": round(found.level_db, 2)}
+    row |= {"noise_db": round(found.noise_db, 1), "n_heard": found.history[-1].n_heard}
+    write_atomically({run(source, name, condition): json.dumps(row).encode()})
+
+
+def git(*command: str) -> bytes:
+    return subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True).stdout
+
+
+def fetch_before() -> None:
+    """Lay the library of BEFORE where `one` looks for it."""
+    folder = RUNS / BEFORE
+    if not folder.exists():
+        with tarfile.open(fileobj=io.BytesIO(git("archive", BEFORE, "pnp_tutorial"))) as archive:
+            archive.extractall(folder, filter="data")
+
+
+def main(prefixes: list[str]) -> None:
+    names = sorted(path.stem for path in RECORDINGS.glob("*.flac")) + [f"known_{i}" for i in range(N_KNOWN)]
+    wanted = [name for name in names if name.startswith(tuple(prefixes) or ("",))]
+    wanted = [name for name in wanted if not (RESULTS / f"{name}.json").exists()]
+    missing = [(name, *job) for name in wanted for job in jobs(name) if not run(name, *job).exists()]
+    missing.sort(key=lambda job: ("round_drum", "drum", "before").index(job[1]) + 3 * (job[2] != "clean"))
+    if any("before" in job for job in missing):
+        fetch_before()
+    with ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(one, *zip(*missing, strict=True)), total=len(missing)) if missing else ():
+            pass
+    for name in wanted:
+        about = {"version": __version__, "commit": git("rev-parse", "--short", "HEAD").decode().strip()}
+        about |= {"torch": torch.__version__, "machine": platform.platform(), "before": BEFORE, "seed": SEED}
+        about |= {"nu": numbers(known(int(name[-1])))} if name.startswith("known") else {}
+        rows = [json.loads(run(name, *job).read_text(encoding="utf-8")) for job in jobs(name)]
+        write_atomically({RESULTS / f"{name}.json": json.dumps({**about, "rows": rows}).encode()})
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        one(*sys.argv[2:])
+    else:
+        main(sys.argv[1:])
