@@ -69,7 +69,7 @@ const STYLE = `
 .explorable .grid { stroke: currentColor; stroke-opacity: 0.2; }
 .explorable .band { fill: currentColor; fill-opacity: 0.1; }
 .explorable .curve { fill: none; stroke-linejoin: round; }
-.explorable .point { cursor: grab; touch-action: none; outline: none; }
+.explorable .point { cursor: grab; outline: none; }
 .explorable .point .ring { fill: none; stroke: none; stroke-width: 2.5; }
 .explorable .point:focus-visible .ring { stroke: #d55e00; }
 .explorable .point .dot { stroke: var(--pst-color-background, #fff); stroke-width: 1.5; }
@@ -326,6 +326,8 @@ function movable(plane, axis, scales, element, options) {
     group.focus({ preventScroll: true });
     event.preventDefault();
   });
+  // A finger would scroll the page: inside of an SVG, touch-action does not help.
+  group.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
   group.addEventListener("pointermove", (event) => {
     if (group.hasPointerCapture(event.pointerId)) self.moveTo(...plane.under(event), true);
   });
