@@ -25,6 +25,7 @@ STYLES += ["sphinx-design.min.css", "book.css", "print.css"]
 NO_USE_ON_PAPER = "script, button, details.hide, .headerlink, .copybtn, .tag_remove-input:empty, noscript"
 # Elements that scripts would fill; each has a text or sounds inside.
 MOVED = "[data-ab-player], [data-matcher], [data-drum], [data-explorable], [data-sound-grid]"
+WITHOUT_TEXT = "[data-matcher], [data-drum]"
 FOOTER = '<div style="width: 100%; font-size: 8px; text-align: center"><span class="pageNumber"></span></div>'
 
 PAGE = """<!DOCTYPE html>
@@ -106,6 +107,8 @@ def for_paper(path: Path) -> Tag:
     sounds_to_links(article, soup, path.stem)
     for element in article.select(MOVED):
         element["class"] = [*element.get("class", []), "moved"]
+    for element in article.select(WITHOUT_TEXT):
+        element.string = "To be tried on the page."
     own_names(article, path.stem)
     article.name, article["id"] = "section", path.stem
     return article
