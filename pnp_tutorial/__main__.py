@@ -168,7 +168,10 @@ OBJECTS = {
 
 def _from_file(stage: str, path: str) -> list[str]:
     """The keys of a YAML file that are fields of a stage, as options; raises ValueError on a key that no stage has."""
-    values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no UTF-8, 2024-99-99
+        raise ValueError(f"{path} cannot be read as YAML ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected lines of the form `key: value`")
     known = {name: {field.name for field in fields(config)} for name, (config, _) in STAGES.items()}
@@ -176,7 +179,10 @@ def _from_file(stage: str, path: str) -> list[str]:
         if not any(key in names for names in known.values()):
             raise ValueError(f"{path}: no stage has an option {key!r}")
     own = {key: value for key, value in values.items() if key in known[stage]}
-    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in own.items()]
+    try:
+        return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in own.items()]
+    except (TypeError, ValueError, RecursionError) as error:  # dates, sets, bytes, and lists that hold themselves
+        raise ValueError(f"{path}: expected numbers, words and lists ({error})") from error
 
 
 def _object(option: str, name: str) -> Any:
@@ -259,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
         if actions.get("check"):
             actions["given"] = objects
         run(config(**given, **objects), **actions)
-    except (argparse.ArgumentError, ValueError, OSError, yaml.YAMLError) as error:
+    except (argparse.ArgumentError, ValueError, OSError) as error:
         print(f"{stage}: {readable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:

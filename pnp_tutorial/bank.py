@@ -36,8 +36,8 @@ def shipped(name: str) -> Path:
     for file in (path, sums_path):
         if not file.is_file():
             raise ValueError(f"this copy of the package has no {file}: install it again")
-    sums = {file: digest for digest, file in map(str.split, sums_path.read_text(encoding="utf-8").splitlines())}
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sums.get(name):
+    line = f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}"
+    if line.encode() not in sums_path.read_bytes().splitlines():
         raise ValueError(f"{path} is damaged (its sum is not that of SHA256SUMS): install the package again")
     return path
 

@@ -574,7 +574,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     try:
         config, made_with = dict(store.attrs["config"]), dict(store.attrs["made_with"])
         done, split = store["done"][:], store["split"][:]
-    except KeyError as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a data set of this library") from error
     arrays = {}
     for name in (name for name in Rows._fields if name in store):

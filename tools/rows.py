@@ -6,6 +6,7 @@ each, as torch has threads: on two cores that is nearly twice as fast as one row
 steps of one leave room for those of others.
 """
 
+import io
 import json
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
@@ -169,10 +170,11 @@ class Judge:
         self.rows, self.features = Rows(rows.nu[:n_sounds], rows.scalogram[:n_sounds]), ear(data, study.device)
         path = study.runs / f"features-{split}-{n_sounds}.pt"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             with torch.no_grad():
                 S = [self.features(self.play(some)).cpu() for some in self.rows.nu.to(self.device).split(8)]
-            torch.save(torch.cat(S), path)
+            content = io.BytesIO()
+            torch.save(torch.cat(S), content)
+            write_atomically({path: content.getvalue()})
         self.S = torch.load(path, weights_only=True)
 
     def play(self, nu: Tensor) -> Tensor:

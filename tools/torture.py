@@ -1,0 +1,67 @@
+"""Hold what the library promises to the test, for as long as that takes.
+
+    python tools/torture.py                    # every trial that is missing
+    python tools/torture.py killed damaged-bank  # those whose names begin so
+
+A trial is done once, and its figures are kept as JSON in pnp_tutorial/results/torture, with machine, versions and
+commit; delete a file to do its trial again. The exit status tells whether all promises were kept.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+import torture_damaged
+import torture_killed
+import torture_starved
+import torture_tests
+from measured import about
+from trials import RESULTS, Trial
+
+from pnp_tutorial.runtime import write_atomically
+
+PARTS: dict[str, dict[str, Trial]] = {
+    "killed": torture_killed.TRIALS,
+    "starved": torture_starved.TRIALS,
+    "damaged": torture_damaged.TRIALS,
+    **torture_tests.PARTS,
+}
+
+
+def named() -> dict[str, tuple[str, str, Trial]]:
+    """By the name of its file: part, name and trial."""
+    return {
+        f"{part}-{name.replace(', ', '-').replace(' ', '_')}": (part, name, trial)
+        for part, trials in PARTS.items()
+        for name, trial in trials.items()
+    }
+
+
+def do(file: str, part: str, name: str, trial: Trial) -> None:
+    start = time.monotonic()
+    figures = trial.run()
+    row: dict[str, Any] = {"part": part, "name": name, "promise": trial.promise, "how": trial.how}
+    row |= {"mended": trial.mended, **figures, "seconds": round(time.monotonic() - start, 1), **about()}
+    write_atomically({RESULTS / f"{file}.json": (json.dumps(row, indent=1) + "\n").encode()})
+
+
+def main(prefixes: list[str]) -> int:
+    torch.set_num_threads(1)  # what is compared bit for bit is computed in one
+    broken = []
+    for file, (part, name, trial) in named().items():
+        if not file.startswith(tuple(prefixes) or ("",)):
+            continue
+        path = RESULTS / f"{file}.json"
+        if not path.exists():
+            do(file, part, name, trial)
+        row = json.loads(path.read_text(encoding="utf-8"))
+        print(f"{file}: {row['kept']} of {row['trials']} kept, {row['seconds']:.0f} s", flush=True)
+        if row["kept"] < row["trials"]:
+            broken.append(file)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
