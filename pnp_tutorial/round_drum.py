@@ -46,7 +46,7 @@ PARAMETERS = (
     Parameter("log_D", "log₁₀ D", "1", -5.0, 0.0, "inharmonicity"),
     Parameter("radius", "r", "1", 0.0, 0.9, "where it is struck: 0 in the middle, 1 at the rim"),
     Parameter("stick", "f_c", "Hz", 10.0, 20000.0, "hardness of the stick", "log"),
-    Parameter("bend", "b", "1", 0.0, 0.5, "glide: how much higher the pitch begins"),
+    Parameter("bend", "b", "1", 0.0, 0.9, "glide: how much higher the pitch begins"),
     Parameter("noise", "L", "dB", -40.0, 40.0, "loudness of the stick's noise"),
     Parameter("noise_tau", "τ_n", "s", 0.002, 1.0, "sustain of the noise", "log"),
 )

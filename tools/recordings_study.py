@@ -36,7 +36,8 @@ from tqdm import tqdm
 from pnp_tutorial import __version__
 from pnp_tutorial.dataset import DatasetConfig, ear
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
-from pnp_tutorial.matching import match
+from pnp_tutorial.matching import BUDGET as USUAL
+from pnp_tutorial.matching import Budget, match
 from pnp_tutorial.recording import load_recording
 from pnp_tutorial.runtime import write_atomically
 from pnp_tutorial.synthesizer import find_synthesizer
@@ -46,8 +47,9 @@ RECORDINGS = ROOT / "pnp_tutorial/recordings"
 RESULTS = ROOT / "pnp_tutorial/results/recordings"
 RUNS = ROOT / "runs/recordings"
 SEED = 2026  # of the drums whose parameters are known, and of the noise
-N_KNOWN = 4
-SPOILED = ("kick_1", "snare_1", "tom_low", "stroke_2")  # that are matched in every condition
+N_KNOWN = 2
+SPOILED = ("dub_tom", "tom_low")  # that are matched in every condition
+BUDGET = Budget(n_runs=1, n_generations=40, n_iterations=8)  # of the round drum, whose ten tangents cost more than six
 
 
 def noisy(x: np.ndarray, rate: int) -> np.ndarray:
@@ -82,10 +84,9 @@ def listener(name: str) -> tuple[AudioEncoder, Any]:
     """An encoder and an ear. That of the round drum has learned nothing: a match begins in the middle of the box."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    synthesizer = find_synthesizer("drum" if name == "before" else name)
-    if synthesizer.name == "drum":
-        model = load_encoder()
-    else:
+    model = load_encoder()
+    if name == "round_drum":
+        synthesizer = find_synthesizer(name)
         model = AudioEncoder(Encoder(len(synthesizer.names)), DatasetConfig(synthesizer=synthesizer)).eval()
     return model, ear(model.config)
 
@@ -119,7 +120,7 @@ def jobs(source: str) -> list[tuple[str, str]]:
     """Models and conditions in which a sound is matched."""
     if source.startswith("known"):
         return [("round_drum", condition) for condition in CONDITIONS]
-    models = [(model, "clean") for model in ("round_drum", "drum", "before")]
+    models = [(model, "clean") for model in ("round_drum", "before")]
     return models + [("round_drum", condition) for condition in CONDITIONS if condition != "clean"] * (
         source in SPOILED
     )
@@ -142,7 +143,7 @@ def one(source: str, name: str, condition: str) -> None:
     model, features = listener(name)
     path = sound(source, condition)
     start = time.process_time()
-    found = match(path, model, features)
+    found = match(path, model, features, budget=BUDGET if name == "round_drum" else USUAL)
     seconds = time.process_time() - start
     clean = load_recording(sound(source, "clean"), found.synthesizer).x.float()
     heard = 10 ** (found.level_db / 20) * found.x_hat
@@ -173,7 +174,7 @@ def main(prefixes: list[str]) -> None:
     wanted = [name for name in names if name.startswith(tuple(prefixes) or ("",))]
     wanted = [name for name in wanted if not (RESULTS / f"{name}.json").exists()]
     missing = [(name, *job) for name in wanted for job in jobs(name) if not run(name, *job).exists()]
-    missing.sort(key=lambda job: ("round_drum", "drum", "before").index(job[1]) + 3 * (job[2] != "clean"))
+    missing.sort(key=lambda job: job[0].startswith("known") + 2 * (job[2] != "clean"))
     if any("before" in job for job in missing):
         fetch_before()
     with ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:
