@@ -153,10 +153,18 @@ def test_noise_has_the_level_decay_and_spectrum_of_its_parameters():
     heard = (hz > 100) & (hz < 6000)
     ratio = 10 * np.log10(power[heard] / expected[heard])
     np.testing.assert_allclose(ratio - ratio.mean(), 0, atol=4)
-    # beside a skin of peak 1, its standard deviation is 1/3 at 0 dB
-    skin, both = (round_drum(theta_of(noise=level, noise_tau=1e9), 2**15) for level in (-300.0, 0.0))
-    scale = (both @ skin) / (skin @ skin)
-    assert float((both / scale - skin).std()) == pytest.approx(1 / 3, rel=0.1)
+
+
+def test_noise_of_zero_decibels_is_a_third_of_the_peak():
+    """By how much of the skin alone and of the noise alone is in both."""
+    values = {"noise": 0.0, "noise_tau": 1e9}
+    skin, noise, both = (
+        round_drum(theta_of(**each), 2**15) for each in ({"noise": -300.0}, values | {"log_omega": 6.0}, values)
+    )
+    parts = torch.stack([skin, noise], -1)
+    much, little = torch.linalg.lstsq(parts, both[:, None]).solution[:, 0]
+    torch.testing.assert_close(parts @ torch.stack([much, little]), both, rtol=0, atol=1e-9)
+    assert float(little * noise.std() / much) == pytest.approx(1 / 3, rel=0.1)
 
 
 def test_a_hard_stick_is_brighter():
@@ -202,12 +210,15 @@ def test_batch_axes_rows_and_none():
 
 
 def test_derivatives_agree_with_finite_differences():
+    """But where u meets a sample: cubic interpolation is continuous there, its slope is not quite."""
     nu, h = 0.9 * ROUND_DRUM.sample_uniform(4, seed=2), 1e-6
     play = replace(ROUND_DRUM, n_samples=1000)
     for axis in torch.eye(9, dtype=torch.float64):
         dx = jvp(play, (nu,), (axis.expand_as(nu),))[1]
         central = (play(nu + h * axis) - play(nu - h * axis)) / (2 * h)
-        assert ((dx - central).norm(dim=-1) < 1e-4 * dx.norm(dim=-1) + 1e-8).all()
+        errors, sizes = (dx - central).norm(dim=-1), dx.norm(dim=-1)
+        assert errors.median() < 1e-5 * sizes.median()
+        assert (errors < 2e-3 * sizes + 1e-8).all()
 
 
 def test_single_precision_agrees_with_double():

@@ -139,7 +139,10 @@ def test_synthesizers_are_found_by_name():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dram", "there is no synthesizer 'dram': expected drum, arpeggiator, module:OBJECT or file.py:OBJECT"),
+        (
+            "dram",
+            "there is no synthesizer 'dram': expected drum, arpeggiator, round_drum, module:OBJECT or file.py:OBJECT",
+        ),
         ("os:system", "os:system is no Synthesizer, but of type builtin_function_or_method"),
         ("nowhere.py:BELL", "there is no file nowhere.py"),
         ("nowhere:BELL", "nowhere cannot be imported"),
