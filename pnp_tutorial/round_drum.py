@@ -6,7 +6,7 @@ that is struck and heard at one point, at r of its radius, has
     σ_mn  = (1 + p (s − 1)) / τ₁                                           decay rate, 1/s
     ω_mn² = ω₁² s (1 + D² (s − 1)) + (s − 1) (1 − p)² / τ₁²                frequency, rad/s
     a_mn  = H(ω_mn) J_m(j_mn r)² / (J_m+1(j_mn)² ω_mn),  twice that if m > 0   amplitude
-    H(ω)  = 1 / (1 + (ω/2π f_c)²)                                          what the stick's pulse has at a frequency
+    H(ω)  = 1 / (1 + (ω/2π f_h)²)                                          what the stick's pulse has at a frequency
 
 The first two are those of `drum` for β = 1: their derivation asks of a rim for its s only. The wider a skin moves, the
 tighter it is. As its energy fades, like e^(−2t/τ₁), its pitch glides down from (1 + b) ω₁ to ω₁: its motion has a clock
@@ -45,7 +45,7 @@ PARAMETERS = (
     Parameter("log_p", "log₁₀ p", "1", -5.0, 0.0, "how much faster high partials die"),
     Parameter("log_D", "log₁₀ D", "1", -5.0, 0.0, "inharmonicity"),
     Parameter("radius", "r", "1", 0.0, 0.9, "where it is struck: 0 in the middle, 1 at the rim"),
-    Parameter("stick", "f_c", "Hz", 10.0, 20000.0, "hardness of the stick", "log"),
+    Parameter("stick", "f_h", "Hz", 10.0, 20000.0, "hardness of the stick", "log"),
     Parameter("bend", "b", "1", 0.0, 0.9, "glide: how much higher the pitch begins"),
     Parameter("noise", "L", "dB", -40.0, 40.0, "loudness of the stick's noise"),
     Parameter("noise_tau", "τ_n", "s", 0.002, 1.0, "sustain of the noise", "log"),
@@ -55,7 +55,7 @@ PARAMETERS = (
 def check_theta(theta: Tensor) -> None:
     """Raise ValueError unless θ (..., 9) describes a drum that can be; the message names parameter and value.
 
-    Any finite ω₁, τ₁, f_c and τ_n > 0, L, p ≥ 0 and D ≥ 0 will do, and 0 ≤ r < 1 and 0 ≤ b < 1.
+    Any finite ω₁, τ₁, f_h and τ_n > 0, L, p ≥ 0 and D ≥ 0 will do, and 0 ≤ r < 1 and 0 ≤ b < 1.
     (Inside `torch.vmap` values cannot be read, so that only the shape is checked there.)
     """
     anything, positive, share = (-math.inf, math.inf), (0, math.inf), (0, 1)
@@ -80,9 +80,9 @@ def _bessel(m: Tensor, z: Tensor) -> Tensor:
     return torch.cos(m[..., None] * a - z[..., None] * a.sin()).mean(-1)
 
 
-def stick_spectrum(omega: Tensor, f_c: Tensor) -> Tensor:
-    """H: what the pulse of a stick of hardness f_c, in Hz, has at ω, in rad/s. At f_c, half."""
-    return 1 / (1 + (omega / (2 * math.pi * f_c)).square())
+def stick_spectrum(omega: Tensor, f_h: Tensor) -> Tensor:
+    """H: what the pulse of a stick of hardness f_h, in Hz, has at ω, in rad/s. At f_h, half."""
+    return 1 / (1 + (omega / (2 * math.pi * f_h)).square())
 
 
 def modes(theta: Tensor, highest: float = HIGHEST) -> tuple[Tensor, Tensor, Tensor]:

@@ -141,15 +141,15 @@ def test_interpolation_is_close_to_the_direct_sum():
 
 def test_noise_has_the_level_decay_and_spectrum_of_its_parameters():
     """All but noise, for all modes lie above half the sample rate."""
-    f_c, tau = 1000.0, 0.5
-    theta = theta_of(log_omega=6.0, stick=f_c, noise=0.0, noise_tau=tau)
+    f_h, tau = 1000.0, 0.5
+    theta = theta_of(log_omega=6.0, stick=f_h, noise=0.0, noise_tau=tau)
     x = round_drum(theta, 2**15)
     t = torch.arange(2**15) / SAMPLE_RATE
     white = x * torch.exp(t / tau)
     quarters = white.unflatten(0, (4, -1)).std(-1)
     torch.testing.assert_close(quarters / quarters.mean(), torch.ones(4).double(), rtol=0, atol=0.1)
     hz, power = scipy.signal.welch(white.numpy(), SAMPLE_RATE, nperseg=1024)
-    expected = 1 / (1 + (hz / f_c) ** 2) ** 2
+    expected = 1 / (1 + (hz / f_h) ** 2) ** 2
     heard = (hz > 100) & (hz < 6000)
     ratio = 10 * np.log10(power[heard] / expected[heard])
     np.testing.assert_allclose(ratio - ratio.mean(), 0, atol=4)
@@ -168,7 +168,7 @@ def test_noise_of_zero_decibels_is_a_third_of_the_peak():
 
 
 def test_a_hard_stick_is_brighter():
-    spectra = [round_drum(theta_of(stick=f_c, noise=-300.0), 8192).numpy() for f_c in (50.0, 200.0, 1000.0, 10_000.0)]
+    spectra = [round_drum(theta_of(stick=f_h, noise=-300.0), 8192).numpy() for f_h in (50.0, 200.0, 1000.0, 10_000.0)]
     hz = np.fft.rfftfreq(8192, 1 / SAMPLE_RATE)
     centroids = [(power := np.abs(np.fft.rfft(x)) ** 2) @ hz / power.sum() for x in spectra]
     assert centroids == sorted(centroids)
