@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from pnp_tutorial import arpeggiator, damping, drum, losses, metric, mss
+from pnp_tutorial import arpeggiator, damping, drum, losses, metric, mss, round_drum
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.scalogram import Scalogram
 from pnp_tutorial.scattering import JTFS, LogScattering
@@ -34,6 +34,7 @@ MAPS = {
     "modes": (drum.modes, lambda b: [1 + rows(*b, 5)], [(100,)] * 3),
     "drum": (partial(drum.rectangular_drum, n_samples=N), lambda b: [1 + rows(*b, 5)], [(N,)]),
     "arpeggiator": (partial(arpeggiator.arpeggiator, n_samples=N), lambda b: [1 + rows(*b, 3)], [(N,)]),
+    "round drum": (partial(round_drum.round_drum, n_samples=N), lambda b: [0.5 + rows(*b, 9)], [(N,)]),
     "JTFS": (jtfs, lambda b: [rows(*b, N)], [(P,)]),
     "JTFS, local": (JTFS(N, J=7, T=256), lambda b: [rows(*b, N)], [(P, 16)]),
     "scalogram": (scalogram, lambda b: [rows(*b, N)], [(64, 16)]),
@@ -125,6 +126,7 @@ IN_A_CONTEXT = {
     "gradient of the drum": gradient(play, nu),
     "tangents of the drum": inside(metric.tangents, nu, play),
     "arpeggiator": inside(arpeggiator.arpeggiator, arpeggiator.ARPEGGIATOR.to_theta(rows(2, 3)), N),
+    "round drum": inside(round_drum.round_drum, round_drum.ROUND_DRUM.to_theta(rows(2, 9)), N),
     "JTFS": inside(jtfs, x),
     "JTFS, local": inside(JTFS(N, J=7, T=256), x),
     "gradient of JTFS": gradient(jtfs, x),
