@@ -1,10 +1,13 @@
 """Feedback on answers: each kind of mistake has a sentence of its own."""
 
 import math
+import re
 
+import jupytext
 import numpy as np
 import pytest
 import torch
+from export_notebooks import BOOK, DIRECTIVE, chapters
 
 from pnp_tutorial.exercises import CONFUSED, TREND, check, trend
 
@@ -115,3 +118,35 @@ def test_a_cell_that_expects_nonsense_is_an_error(expected):
 def test_trend():
     assert [trend(2, after) for after in (2.1, 1.9, 2.01)] == ["grow", "shrink", "stay"]
     assert {trend(torch.tensor(2.0), after) for after in (1, 2, 3)} == set(TREND)
+
+
+WITH_EXERCISES = [name for name in chapters() if "## Exercises" in (BOOK / f"{name}.md").read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("name", WITH_EXERCISES)
+def test_every_question_has_one_right_answer(name):
+    directives = DIRECTIVE.finditer((BOOK / f"{name}.md").read_text(encoding="utf-8"))
+    questions = [found for found in directives if found["title"].startswith("Question: ")]
+    assert 1 <= len(questions) <= 2
+    for question in questions:
+        answers = [found["body"] for found in DIRECTIVE.finditer(question["body"]) if found["name"] == "dropdown"]
+        assert len(answers) >= 2
+        assert sum(answer.startswith("Right") for answer in answers) == 1, question["title"]
+
+
+@pytest.mark.parametrize("name", WITH_EXERCISES)
+def test_every_exercise_has_a_name_and_is_checked(name):
+    """In the notebook, between its text and the next: a cell to answer in, a folded solution, and a check."""
+    cells = jupytext.read(BOOK / f"{name}.md").cells
+    text = "".join(f"\n{cell.source}\n{cell.metadata.get('tags', '')}" for cell in cells)
+    exercises = re.split(r"\n```\{admonition\} (?=Exercise)", text.partition("## Exercises")[2])[1:]
+    assert len(exercises) >= 2
+    for number, exercise in enumerate(exercises, 1):
+        assert re.match(rf"Exercise {number} \(★{{1,3}}\): \w", exercise), exercise[:60]
+        turn, tag, rest = exercise.partition("['remove-cell']")
+        assert tag, f"no cell for the reader in {exercise[:60]}"
+        assert "\n# Your turn: " in turn
+        assert "= None" in turn or ": None" in turn
+        assert "\ncheck(" in exercise or "    check(" in exercise
+        assert "['hide-cell']" in rest, "the solution"
+    assert any(re.search(r"\b[Pp]redict", exercise) for exercise in exercises)
