@@ -8,6 +8,7 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent
 MAX_BYTES = 300_000  # of the data of one explorable, as JSON
+BARE = re.compile(r"^ *(//.*\n|/\*\*.*\*/\n)?", re.MULTILINE)  # what a line of JavaScript can do without
 
 
 class Explorable(anywidget.AnyWidget):
@@ -66,10 +68,9 @@ def scenes() -> list[str]:
 
 
 def scripts(name: str) -> tuple[str, str]:
-    """The kit that all scenes share, and the scene of this name."""
-    drum, kit, scene = (
-        (FOLDER / file).read_text(encoding="utf-8") for file in ("drum.js", "explorables.js", f"explorable_{name}.js")
-    )
+    """The kit that all scenes share, and the scene of this name, without comments and indentation: pages carry them."""
+    files = ("drum.js", "explorables.js", f"explorable_{name}.js")
+    drum, kit, scene = (BARE.sub("", (FOLDER / file).read_text(encoding="utf-8")) for file in files)
     return drum + kit, scene
 
 
