@@ -5,17 +5,19 @@ that is struck and heard at one point, at r of its radius, has
 
     σ_mn  = (1 + p (s − 1)) / τ₁                                           decay rate, 1/s
     ω_mn² = ω₁² s (1 + D² (s − 1)) + (s − 1) (1 − p)² / τ₁²                frequency, rad/s
-    a_mn  = H(ω_mn) J_m(j_mn r)² / (J_m+1(j_mn)² ω_mn),  twice that if m > 0   amplitude
-    H(ω)  = 1 / (1 + (ω/2π f_h)²)                                          what the stick's pulse has at a frequency
+    a_mn  = H(ω_mn) J_m(j_mn r)² / (J_m+1(j_mn)² ω_mn)                     amplitude, twice that if m > 0
+    H(ω)  = 1 / (1 + (ω/ω_h)²),  ω_h = 2π f_h                              what the stick's pulse has at a frequency
 
-The first two are those of `drum` for β = 1: their derivation asks of a rim for its s only. The wider a skin moves, the
-tighter it is. As its energy fades, like e^(−2t/τ₁), its pitch glides down from (1 + b) ω₁ to ω₁: its motion has a clock
-u of its own, and
+The first two are those of `drum` for β = 1: their derivation asks of a rim for its s only. The stick's pulse is
+ω_h² t e^(−ω_h t): a soft one lasts long. The wider a skin moves, the tighter it is: as its energy fades, like
+e^(−2t/τ₁), its pitch glides down from (1 + b) ω₁ to ω₁. So its motion has a clock u of its own, and
 
     u(t) = t + b (1 − e^(−2t/τ₁)) τ₁/2
-    x(t) = Σ a_mn e^(−σ_mn u) sin(ω_mn u) / max |Σ …|  +  10^(L/20) e^(−t/τ_n) w(t),  divided by max |x|
+    y(t) = Σ a_mn e^(−σ_mn u) sin(ω_mn u) / max |Σ …|  +  10^(L/20) e^(−t/τ_n) w(t)
+    x(t) = A(t) y(t) / max |A y|,   A(t) = 1 − (1 + ω_h t) e^(−ω_h t)
 
-where w is the noise of the stick: white noise, one for all drums, through H, of standard deviation 1/3.
+where A, the integral of the pulse, is how the stroke sets in, and w the noise of the stick: white noise, one for all
+drums, through H, of standard deviation 1/3.
 
 `drum.modal_sum` makes the sound of a skin that does not glide, and cubic interpolation reads it at u.
 """
@@ -45,7 +47,7 @@ PARAMETERS = (
     Parameter("log_p", "log₁₀ p", "1", -5.0, 0.0, "how much faster high partials die"),
     Parameter("log_D", "log₁₀ D", "1", -5.0, 0.0, "inharmonicity"),
     Parameter("radius", "r", "1", 0.0, 0.9, "where it is struck: 0 in the middle, 1 at the rim"),
-    Parameter("stick", "f_h", "Hz", 10.0, 20000.0, "hardness of the stick", "log"),
+    Parameter("stick", "f_h", "Hz", 20.0, 20000.0, "hardness of the stick", "log"),
     Parameter("bend", "b", "1", 0.0, 0.9, "glide: how much higher the pitch begins"),
     Parameter("noise", "L", "dB", -40.0, 40.0, "loudness of the stick's noise"),
     Parameter("noise_tau", "τ_n", "s", 0.002, 1.0, "sustain of the noise", "log"),
@@ -121,6 +123,12 @@ def _fading(rate: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     k = torch.arange(block, dtype=rate.dtype, device=rate.device)
     coarse, fine = torch.exp(-rate * block * k[: math.ceil(n / block)]).to(dtype), torch.exp(-rate * k).to(dtype)
     return (coarse[..., :, None] * fine[..., None, :]).flatten(-2)[..., :n]
+
+
+def _swelling(rate: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """A (..., n) = 1 − (1 + rate k) e^(−rate k) of rates (..., 1), for k < n."""
+    k = torch.arange(n, dtype=dtype, device=rate.device)
+    return 1 - (1 + rate.to(dtype) * k) * _fading(rate, n, dtype)
 
 
 def _glide(modes: tuple[Tensor, Tensor, Tensor], bend: Tensor, n: int, rate: float, dtype: torch.dtype) -> Tensor:
@@ -220,7 +228,7 @@ def _sounds(theta: Tensor, n: int, sample_rate: float, highest: float, dtype: to
     H = stick_spectrum(omega, stick)  # (..., 11)
     loudness = 10 ** (level / 20) * H / (H @ products * H).sum(-1, keepdim=True).sqrt() / 3
     noise = _fading(1 / (noise_tau * sample_rate), n, dtype) * (loudness.to(dtype) @ octaves)
-    x = skin / _peak(skin) + noise
+    x = _swelling(2 * math.pi * stick / sample_rate, n, dtype) * (skin / _peak(skin) + noise)
     return x / _peak(x)
 
 
