@@ -80,8 +80,8 @@ explorables.register("damping", (root, { metrics }, kit) => {
     kappa: "condition number κ",
     tenth: "steps to a tenth of the error, at worst",
     left: `error left after ${STEPS} steps`,
-    truth: "first step points aside of the truth by",
-    ear: "and of the ear's gradient by",
+    truth: "angle of the first step to the truth",
+    ear: "and to the ear's gradient",
   });
   lambda = LEAST;
   const point = plot.point({

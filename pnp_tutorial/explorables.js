@@ -64,7 +64,7 @@ const STYLE = `
 .explorable dd { margin: 0; text-align: right; }
 .explorable .legend { display: flex; flex-wrap: wrap; gap: 0 1rem; font-size: 0.85em; }
 .explorable .legend svg { display: inline-block; width: 2rem; height: 0.6rem; margin-right: 0.3rem; overflow: visible; }
-.explorable .plot { display: block; width: 100%; max-width: 26rem; fill: currentColor; font-size: 11px;
+.explorable .plot { display: block; width: 100%; max-width: 26rem; fill: currentColor; font-size: 12px;
   touch-action: pan-x pan-y; user-select: none; }
 .explorable .grid { stroke: currentColor; stroke-opacity: 0.2; }
 .explorable .band { fill: currentColor; fill-opacity: 0.1; }
