@@ -21,7 +21,9 @@ const STYLE = `
 .sound-grid .sign { display: inline-block; width: 1.2em; font-size: 0.85em; }
 .sound-grid :focus-visible { outline: 3px solid #d55e00; outline-offset: 2px; }
 .sound-grid p { font-size: 0.85em; margin: 0.35rem 0 0; }
-`;
+html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div.sound-grid) { background: none;
+  color: inherit; }
+`; // in its dark mode, the book's theme sets what a cell shows on a light ground
 
 const TILE = `<span class="picture" aria-hidden="true"><span class="levels"></span><span class="now"></span></span>
   <span><span class="sign" aria-hidden="true">▶</span><span></span></span>`;

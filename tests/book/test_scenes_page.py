@@ -1,0 +1,111 @@
+"""The scenes of chapters 3 and 8 in a real browser: what they show and play is what the library and the results say.
+
+Not collected by plain `pytest`: `make test` runs it on what `make book` has built. What all scenes must be able to do:
+test_explorables_page.py.
+"""
+
+import json
+import re
+from dataclasses import replace
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+from test_explorables_page import data_of, last_sound, scene, value  # noqa: F401  # scene: a fixture
+
+from pnp_tutorial import metric
+from pnp_tutorial.bank import load_bank
+from pnp_tutorial.drum import DRUM
+from pnp_tutorial.scattering import JTFS, LogScattering
+
+N = 2**14
+
+
+def synth(nu):
+    """The drum of chapter 3, whose last quarter is faded out."""
+    turn = torch.linspace(0, torch.pi, N // 4, dtype=torch.float64)
+    return torch.cat([torch.ones(3 * N // 4), (1 + turn.cos()) / 2]) * replace(DRUM, n_samples=N)(nu)
+
+
+def interpolated(logs, at):
+    """exp of log M between the points of the grid (rows along the second parameter), by torch's matrix exponential."""
+    n = len(logs)
+    place = (np.asarray(at) + 0.8) / 1.6 * (n - 1)
+    c, r = np.minimum(np.floor(place).astype(int), n - 2)
+    s, t = place - (c, r)
+    rows = [(1 - s) * logs[k, c] + s * logs[k, c + 1] for k in (r, r + 1)]
+    a, b, d = ((1 - t) * rows[0] + t * rows[1]).tolist()
+    return torch.linalg.matrix_exp(torch.tensor([[a, b], [b, d]], dtype=torch.float64))
+
+
+def test_the_ruler_turns_as_the_metric_does(scene):  # noqa: F811
+    element, logs = scene("ruler"), data_of("ruler")["logs"].astype(float)
+    nu = DRUM.to_nu(torch.tensor([3.0, 0.25, -1.7, -1.7, 0.6], dtype=torch.float64))
+    ear = LogScattering(JTFS(N, J=11, Q=(8, 1), J_fr=3, F=2, sample_rate=DRUM.sample_rate))
+    point = element.get_by_role("slider", name="drum")
+    point.focus()
+    ways = {"ArrowRight": (0.05, 0), "Shift+ArrowUp": (0, 0.5), "Shift+ArrowDown": (0, -0.5)}
+    conditions = []
+    for key in ("ArrowRight", "Shift+ArrowUp", "Shift+ArrowDown", "Shift+ArrowDown"):
+        point.press(key)
+        nu[1:3] = (nu[1:3] + torch.tensor(ways[key])).clamp(-0.8, 0.8)
+        spoken = point.get_attribute("aria-valuetext").replace("−", "-")
+        told = [float(number) for number in re.findall(r"-?\d+\.\d\d", spoken)]
+        assert told == pytest.approx(DRUM.to_theta(nu)[1:3].tolist(), abs=0.0051)
+        mu, V = metric.eigen(interpolated(logs, nu[1:3].numpy()))
+        shown = [value(element, name) for name in ("sloppy", "stiff")]
+        assert shown == pytest.approx((0.2 * mu.sqrt()).tolist(), rel=1e-3)
+        assert value(element, "condition") == pytest.approx((mu[1] / mu[0]).item(), rel=1e-3)
+        M = metric.riemannian_metric(nu, ear, synth)[1:3, 1:3]
+        assert shown == pytest.approx((0.2 * metric.eigen(M)[0].sqrt()).tolist(), rel=0.1), "the library's, nearly"
+        conditions.append(value(element, "condition"))
+        for k, name in enumerate(("sloppiest", "stiffest")):
+            direction = V[:, k] * torch.sign(V[1, k])  # towards more damping
+            moved = nu.clone()
+            moved[1:3] += 0.2 * direction
+            element.get_by_role("button", name=name).click()
+            x, rate = last_sound(element)
+            assert rate == DRUM.sample_rate
+            assert np.abs(x - synth(moved).numpy()).max() < 1e-3
+    element.get_by_role("button", name="drum").click()
+    assert np.abs(last_sound(element)[0] - synth(nu).numpy()).max() < 1e-4
+    assert conditions[-1] > 100 * conditions[1], "a sloppy direction where hardly anything is damped"
+
+
+def test_the_verdicts_are_those_of_the_results(scene):  # noqa: F811
+    element, losses = scene("verdicts"), ("parameter", "pnp", "secant", "mss")
+    folder = files("pnp_tutorial") / "results/study"
+    runs = [json.loads((folder / f"{name}-0.json").read_text(encoding="utf-8")) for name in losses]
+    bank = load_bank()
+    nu = bank.nu[bank.split == 2]
+    twenty = np.argsort(runs[0]["jtfs"])[np.linspace(0, len(nu) - 1, 20).round().astype(int)]
+    point = element.get_by_role("slider", name="test drum")
+    point.focus()
+    at, seen = 11, set()
+    for key, move in (("ArrowRight", 1), ("Shift+ArrowLeft", -10), ("ArrowUp", 1), ("Shift+ArrowRight", 10)):
+        point.press(key)
+        at += move
+        i = twenty[at - 1]
+        expected = [run["jtfs"][i] for run in runs]
+        for k, distance in enumerate(expected):
+            assert element.locator(f"[data-value=loss{k}]").inner_text() == f"{distance:.1f}"
+        assert point.get_attribute("aria-valuetext").startswith(f"drum {at}, P-loss {expected[0]:.1f}, ")
+        hz = 10 ** DRUM.to_theta(nu[i])[0].item() / (2 * np.pi)
+        assert value_of_hz(element) == pytest.approx(hz, rel=5e-3)
+        answers = [nu[i], *(torch.tensor(run["nu_hat"][i], dtype=torch.float64) for run in runs)]
+        for name, drum in zip(
+            ("target", "P-loss", "PNP, adaptive", "PNP, secant, scheduled", "MSS"), answers, strict=True
+        ):
+            element.get_by_role("button", name=name).click()
+            x, rate = last_sound(element)
+            sound = DRUM(drum)[: round(rate / 2)].numpy()
+            correlation = x @ sound / np.linalg.norm(x) / np.linalg.norm(sound)
+            assert correlation > 0.9999
+            assert np.sqrt((x**2).mean()) == pytest.approx(0.1, rel=1e-3), "equally loud"
+        seen.add(tuple(expected))
+    assert len(seen) == 4
+
+
+def value_of_hz(element):
+    return float(element.locator("[data-value=drum]").inner_text().split(" Hz")[0])
