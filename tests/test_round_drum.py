@@ -1,8 +1,10 @@
 """The round drum against textbooks, SciPy's Bessel functions and the simulation of the membrane equation."""
 
+import json
 import math
 from dataclasses import replace
 from functools import partial
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 
 from pnp_tutorial import membrane
 from pnp_tutorial.checks import check_synthesizer
+from pnp_tutorial.recording import load_recording
 from pnp_tutorial.round_drum import PARAMETERS, ROUND_DRUM, SAMPLE_RATE, modes, round_drum, stick_spectrum
 from pnp_tutorial.synthesizer import find_synthesizer
 
@@ -280,3 +283,21 @@ def test_bad_lengths_and_shapes_are_refused():
             round_drum(MIDDLE, n_samples, sample_rate)
     with pytest.raises(ValueError, match=rf"shape \(\.\.\., {len(PARAMETERS)}\)"):
         round_drum(MIDDLE[:5], 100)
+
+
+RECORDINGS = files("pnp_tutorial") / "recordings"
+
+
+def test_every_recording_states_its_licence_and_has_results():
+    names = sorted(file.name for file in RECORDINGS.iterdir() if file.name.endswith(".flac"))
+    lines = (RECORDINGS / "LICENSES.md").read_text(encoding="utf-8").splitlines()
+    stated = {line.split("|")[1].strip(): line for line in lines if ".flac |" in line}
+    assert sorted(stated) == names
+    assert all("CC BY 3.0" in line or "CC0 1.0" in line for line in stated.values())
+    assert sum(len((RECORDINGS / name).read_bytes()) for name in names) < 1_000_000
+    for name in names:
+        assert load_recording(str(RECORDINGS / name), ROUND_DRUM).x.abs().max() == pytest.approx(1)
+        result = files("pnp_tutorial") / f"results/recordings/{name.removesuffix('.flac')}.json"
+        rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
+        assert {("round_drum", "clean"), ("before", "clean")} <= {(row["model"], row["condition"]) for row in rows}
+        assert len(rows[0]["nu"]) == len(PARAMETERS)
