@@ -141,6 +141,8 @@ def directive(match: re.Match) -> str:
         given = options(match)
         number = numbering()[given["name"]]
         return f"![{given['alt']}]({image_url(title)})\n\n*Figure {number}. {body}*"
+    if name == "container":  # whose class says where a page puts it
+        return body
     if name == "image":  # of a picture with a light and a dark form, the light one
         given = options(match)
         return "" if given.get("class") == "only-dark" else f"![{given['alt']}]({image_url(title)})"
