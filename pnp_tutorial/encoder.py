@@ -10,7 +10,6 @@ the scalogram in front of it and takes sounds.
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +38,8 @@ class Encoder(nn.Module):
         super().__init__()
         if n_outputs < 1:
             raise ValueError(f"expected n_outputs ≥ 1, got {n_outputs}")
+        import timm  # here, as it takes longer than torch, and a command that needs no network does without
+
         if not timm.is_model(backbone):
             raise ValueError(f"timm has no network {backbone!r}: see timm.list_models()")
         self.name, self.n_outputs = backbone, n_outputs

@@ -26,13 +26,10 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
-import timm.layers
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -56,6 +53,9 @@ from .runtime import (
     write_atomically,
 )
 from .synthesizer import Synthesizer
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -179,7 +179,7 @@ class Setup(NamedTuple):
 
     config: TrainingConfig
     data: DatasetConfig
-    fabric: Fabric
+    fabric: "Fabric"
     precision: Literal["32-true", "bf16-mixed"]
     train: Batch  # all rows of the split
     validation: Batch
@@ -221,6 +221,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     setup, state = set_up(config)
     fabric = setup.fabric
     encoder, state.optimizer = fabric.setup(state.network, state.optimizer)
+    from lightning_fabric.loggers import TensorBoardLogger  # here, as it takes longer than torch
+
     logger = TensorBoardLogger(setup.folder, name="", version="tensorboard") if config.tensorboard else None
     resume(setup, state)
     done, quiet = len(state.history), not (progress and fabric.is_global_zero)
@@ -255,7 +257,7 @@ def train_one_epoch(
     loss: Loss,
     batches: Iterator[Batch],
     damping: float,
-    fabric: Fabric,
+    fabric: "Fabric",
     bar: tqdm,
 ) -> float:
     """Minimize the loss, with λ = `damping`, a step a batch; return its mean over steps and processes."""
@@ -271,7 +273,7 @@ def train_one_epoch(
     return float(_all_reduce(total, "mean", fabric)) / n_steps
 
 
-def validate(network: torch.nn.Module, loss: Loss, rows: Batch, batch_size: int, fabric: Fabric) -> float:
+def validate(network: torch.nn.Module, loss: Loss, rows: Batch, batch_size: int, fabric: "Fabric") -> float:
     """Mean over a split of the loss without damping; the network is left in training mode.
 
     It is called as it is, not by way of the processes: of the last batch one of them may have no share.
@@ -288,7 +290,7 @@ def validate(network: torch.nn.Module, loss: Loss, rows: Batch, batch_size: int,
     return float(_all_reduce(total, "sum", fabric)) / len(rows.nu)
 
 
-def _all_reduce(total: Tensor, how: str, fabric: Fabric) -> Tensor:
+def _all_reduce(total: Tensor, how: str, fabric: "Fabric") -> Tensor:
     """The sum or mean over processes of a scalar; mps, always alone, could not even hold it in float64."""
     return total if fabric.world_size == 1 else fabric.all_reduce(total.to(fabric.device), reduce_op=how)  # type: ignore
 
@@ -370,7 +372,7 @@ def as_batch(rows: Rows, columns: list[int], config: TrainingConfig, device: tor
     return batch._replace(M=M, D=damping_matrix(M, config.damping_shape))
 
 
-def _batches(rows: Batch, order: Tensor, size: int, fabric: Fabric) -> Iterator[Batch]:
+def _batches(rows: Batch, order: Tensor, size: int, fabric: "Fabric") -> Iterator[Batch]:
     """Batches of rows in an order; of each, the share of this process."""
     share = slice(fabric.global_rank, None, fabric.world_size)
     orders = (order.to(where).split(size) for where in (rows.S.device, rows.nu.device))  # once: a GPU does not wait
@@ -485,7 +487,9 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
         network.load_state_dict(_first_weights(config, network, data))
     network.to(memory_format=torch.channels_last)  # what convolutions are fastest in
     if world > 1 and fabric.device.type == "cuda":
-        network = timm.layers.convert_sync_batchnorm(network)
+        from timm.layers import convert_sync_batchnorm
+
+        network = convert_sync_batchnorm(network)
     state = State(network, torch.optim.Adam(network.parameters(), lr=config.learning_rate), damping)
     return Setup(config, data, fabric, precision, train, validation, loss, unit, batch_size, n_steps), state
 
