@@ -34,7 +34,7 @@
 //     say(x, y): what is spoken; nudge(x, y, i, j): where an arrow leads; onMove(x, y). Returned: moveTo(x, y), say().
 
 const GAIN = 0.5; // of all sounds: one is as loud beside another as the scene makes it
-const PLAYS = "explorable-plays"; // tells the other explorables of a page to be silent
+const PLAYS = "ab-player-started"; // tells all other players of a page to be silent
 
 const CIVIDIS = [
   [0, 34, 78], [26, 56, 111], [67, 78, 108], [97, 101, 111], [125, 124, 120], [155, 148, 118], [188, 174, 108],

@@ -15,10 +15,11 @@ const STYLE = `
   font: inherit; font-size: 0.85em; text-align: left; color: inherit; background: transparent; cursor: pointer;
   border: 1px solid currentColor; border-radius: 0.3rem; }
 .sound-grid [aria-pressed="true"] { color: #fff; background: #0072b2; border-color: #fff; }
+.sound-grid button > :last-child { display: flex; overflow-wrap: anywhere; }
 .sound-grid .picture { position: relative; width: 100%; height: 2.6rem; overflow: hidden; }
 .sound-grid .levels { position: absolute; inset: 0; background: currentColor; mask-size: 100% 100%; }
 .sound-grid .now { position: absolute; inset: 0 auto 0 0; width: 2px; background: #fff; visibility: hidden; }
-.sound-grid .sign { display: inline-block; width: 1.2em; font-size: 0.85em; }
+.sound-grid .sign { flex: none; width: 1.2em; font-size: 0.85em; }
 .sound-grid :focus-visible { outline: 3px solid #d55e00; outline-offset: 2px; }
 .sound-grid p { font-size: 0.85em; margin: 0.35rem 0 0; }
 html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div.sound-grid) { background: none;
