@@ -1,4 +1,4 @@
-"""The scenes of chapters 3 and 8 in a real browser: what they show and play is what the library and the results say.
+"""The scenes of chapters 2, 3 and 8 in a real browser: what they show and play is what the library and the results say.
 
 Not collected by plain `pytest`: `make test` runs it on what `make book` has built. What all scenes must be able to do:
 test_explorables_page.py.
@@ -109,3 +109,40 @@ def test_the_verdicts_are_those_of_the_results(scene):  # noqa: F811
 
 def value_of_hz(element):
     return float(element.locator("[data-value=drum]").inner_text().split(" Hz")[0])
+
+
+def test_the_modulations_light_the_paths_of_the_library(scene):  # noqa: F811
+    element = scene("modulation")
+    transform = JTFS(N, J=11, Q=(8, 1), J_fr=3, F=2, sample_rate=DRUM.sample_rate)
+    n_frames = torch.tensor([transform.N >> transform.levels_2[k] if k >= 0 else 1 for k in transform.paths.n2])
+    t = (torch.arange(N, dtype=torch.float64) - N // 2) / DRUM.sample_rate
+    slider, seen = element.locator("input"), set()
+    slider.focus()
+    for key, speed, kinds in (("ArrowRight", 3, (0, 1, 5)), ("ArrowLeft", 2, (4, 2))):
+        slider.press(key)
+        for kind in kinds:
+            element.get_by_label("modulation").select_option(str(kind))
+            rate = ([3.75, 7.5, 15, 30] if kind < 4 else [4, 8, 16, 32])[speed]
+            assert slider.get_attribute("aria-valuetext").startswith(f"{rate:.3g}")
+            swing = torch.cos(2 * torch.pi * rate * t)
+            if kind < 4:
+                hz = 1000 * 2 ** (swing * [0, 1 / 12, 1 / 4, 1 / 2][kind])
+                window = torch.hann_window(N, dtype=torch.float64) * ((1 + swing) / 2 if kind == 0 else 1)
+            else:
+                hz = 1200 * 2 ** (rate * t * (1 if kind == 4 else -1))
+                window = torch.exp(-((rate * t / 0.8) ** 2))
+            x = window * torch.sin(2 * torch.pi * hz.cumsum(0) / DRUM.sample_rate)
+            element.get_by_role("button", name="sound").click()
+            played, sample_rate = last_sound(element)
+            assert sample_rate == DRUM.sample_rate
+            assert np.abs(played - x.numpy()).max() < 1e-5
+            paths = transform.paths.assign(S=(transform(x) / n_frames).numpy())
+            means = paths[paths.spin.notna()].groupby(["rate", "scale", "spin"]).S.mean()
+            at_rate, scale, spin = means.idxmax()
+            other = means[at_rate, scale, -spin] / means.max()
+            assert value(element, "rate") == pytest.approx(at_rate, rel=5e-3)
+            assert value(element, "scale") == pytest.approx(scale, rel=0.05)
+            expected = "both alike" if other > 0.8 else "rising" if spin > 0 else "falling"
+            assert element.locator("[data-value=spin]").inner_text() == expected
+            seen.add((at_rate, scale, expected))
+    assert len(seen) == 5
