@@ -17,7 +17,7 @@ explorables.register("modulation", (root, data, kit) => {
   const paths = kit.plot(right, {
     label: "Paths of the JTFS",
     x: { label: "rate (Hz)", low: rates.values[0] / Math.SQRT2, high: rates.values[n - 1] * Math.SQRT2, log: true,
-      ticks: rates.values.filter((_, i) => i % 2 === 0) },
+      ticks: Array.from(rates.values).filter((_, i) => i % 2 === 0) },
     y: { label: "fine falling … fine rising", low: -m / 2, high: m / 2, ticks: [0] },
     height: 200,
   });
