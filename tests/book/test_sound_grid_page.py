@@ -17,7 +17,8 @@ SOUNDS = {
     label: 0.1 * (1 + i) * np.sin(2 * np.pi * 220 * (1 + i) * np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE)
     for i, (label, seconds) in enumerate(zip(LABELS, SECONDS, strict=True))
 }
-PAGE = '<!doctype html><html lang="en"><meta charset="utf-8"><title>grids</title><body style="margin: 0">{body}</body></html>'
+HEAD = '<meta charset="utf-8"><title>grids</title>'
+PAGE = f'<!doctype html><html lang="en">{HEAD}<body style="margin: 0">{{body}}</body></html>'
 
 
 @pytest.fixture
