@@ -17,7 +17,6 @@
 //   sounds(parent, {label: () => ({x, sampleRate})}, policy)   a button that plays each; policy, of loudness, stands below
 //   legend(parent, [[label, colour, dash], …])                 colour: 1 to 5, or 0, the text's; dash as in SVG, or ""
 //   plot(parent, {label, x, y, width, height})                 axes {label, low, high, log, ticks}, see below
-//   animate(seconds, draw)           draw(share), share from 0 to 1; under reduced motion only draw(1); returns stop()
 //   number(x, n)                     x with n significant digits, for people
 //   modes, rectangularDrum, membrane, magnitude                of drum.js
 //
@@ -457,20 +456,6 @@ function makeKit(ending) {
           style="stroke: var(--c${color}); stroke-width: 2; stroke-dasharray: ${dash || "none"}"/></svg>`;
         entry.append(label);
       }
-    },
-    animate(seconds, draw) {
-      let frame;
-      const start = performance.now();
-      const next = (now) => {
-        const share = clamp((now - start) / 1000 / seconds, 0, 1);
-        draw(share);
-        if (share < 1) frame = requestAnimationFrame(next);
-      };
-      if (matchMedia("(prefers-reduced-motion: reduce)").matches) draw(1);
-      else frame = requestAnimationFrame(next);
-      const stop = () => cancelAnimationFrame(frame);
-      ending.push(stop);
-      return stop;
     },
   };
 }
