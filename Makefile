@@ -125,7 +125,7 @@ arpeggio: $(INSTALLED) ## Train and test the arpeggiator's encoder that ships wi
 matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (twenty minutes on two cores)
 	$(BIN)/python tools/matching_study.py
 
-recordings: $(INSTALLED) ## Match the recorded drums that are missing from chapter 9's results (half an hour on two cores)
+recordings: $(INSTALLED) ## Match the recorded drums that are missing from chapter 9's results (a quarter of an hour on two cores)
 	$(BIN)/python tools/recordings_study.py
 
 benchmark: $(INSTALLED) ## Time drum, JTFS and metric against their peers, and how they grow (half an hour on a quiet machine)
