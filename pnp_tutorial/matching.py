@@ -30,6 +30,7 @@ eigenvectors of Σ, or rather of its n × n block for ν: directions, each with 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +56,9 @@ MINOR = 0.3  # component of a unit vector that is not worth a word: less than a 
 DESCENTS = 3  # in a run of the scan, from sounds that are at least APART in a parameter
 APART = 0.05
 ZOOM = 0.1  # around the closest sound, on either side
+ITSELF = 1.1  # times the distance of a sound from itself through another noise: as close as noise allows
+FAR = 3.0  # distance in features above which, if noise does not explain it, both ears choose
+REFINEMENTS = 3  # of sounds that are apart, where both ears choose
 MOST = 0.8  # of a sound's energy that is in its opening
 LEVEL_DB = 12  # of the sound in the recording, up or down
 
@@ -95,6 +99,7 @@ class Match:
         synthesizer's are
     nu, theta : Tensors (n,), the parameters found
     level_db : float, of the sound in the recording, above that of the synthesizer
+    metric : Tensor, M = JᵀJ of v at the match, level included
     covariance : Tensor (n, n), of ν, as at the head of this module
     nu_encoder, nu_constant : Tensors (n,), what the encoder predicted, and the best constant that it knows
     distance : dict of floats
@@ -111,6 +116,7 @@ class Match:
     nu: Tensor
     theta: Tensor
     level_db: float
+    metric: Tensor
     covariance: Tensor
     nu_encoder: Tensor
     nu_constant: Tensor
@@ -207,7 +213,8 @@ def scan(
 
     Returns
     -------
-    v : Tensor, shape (n,), float64, on the CPU
+    v : Tensor, shape (K, n), float64, on the CPU
+        The closest of all; then where the descents ended, the closest first.
     """
     start = start.cpu().double()
     closest = _Closest(x, synthesizer, start, sample_rate, budget, tell, 1e-3 if exact else 3e-3)
@@ -225,10 +232,10 @@ def scan(
             candidates[i], distance = closest.descend(candidate)
             ends[-1] = min(ends[-1], distance)
             if closest.distance < closest.near:
-                return closest.v
+                return closest.survivors()
         agreed = not exact and sum(end < 1.05 * closest.distance for end in ends) > 1
         if agreed or closest.is_itself(again):
-            return closest.v
+            return closest.survivors()
         if exact or run:
             few = max(5, budget.n_sounds // 4)
             best = torch.stack([closest.v, *candidates, *population])[:few]
@@ -236,8 +243,8 @@ def scan(
             population = closest.evolve(torch.cat([best, around.clamp(-1, 1)]), synthesizer, random)
             ends[-1] = min(ends[-1], closest.descend(population[0])[1])
             if closest.distance < closest.near or closest.is_itself(again):
-                return closest.v
-    return closest.v
+                return closest.survivors()
+    return closest.survivors()
 
 
 class _Closest:
@@ -258,6 +265,7 @@ class _Closest:
         self.target = self.coarse(x)
         self.near = near * float(self.target.norm())
         self.v, self.distance, self.n_heard = start, math.inf, 0
+        self.ends: list[tuple[Tensor, float]] = []  # of descents
 
     def _hear(self, v: Tensor, h: Map) -> Tensor:
         """Distances (B,) of v (B, n), as far as h makes sounds."""
@@ -279,7 +287,7 @@ class _Closest:
             return False
         with torch.no_grad():
             one, other = self.coarse(torch.cat([self.synthesizer(self.v[None]), again(self.v[None])]))
-        return self.distance < 1.1 * float((one - other).norm())
+        return self.distance < ITSELF * float((one - other).norm())
 
     def evolve(self, population: Tensor, h: Map, random: np.random.Generator) -> Tensor:
         """What a population (B, n) becomes by differential evolution in the sounds of h, the closest first."""
@@ -312,14 +320,21 @@ class _Closest:
             self.n_heard = before + step.n_heard
             self._note(torch.tensor(step.v, dtype=torch.float64), step.distance)
 
-        return refine(self.target, v, self.coarse, self.synthesizer, self.budget, iteration, 1e-2 * self.near, 1e-3)[:2]
+        alike = 1e-2 * self.near
+        v, distance, _ = refine(self.target, v, self.coarse, self.synthesizer, self.budget, iteration, alike, 1e-3)
+        self.ends.append((v, distance))
+        return v, distance
+
+    def survivors(self) -> Tensor:
+        """The closest, and the ends of the descents, the closest first (K, n)."""
+        return torch.stack([self.v, *(v for v, _ in sorted(self.ends, key=itemgetter(1)))])
 
 
-def _apart(population: Tensor) -> list[Tensor]:
+def _apart(population: Tensor, most: int = DESCENTS) -> list[Tensor]:
     """The first few v of a population (B, n) that are apart from one another."""
     few: list[Tensor] = []
     for v in population:
-        if len(few) < DESCENTS and all((v - other).abs().max() > APART for other in few):
+        if len(few) < most and all((v - other).abs().max() > APART for other in few):
             few.append(v)
     return few
 
@@ -509,6 +524,7 @@ def match(
         nu=nu,
         theta=synthesizer.to_theta(nu),
         level_db=LEVEL_DB * float(v[n:].sum()),
+        metric=M,
         covariance=covariance(M, distance["match"])[:n, :n],
         nu_encoder=nu_encoder,
         nu_constant=nu_constant,
@@ -537,21 +553,48 @@ def _search(
     constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * len(nu_encoder))
     nu_constant = torch.tensor(constant, dtype=torch.float64)
 
-    def distances(v: Tensor) -> list[float]:
+    def distances(v: Tensor, target: Tensor = S) -> Tensor:
         with torch.no_grad():
-            return torch.linalg.vector_norm(features(h(v)) - S, dim=-1).tolist()
+            return torch.cat([(features(h(some)) - target).norm(dim=-1).cpu().double() for some in v.split(8)])
 
-    far, predicted = distances(at_own_level(torch.stack([nu_constant, nu_encoder]), synthesizer))
     start = at_own_level(nu_encoder, synthesizer)
+    far, predicted = distances(torch.stack([at_own_level(nu_constant, synthesizer), start])).tolist()
     story.note(Step("predict", 1, predicted, start.tolist()))
     n = _opening(x, noises[0], synthesizer, nu_encoder)
     opening = heard_through(noises[0][:n], replace(synthesizer, n_samples=n), where) if n < len(x) else None
-    v = scan(x, h, start, synthesizer.sample_rate, seed, budget, story.chapter(), opening, again, exact)
-    (scanned,) = distances(v[None])
-    v = start if predicted < scanned else v
-    v, refined, M = refine(S, v, features, h, budget, story.chapter(), ALIKE if exact else UNIT)
-    distance = {"constant": far, "encoder": predicted, "scan": scanned, "match": refined}
+    found = scan(x, h, start, synthesizer.sample_rate, seed, budget, story.chapter(), opening, again, exact)
+
+    heard, n_starts = distances(found[:1]), 1
+    with torch.no_grad():
+        if heard > FAR and heard > ITSELF * distances(found[:1], features(again(found[:1]))):
+            heard, n_starts = distances(found), REFINEMENTS
+    candidates = torch.cat([found[: len(heard)], start[None]])
+    order = torch.cat([heard, heard.new_tensor([predicted])]).argsort(stable=True)
+    if exact and heard[0] <= predicted:  # of the synthesizer's own sounds, the coarse ear's choice is the right valley
+        order = torch.cat([order.new_zeros(1), order])
+    starts = _apart(candidates[order], n_starts)
+    v, refined, M = _refine_best(S, starts, features, h, budget, story.chapter(), ALIKE if exact else UNIT)
+    distance = {"constant": far, "encoder": predicted, "scan": float(heard.min()), "match": refined}
     return v, M, nu_encoder, nu_constant, distance
+
+
+def _refine_best(
+    S: Tensor, starts: list[Tensor], features: Map, h: Map, budget: Budget, tell: Listener, alike: float
+) -> tuple[Tensor, float, Tensor]:
+    """What `refine` returns, of the start from which it ends closest; the best of all so far is told."""
+    ends, best, n_heard = [], Step("refine", 0, math.inf, []), 0
+    for start in starts:
+
+        def iteration(step: Step, before: int = n_heard) -> None:
+            nonlocal best, n_heard
+            n_heard = before + step.n_heard
+            best = min(best, step, key=attrgetter("distance"))
+            tell(best._replace(n_heard=n_heard))
+
+        ends.append(refine(S, start, features, h, budget, iteration, alike))
+        if best.distance < alike:
+            break
+    return min(ends, key=itemgetter(1))
 
 
 def _opening(x: Tensor, noise: Tensor, synthesizer: Synthesizer, nu: Tensor) -> int:

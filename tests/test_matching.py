@@ -70,7 +70,7 @@ def test_scan_finds_a_drum(nu):
     """From nothing but the box to within hundredths in pitch, sustain and shape."""
     nu = torch.tensor(nu, dtype=torch.float64)
     steps = []
-    found = scan(drums(nu[None])[0], drums, 0 * nu, 22050, seed=1, tell=steps.append)
+    found, *_ = scan(drums(nu[None])[0], drums, 0 * nu, 22050, seed=1, tell=steps.append)
     assert (found - nu)[[0, 1, 4]].abs().max() < 0.02
     distances = [step.distance for step in steps]
     assert distances == sorted(distances, reverse=True)
@@ -113,7 +113,7 @@ def test_an_opening_finds_the_same_drum():
     def whole(v):
         return DRUM(v, torch.float32)
 
-    found = scan(whole(nu[None])[0], whole, 0 * nu, 22050, seed=1, opening=opening)
+    found, *_ = scan(whole(nu[None])[0], whole, 0 * nu, 22050, seed=1, opening=opening)
     assert (found - nu)[[0, 1, 4]].abs().max() < 0.005
     assert set(lengths) == {2**14}
 
@@ -122,11 +122,15 @@ def test_a_scan_of_what_no_drum_can_be_ends_where_two_runs_agree():
     """Clipped: nothing comes close enough."""
     nu = torch.tensor([0.2, -0.3, 0.4, 0.1, 0.5], dtype=torch.float64)
     x = drums(nu[None])[0].clamp(-0.2, 0.2)
-    heard = {}
+    heard, coarse = {}, CoarseSpectra(N_SHORT, 22050)
     for exact in (True, False):
         steps = []
-        scan(x / 0.2, drums, 0 * nu, 22050, tell=steps.append, exact=exact)
+        survivors = scan(x / 0.2, drums, 0 * nu, 22050, tell=steps.append, exact=exact)
         heard[exact] = steps[-1].n_heard
+        distances = (coarse(drums(survivors)) - coarse(x / 0.2)).norm(dim=-1)
+        assert steps[-1].distance == pytest.approx(float(distances[0]), rel=1e-4)
+        assert (distances.diff() > -1e-3).all(), "the closest first"
+        assert len(survivors) > 3, "those of all runs"
     assert heard[False] < 0.75 * heard[True]
 
 
@@ -283,6 +287,63 @@ def test_match_is_better_than_the_encoder_alone(result):
     assert result.distance["match"] <= min(result.distance["encoder"], result.distance["scan"]) * (1 + 1e-4)
     assert result.distance["match"] < 0.1 * result.distance["encoder"]
     assert (result.theta - THETA)[[0, 1]].abs().max() < 0.01
+
+
+CORNER = [0.9, 0.9, -0.9, 0.9, 0.9, 0.9]  # far from THETA
+
+
+@pytest.fixture
+def misled(model, monkeypatch):
+    """A match of THETA and what it refines, if the encoder predicts ν, the scan ends in these v, and `refine` stays."""
+    from pnp_tutorial import matching
+
+    def starts(nu, *ends):
+        begun = []
+
+        def stay(S, v, features, h, *rest):
+            begun.append(v.tolist())
+            with torch.no_grad():
+                return v, float((features(h(v[None]))[0] - S).norm()), torch.eye(len(v), dtype=torch.float64)
+
+        monkeypatch.setattr(AudioEncoder, "forward", lambda self, x: torch.as_tensor(nu, dtype=torch.float64))
+        monkeypatch.setattr(matching, "scan", lambda *args: torch.tensor([*ends], dtype=torch.float64))
+        monkeypatch.setattr(matching, "refine", stay)
+        return match(rectangular_drum(THETA, 2048), model), begun
+
+    return starts
+
+
+def moved(*steps):
+    """v of THETA at its level, with its first numbers moved by these steps."""
+    v = [*DRUM.to_nu(THETA).tolist(), 0.0]
+    return [value + step for value, step in zip(v, [*steps, *[0.0] * (6 - len(steps))], strict=True)]
+
+
+def test_a_match_never_ends_behind_the_encoder(misled):
+    """Wherever the scan has ended."""
+    near = moved(0.02)
+    found, begun = misled(near[:5], CORNER)
+    assert begun[0] == near
+    assert found.distance["match"] == pytest.approx(found.distance["encoder"], rel=1e-4)
+    assert found.distance["match"] < found.distance["scan"]
+
+
+def test_both_ears_choose_among_the_survivors_of_a_scan(misled):
+    """After the closest by coarse spectra, the nearest by the finer ear; three that differ are refined."""
+    ends = [[*CORNER[:5], 0.0], moved(0.5, 0.3), moved(0.0), moved(0.02), moved(-0.4)]
+    found, begun = misled(CORNER[:5], *ends)
+    assert begun[:2] == [ends[0], ends[2]]
+    assert len(begun) == 3
+    assert ends[3] not in begun, "hardly another one"
+    assert found.nu.tolist() == ends[2][:5]
+
+
+def test_a_drum_that_is_found_is_refined_once(misled):
+    """And no survivor is heard but the closest."""
+    ends = [moved(1e-5), moved(1e-6), CORNER]
+    found, begun = misled(CORNER[:5], *ends)
+    assert begun == ends[:1]
+    assert found.distance["scan"] < 1
 
 
 def test_covariance_of_a_match(model, result):

@@ -121,7 +121,7 @@ def coloured(x: Tensor, nu: Tensor, random: np.random.Generator) -> Tensor:
 
 
 def in_a_room(x: Tensor, nu: Tensor, random: np.random.Generator) -> Tensor:
-    """With reverberation: noise that falls by 60 dB in 0.2 to 0.8 s, of an energy 5 to 15 dB below the direct sound's."""
+    """With an echo that falls by 60 dB in 0.2 to 0.8 s: noise, its energy 5 to 15 dB below that of the direct sound."""
     t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     tail = random.normal(size=len(t)) * 10 ** (-3 * t / random.uniform(0.2, 0.8)) * (t > 0.005)
     tail *= 10 ** (-random.uniform(5, 15) / 20) / np.linalg.norm(tail)
