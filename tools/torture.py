@@ -16,7 +16,6 @@ import torch
 import torture_damaged
 import torture_killed
 import torture_starved
-import torture_tests
 from measured import about
 from trials import RESULTS, Trial
 
@@ -26,7 +25,6 @@ PARTS: dict[str, dict[str, Trial]] = {
     "killed": torture_killed.TRIALS,
     "starved": torture_starved.TRIALS,
     "damaged": torture_damaged.TRIALS,
-    **torture_tests.PARTS,
 }
 
 

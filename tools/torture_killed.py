@@ -265,7 +265,9 @@ def groups(n_processes: int) -> list[dict[str, str]]:
 def workers_of(process: BaseProcess) -> set[int]:
     """Processes that a process has started, where the system tells."""
     try:
-        return set(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()))
+        return set(
+            map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split())
+        )
     except OSError:
         return set()
 
