@@ -153,7 +153,8 @@ def test_what_is_for_a_gpu_gives_the_same_numbers(monkeypatch):
     on_a_gpu = found()
     assert called
     for values, others in zip(on_a_gpu, expected, strict=True):
-        torch.testing.assert_close(values, others, rtol=1e-6, atol=1e-9 * float(others.abs().max()))
+        scale = float(others.abs().max())
+        torch.testing.assert_close(values, others, rtol=1e-5, atol=1e-6 * scale)  # sums of float32, in another order
 
 
 def test_forward_mode_and_vmap_together():

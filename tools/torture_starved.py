@@ -386,7 +386,7 @@ TRIALS = {
     ),
     "memory": Trial(
         "Where memory ends, one line says so",
-        "the four with 1 MB to 1 GB more than they take at their start, five times each: the right result, or as above",
+        "the four with 1 MB to 1 GB more than they take at their start, five times each: a right result, or as above",
         memory,
     ),
     "descriptors": Trial(
