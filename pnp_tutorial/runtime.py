@@ -94,6 +94,7 @@ def connect(
     """The processes that torchrun or SLURM's srun started, one a device; this one alone otherwise.
 
     One that waits for another, which may have died, gives up after `patience_s` seconds, with a RuntimeError.
+    Raises ValueError if SLURM was asked for processes in a way that Lightning does not support.
     """
     # Imported here: it takes a while, and drum, metric and all that is below the data set connect nothing.
     from lightning_fabric import Fabric
@@ -108,7 +109,11 @@ def connect(
         nodes = int(os.environ["SLURM_NNODES"])
         devices = int(os.environ["SLURM_NTASKS"]) // nodes
     strategy = DDPStrategy(timeout=timedelta(seconds=patience_s)) if devices * nodes > 1 else "auto"
-    fabric = Fabric(accelerator=device.type, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision)
+    kind: dict[str, Any] = {"accelerator": device.type, "strategy": strategy, "precision": precision}
+    try:
+        fabric = Fabric(devices=devices, num_nodes=nodes, **kind)
+    except RuntimeError as error:  # SLURM was asked for tasks in a way that Lightning does not support
+        raise ValueError(str(error)) from error
     fabric.launch()
     return fabric
 

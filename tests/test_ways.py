@@ -96,6 +96,7 @@ def test_two_tasks_of_slurm_build_one_data_set(tiny_data, tmp_path):
     shared = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "pnp", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
     shared |= {"SLURM_NODELIST": "localhost", "SLURM_NODEID": "0", "OMP_NUM_THREADS": "1"}
+    shared |= {"SLURM_NTASKS_PER_NODE": "2"}
     tasks = [
         subprocess.Popen(
             [sys.executable, "-m", "pnp_tutorial", "dataset", *options(config)],
@@ -111,6 +112,17 @@ def test_two_tasks_of_slurm_build_one_data_set(tiny_data, tmp_path):
     assert [out for out, _ in said] == [f"{config.data}\n", ""], "the first of them speaks"
     assert "process 1 of 2" in said[0][1], "they know of each other"
     assert contents(config.data) == contents(tiny_data.data)
+
+
+def test_tasks_that_slurm_was_asked_for_in_another_way(monkeypatch, tmp_path, capfd):
+    """Lightning wants their number of a node; it says so, and the command in one line."""
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: "/usr/bin/srun")
+    for name, value in {"NTASKS": "2", "NNODES": "1", "JOB_ID": "1", "JOB_NAME": "pnp", "PROCID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert main(["dataset", f"--data={tmp_path}/x.zarr", "--n_sounds=10", "--device=cpu"]) == 2
+    said = capfd.readouterr().err
+    assert "--ntasks-per-node=2" in said
+    assert said.count("\n") == 1
 
 
 def test_a_machine_without_slurm_is_alone():
@@ -132,19 +144,23 @@ def test_devices_that_are_there_are_taken(monkeypatch, kind):
 
 
 def test_what_is_for_a_gpu_gives_the_same_numbers(monkeypatch):
-    """Every tensor says that it is on a GPU, so that each branch for one is taken, on a CPU."""
+    """Every tensor says that it is on a GPU, so that each branch for one is taken, on a CPU.
+
+    In float64: the gradient of a sound in float32 is another one when its last digits change.
+    """
     nu = short.sample_uniform(3)
+    heard, seen = (each.to(torch.float64) for each in (LogScattering(JTFS(N, J=6)), encoder_input(SMALL)))
     called = []
     sums = path_sums.complex_path_sums
     monkeypatch.setattr(path_sums, "complex_path_sums", lambda *rest: called.append(1) or sums(*rest))
 
     def found():
-        x, dx = tangents(nu, short)
-        x = x.requires_grad_()
-        features(x).sum().backward()
+        x, dx = (values.to(torch.float64) for values in tangents(nu, short))
+        x.requires_grad_()
+        heard(x).sum().backward()
         with torch.no_grad():
-            S, dS = features.push(x, dx)
-            return S, dS, x.grad, encoder_input(SMALL)(x), torch.cat(_batches(nu))
+            S, dS = heard.push(x, dx)
+            return S, dS, x.grad, seen(x), torch.cat(_batches(nu))
 
     expected = found()
     assert not called
@@ -154,7 +170,7 @@ def test_what_is_for_a_gpu_gives_the_same_numbers(monkeypatch):
     assert called
     for values, others in zip(on_a_gpu, expected, strict=True):
         scale = float(others.abs().max())
-        torch.testing.assert_close(values, others, rtol=1e-5, atol=1e-6 * scale)  # sums of float32, in another order
+        torch.testing.assert_close(values, others, rtol=1e-6, atol=1e-7 * scale)
 
 
 def test_forward_mode_and_vmap_together():
@@ -167,7 +183,7 @@ def test_forward_mode_and_vmap_together():
     S, J = jacobian(nu, features, short)
     directions = torch.eye(5, dtype=torch.float64)
     each = torch.vmap(lambda one: torch.vmap(lambda d: torch.func.jvp(heard, (one,), (d,))[1])(directions))(nu)
-    torch.testing.assert_close(each.mT, J, rtol=1e-6, atol=1e-9 * float(J.abs().max()))
+    torch.testing.assert_close(each.mT, J, rtol=1e-4, atol=1e-6 * float(J.abs().max()))  # J is of float32
 
 
 class Sounds(Dataset):
