@@ -360,7 +360,7 @@ MENDED = {
 }
 TRIALS = {name: Trial(WHAT[name], HOW, partial(damaged, name), MENDED.get(name, "")) for name in READERS}
 TRIALS["crafted"] = Trial(
-    "No header makes the library import, or take gigabytes",
+    "A header with a wrong value makes the library neither import nor take gigabytes, in as many as were tried",
     "a hundred times each in encoder, bank and store, a random value of the header is replaced by another: of another "
     "type, huge, negative, a name of something to import; with a seal that is right",
     crafted,
