@@ -566,12 +566,10 @@ def _search(
 
     heard, n_starts = distances(found[:1]), 1
     with torch.no_grad():
-        if heard > FAR and heard > ITSELF * distances(found[:1], features(again(found[:1]))):
+        if not exact and heard > FAR and heard > ITSELF * distances(found[:1], features(again(found[:1]))):
             heard, n_starts = distances(found), REFINEMENTS
     candidates = torch.cat([found[: len(heard)], start[None]])
     order = torch.cat([heard, heard.new_tensor([predicted])]).argsort(stable=True)
-    if exact and heard[0] <= predicted:  # of the synthesizer's own sounds, the coarse ear's choice is the right valley
-        order = torch.cat([order.new_zeros(1), order])
     starts = _apart(candidates[order], n_starts)
     v, refined, M = _refine_best(S, starts, features, h, budget, story.chapter(), ALIKE if exact else UNIT)
     distance = {"constant": far, "encoder": predicted, "scan": float(heard.min()), "match": refined}
