@@ -18,6 +18,7 @@ from pnp_tutorial.matching import (
     LEVEL_DB,
     UNSURE,
     Budget,
+    Step,
     _opening,
     covariance,
     heard_through,
@@ -300,10 +301,12 @@ def misled(model, monkeypatch):
     def starts(nu, *ends, band=1.0):
         begun = []
 
-        def stay(S, v, features, h, *rest):
+        def stay(S, v, features, h, budget, tell, alike):
             begun.append(v.tolist())
             with torch.no_grad():
-                return v, float((features(h(v[None]))[0] - S).norm()), torch.eye(len(v), dtype=torch.float64)
+                distance = float((features(h(v[None]))[0] - S).norm())
+            tell(Step("refine", 1, distance, v.tolist()))
+            return v, distance, torch.eye(len(v), dtype=torch.float64)
 
         monkeypatch.setattr(AudioEncoder, "forward", lambda self, x: torch.as_tensor(nu, dtype=torch.float64))
         monkeypatch.setattr(matching, "scan", lambda *args: torch.tensor([*ends], dtype=torch.float64))
@@ -330,7 +333,7 @@ def test_a_match_never_ends_behind_the_encoder(misled):
 
 def test_both_ears_choose_among_the_survivors_of_a_scan(misled):
     """Of a file at another rate: the nearest by the finer ear comes first; three that differ are refined."""
-    ends = [[*CORNER[:5], 0.0], moved(0.5, 0.3), moved(0.0), moved(0.02), moved(-0.4)]
+    ends = [[*CORNER[:5], 0.0], moved(0.5, 0.3), moved(0.02), moved(0.003), moved(-0.4)]
     found, begun = misled(CORNER[:5], *ends, band=0.9)
     assert begun[0] == ends[2]
     assert len(begun) == 3
