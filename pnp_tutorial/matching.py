@@ -99,7 +99,6 @@ class Match:
         synthesizer's are
     nu, theta : Tensors (n,), the parameters found
     level_db : float, of the sound in the recording, above that of the synthesizer
-    metric : Tensor, M = JᵀJ of v at the match, level included
     covariance : Tensor (n, n), of ν, as at the head of this module
     nu_encoder, nu_constant : Tensors (n,), what the encoder predicted, and the best constant that it knows
     distance : dict of floats
@@ -116,7 +115,6 @@ class Match:
     nu: Tensor
     theta: Tensor
     level_db: float
-    metric: Tensor
     covariance: Tensor
     nu_encoder: Tensor
     nu_constant: Tensor
@@ -524,7 +522,6 @@ def match(
         nu=nu,
         theta=synthesizer.to_theta(nu),
         level_db=LEVEL_DB * float(v[n:].sum()),
-        metric=M,
         covariance=covariance(M, distance["match"])[:n, :n],
         nu_encoder=nu_encoder,
         nu_constant=nu_constant,

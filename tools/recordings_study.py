@@ -33,6 +33,7 @@ import torch
 from repository import ROOT
 from torch import Tensor
 from tqdm import tqdm
+from workers import end_with_parent
 
 from pnp_tutorial import __version__
 from pnp_tutorial.dataset import DatasetConfig, ear
@@ -195,7 +196,8 @@ def main(prefixes: list[str]) -> None:
     missing.sort(key=lambda job: job[0].startswith("known") + 2 * (job[2] != "clean"))
     if any("before" in job for job in missing):
         fetch_before()
-    with ProcessPoolExecutor(torch.get_num_threads(), multiprocessing.get_context("spawn")) as pool:
+    n, spawn = torch.get_num_threads(), multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n, spawn, end_with_parent) as pool:
         for _ in tqdm(pool.map(one, *zip(*missing, strict=True)), total=len(missing)) if missing else ():
             pass
     for name in wanted:
