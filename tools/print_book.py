@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 import yaml
 from bs4 import BeautifulSoup, Tag
 from export_notebooks import pages
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 from repository import ROOT, repository_url
 
 # Of the theme, what articles need. Its layout is for screens.
@@ -82,6 +82,9 @@ def own_names(article: Tag, page: str) -> None:
         url = urlparse(element["href"])
         if url.scheme or url.netloc:
             continue
+        if url.path and not url.path.endswith(".html"):  # of a picture, to itself
+            element["href"] = os.path.normpath(f"book/{element['href']}")
+            continue
         target = Path(url.path).stem or page
         element["href"] = f"#{target}--{url.fragment}" if url.fragment else f"#{target}"
     for element in article.find_all(attrs={"for": True}):
@@ -133,34 +136,39 @@ def assemble(site: Path) -> str:
     )
 
 
-def print_page(path: Path, pdf: Path) -> None:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    chrome = os.environ.get("CHROME") or next(filter(None, map(shutil.which, names)), None)  # else Playwright's own
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chrome, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto(path.resolve().as_uri())
-        page.evaluate("MathJax.startup.promise")
-        page.pdf(
-            path=pdf,
-            format="A4",
-            margin={"top": "18mm", "bottom": "18mm", "left": "18mm", "right": "18mm"},
-            display_header_footer=True,
-            header_template="<span></span>",
-            footer_template=FOOTER,
-            print_background=True,
-            outline=True,
-            tagged=True,
-        )
-        browser.close()
+def print_page(browser: Browser, path: Path, pdf: Path) -> None:
+    page = browser.new_page()
+    page.goto(path.resolve().as_uri())
+    page.evaluate("MathJax.startup.promise")
+    page.pdf(
+        path=pdf,
+        format="A4",
+        margin={"top": "18mm", "bottom": "18mm", "left": "18mm", "right": "18mm"},
+        display_header_footer=True,
+        header_template="<span></span>",
+        footer_template=FOOTER,
+        print_background=True,
+        outline=True,
+        tagged=True,
+    )
+    page.close()
 
 
-def main(site: Path, pdf: Path) -> None:
+def print_book(browser: Browser, site: Path, pdf: Path) -> None:
     html = assemble(site)
     with tempfile.NamedTemporaryFile("w", suffix=".html", dir=site, encoding="utf-8") as page:
         page.write(html)
         page.flush()
-        print_page(Path(page.name), pdf)
+        print_page(browser, Path(page.name), pdf)
+
+
+def main(site: Path, pdf: Path) -> None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chrome = os.environ.get("CHROME") or next(filter(None, map(shutil.which, names)), None)  # else Playwright's own
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chrome, args=["--no-sandbox"])
+        print_book(browser, site, pdf)
+        browser.close()
     print(f"{pdf}: {pdf.stat().st_size / 1e6:.1f} MB")
 
 

@@ -40,10 +40,10 @@ def test_pictures_are_there_and_nothing_is_left_that_paper_cannot_do(book):
     assert not book.select("audio, button, main script, details.hide")
 
 
-def test_the_book_is_printed_with_its_outline(tmp_path, monkeypatch):
+def test_the_book_is_printed_with_its_outline(browser, tmp_path, monkeypatch):
     """Of one page: the whole book takes minutes."""
     monkeypatch.setattr(print_book, "pages", lambda: ["book/notation"])
-    print_book.main(SITE, tmp_path / "book.pdf")
+    print_book.print_book(browser, SITE, tmp_path / "book.pdf")
     content = (tmp_path / "book.pdf").read_bytes()
     assert content.startswith(b"%PDF")
     assert len(re.findall(rb"/Type /Page\b", content)) >= 3  # title, contents, notation
