@@ -31,9 +31,9 @@ SKELETON = """() => {
     else seen.add(name);
   }
 }"""
-# The theme's script does so a while after a change.
-CAN_BE_SCROLLED_BY_KEYBOARD = """() => [...document.querySelectorAll("pre")].every(
-  (pre) => pre.tabIndex === 0 || (pre.scrollWidth <= pre.clientWidth && pre.scrollHeight <= pre.clientHeight)
+# The theme's script does so a while after a change, to all that it lets scroll.
+CAN_BE_SCROLLED_BY_KEYBOARD = """() => [...document.querySelectorAll("pre, .cell_output > .output")].every(
+  (e) => e.tabIndex === 0 || (e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight)
 )"""
 UNFOLD = "document.querySelectorAll('details').forEach((details) => { details.open = true; })"
 STILL = "* { transition: none !important; animation: none !important; }"
