@@ -26,6 +26,7 @@ import soundfile
 import soxr
 import torch
 from repository import ROOT
+from scipy.signal import fftconvolve
 from torch import Tensor
 from tqdm import tqdm
 from workers import end_with_parent
@@ -33,10 +34,11 @@ from workers import end_with_parent
 from pnp_tutorial import __version__
 from pnp_tutorial.bank import load_bank, shipped
 from pnp_tutorial.dataset import ear
-from pnp_tutorial.drum import DRUM, SAMPLE_RATE
+from pnp_tutorial.drum import DRUM, SAMPLE_RATE, rectangular_drum
 from pnp_tutorial.encoder import load_encoder
-from pnp_tutorial.matching import Step, match, refine, scan
+from pnp_tutorial.matching import LEVEL_DB, Match, Step, heard_through, match, refine, scan
 from pnp_tutorial.membrane import play
+from pnp_tutorial.metric import Map, riemannian_metric
 from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.runtime import write_atomically
 
@@ -109,6 +111,42 @@ FILES: dict[str, tuple[Callable[[Tensor, int], np.ndarray], int]] = {
 }
 
 
+def coloured(x: Tensor, nu: Tensor, random: np.random.Generator) -> Tensor:
+    """With noise whose power falls as 1/f (rumble, wind) or 1/f² and is 10 to 30 dB below that of the whole sound."""
+    spectrum = np.fft.rfft(random.normal(size=len(x)))
+    spectrum[1:] /= np.arange(1, len(spectrum)) ** random.choice([0.5, 1.0])
+    spectrum[0] = 0
+    noise = np.fft.irfft(spectrum, len(x))
+    level = float(x.square().mean()) ** 0.5 * 10 ** (-random.uniform(10, 30) / 20)
+    return x + torch.from_numpy(level / noise.std() * noise)
+
+
+def in_a_room(x: Tensor, nu: Tensor, random: np.random.Generator) -> Tensor:
+    """With an echo that falls by 60 dB in 0.2 to 0.8 s: noise, its energy 5 to 15 dB below that of the direct sound."""
+    t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    tail = random.normal(size=len(t)) * 10 ** (-3 * t / random.uniform(0.2, 0.8)) * (t > 0.005)
+    tail *= 10 ** (-random.uniform(5, 15) / 20) / np.linalg.norm(tail)
+    tail[0] = 1
+    return torch.from_numpy(fftconvolve(x.numpy(), tail)[: len(x)])
+
+
+def elsewhere(x: Tensor, nu: Tensor, random: np.random.Generator) -> Tensor:
+    """The same drum, but struck and heard at other places than the model's: each partial has another loudness."""
+    strike, ear = random.uniform(0.15, 0.5, (2, 2)).tolist()
+    return rectangular_drum(DRUM.to_theta(nu), strike=tuple(strike), ear=tuple(ear))
+
+
+# What the matcher does not expect: by it uncertainties are calibrated on some drums, and tested on others.
+UNEXPECTED: dict[str, Callable[[Tensor, Tensor, np.random.Generator], Tensor]] = {
+    "coloured": coloured,
+    "room": in_a_room,
+    "elsewhere": elsewhere,
+}
+SEEDS = {"calibration": 2027, "test": 2028}  # of those drums
+CALIBRATION = {f"{kind}-{half}": (kind, seed) for half, seed in SEEDS.items() for kind in UNEXPECTED}
+N_CALIBRATION = 16  # drums in each
+
+
 # Drums that the finite differences of `membrane` play, and in what each differs from the closed form.
 MEMBRANES: dict[str, dict[str, Any]] = {
     "membrane-rectangle": {},  # the same drum, but for the detuning of a grid of 20 intervals
@@ -148,6 +186,13 @@ def drum(nu: Tensor) -> Tensor:
     return DRUM(nu, torch.float32)
 
 
+def metric_at(found: Match, features: Map) -> Tensor:
+    """M (6, 6) of ν and level where a match ended."""
+    h = heard_through(found.noise, DRUM, found.nu.device)
+    v = torch.cat([found.nu, found.nu.new_tensor([found.level_db / LEVEL_DB])])
+    return riemannian_metric(v[None], features, h)[0]
+
+
 def one(name: str, i: int) -> None:
     """Match one sound, and the first clean ones also without the scan, with the scan alone, and from the bank."""
     model, features = model_and_features()
@@ -158,6 +203,11 @@ def one(name: str, i: int) -> None:
             sound = io.BytesIO()
             soundfile.write(sound, 0.9 * x.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
             write_atomically({RESULTS / f"{name}.flac": sound.getvalue()})
+    elif name in CALIBRATION:
+        kind, seed = CALIBRATION[name]
+        nu = DRUM.sample_uniform(N_CALIBRATION, seed)[i]
+        x = UNEXPECTED[kind](DRUM(nu), nu, np.random.default_rng([seed, i]))
+        x = (x / x.abs().max()).float()
     else:
         nu = DRUM.sample_uniform(N_DRUMS, SEED)[i]
         x = DRUM(nu)
@@ -169,14 +219,16 @@ def one(name: str, i: int) -> None:
         else:
             x = CONDITIONS[name](x)
             x = (x / x.abs().max()).float()
-    start = time.perf_counter()
+    start = time.process_time()
     found = match(x, model, features)
-    row: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
+    row: dict[str, Any] = {"seconds": round(time.process_time() - start, 1)}
     row |= {"nu": numbers(nu), "nu_hat": numbers(found.nu), "uncertainty": numbers(found.uncertainty)}
     row |= {"nu_encoder": numbers(found.nu_encoder)}
     row |= {"distance": {name: float(f"{distance:.4g}") for name, distance in found.distance.items()}}
     row |= {"level_db": round(found.level_db, 2), "noise_db": round(found.noise_db, 1)}
     row |= {"n_drums": found.history[-1].n_heard, "n_iterations": sum(step.stage == "refine" for step in found.history)}
+    if name in CALIBRATION:
+        row["metric"] = [numbers(each) for each in metric_at(found, features)]
     if name == "clean" and i < N_SOME:
         with torch.no_grad():
             S = features(x)
@@ -204,7 +256,7 @@ def one(name: str, i: int) -> None:
 
 def main(prefixes: list[str]) -> None:
     sizes = {name: N_DRUMS if name == "clean" else N_BAD for name in (*CONDITIONS, *FILES)}
-    sizes |= dict.fromkeys(MEMBRANES, len(PLAYED))
+    sizes |= dict.fromkeys(MEMBRANES, len(PLAYED)) | dict.fromkeys(CALIBRATION, N_CALIBRATION)
     wanted = {name: range(n) for name, n in sizes.items() if name.startswith(tuple(prefixes) or ("",))}
     missing = [(name, i) for name, rows in wanted.items() for i in rows if not (runs(name) / f"{i}.json").exists()]
     missing = [(name, i) for name, i in missing if not (RESULTS / f"{name}.json").exists()]
