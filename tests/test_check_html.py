@@ -31,6 +31,8 @@ def check(site, html, name="page"):
         ('<iframe src="https://example.org/"></iframe>', 1),
         ('<a href="missing.html">nowhere</a>', 1),
         ('<a href="#missing">nowhere</a>', 1),
+        ('<a href="page.html#here">itself</a><p id="here">Here.</p>', 0),
+        ('<a href="page.html#missing">nowhere</a>', 1),
         ("<p>see {eq}`eq-metric`</p>", 1),
         ("<p>" + "x" * check_html.MAX_BYTES + "</p>", 1),
         ("<audio></audio>" + "x" * check_html.MAX_BYTES, 0),

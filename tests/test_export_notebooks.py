@@ -41,6 +41,12 @@ def test_folded_parameters_are_injected(tmp_path):
     assert done.cells[-1].outputs[0].text == "3 jtfs\n"
 
 
+def test_terms_of_the_glossary_are_words():
+    """The glossary is on a page that is no notebook."""
+    text = "The **{term}`metric`** of two {term}`modes <mode>`, and *{term}`stiffer <stiff>`* ones."
+    assert plain_markdown(text) == "The **metric** of two modes, and *stiffer* ones."
+
+
 def test_only_what_hide_cell_says_hides_outputs():
     for tag, hidden in (("hide-input", False), ("hide-cell", True)):
         cell = nbformat.v4.new_code_cell("x = 1", metadata={"tags": [tag]})

@@ -7,6 +7,7 @@ and any fault makes the exit status 1.
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -21,9 +22,15 @@ MAX_CODE_LINES_OF_CHAPTER = 120
 MAX_CODE_LINES_OF_OTHER_PAGE = 80
 MAX_CODE_LINES = 1_300
 ASSERTION = re.compile(r"\s*(assert\b|[\w.]+\.assert_\w+\()")
-RAW_MARKUP = re.compile(r"\{(eq|numref|ref|doc|cite:?\w*)\}`|:::|\[\?\?\]|^\$\$", re.MULTILINE)
+RAW_MARKUP = re.compile(r"\{(eq|numref|ref|doc|term|cite:?\w*)\}`|:::|\[\?\?\]|^\$\$", re.MULTILINE)
 FILE_NAME = re.compile(r"[\w./-]*([0-9a-f]{16,}|\.(png|svg|jpe?g))[\w.]*")
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "audio": "src"}
+
+
+@cache
+def identifiers(path: Path) -> set[str]:
+    """Where in a page a link may lead."""
+    return set(re.findall(r'\sid="([^"]+)"', path.read_text(encoding="utf-8")))
 
 
 def visible_code(page: BeautifulSoup) -> list[str]:
@@ -75,7 +82,9 @@ def faults(path: Path, page: BeautifulSoup) -> Iterator[str]:
     for element in article.find_all("a", href=True):
         url = urlparse(element["href"])
         if not url.scheme and not url.netloc and url.path:
-            if not (path.parent / unquote(url.path)).resolve().exists():
+            target = (path.parent / unquote(url.path)).resolve()
+            within = unquote(url.fragment) if target.suffix == ".html" else ""
+            if not target.exists() or (within and within not in identifiers(target)):
                 yield f"broken link to {element['href']}"
         elif not url.path and url.fragment and not page.find(id=unquote(url.fragment)):
             yield f"broken link to {element['href']}"

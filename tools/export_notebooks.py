@@ -155,6 +155,8 @@ def role(match: re.Match) -> str:
         return f"({numbering()[target]})"
     if name == "numref":
         return f"Figure {numbering()[target]}"
+    if name == "term":  # of the glossary, on a page that is no notebook
+        return target.partition(" <")[0]
     if name in ("cite:p", "cite:t"):
         return citation(target, textual=name == "cite:t")
     raise ValueError(f"no plain Markdown for the role {{{name}}}")
