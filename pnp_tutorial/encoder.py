@@ -7,11 +7,15 @@ ranges of the parameters. `Encoder` takes log-compressed scalograms, which a dat
 the scalogram in front of it and takes sounds.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from . import __version__
 from .bank import shipped
@@ -133,6 +137,25 @@ def save(model: AudioEncoder, path: str | Path) -> None:
     write_atomically({Path(path): tensor_file(state, header)})
 
 
+@contextmanager
+def _at_most(n: int) -> Iterator[None]:
+    """Context in which this thread makes no network of more than n parameters: TypeError, before they take memory."""
+    made, here = 0, get_ident()
+
+    def count(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal made
+        if get_ident() == here and parameter is not None:
+            made += parameter.numel()
+        if made > n:
+            raise TypeError(f"its network has more than {n:,} parameters, which the file does not hold")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def load_encoder(
     path: str | Path | None = None,
     device: torch.device | str = "cpu",
@@ -163,7 +186,9 @@ def load_encoder(
         known = header.get("known", config.synthesizer.names[: len(config.synthesizer.names) - header["n_outputs"]])
         if header["n_outputs"] != (n := len(sought(config, known))):  # before a network is made
             raise TypeError(f"{header['n_outputs']!r} outputs for {n} parameters that are not known")
-        encoder = Encoder(n, header["backbone"])
+        # A header may name any network of timm, which has some of gigabytes. Twice, as some replace what they have made.
+        with _at_most(2 * sum(values.numel() for values in state.values())):
+            encoder = Encoder(n, header["backbone"])
         encoder.load_state_dict(state)
         model = AudioEncoder(encoder, config, tuple(known), header.get("metadata"))
     except (KeyError, TypeError, RuntimeError) as error:

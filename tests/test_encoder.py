@@ -5,10 +5,12 @@ import json
 import pytest
 import safetensors
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from pnp_tutorial.dataset import DatasetConfig, load
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder, save
+from pnp_tutorial.runtime import read_tensors, tensor_file
 
 SMALL = DatasetConfig(n_samples=2048, J=6, T=64)
 BACKBONE = "test_efficientnet"
@@ -87,6 +89,28 @@ def test_wrong_files(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(ValueError, match="is not an encoder of this library"):
         load_encoder(path)
+
+
+def test_a_file_cannot_ask_for_a_larger_network_than_it_holds(tmp_path):
+    """timm has networks of gigabytes: of such a one only the beginning is made."""
+    path = tmp_path / "e.safetensors"
+    save(AudioEncoder(Encoder(5, BACKBONE), SMALL), path)
+    header, tensors = read_tensors(path, "an encoder")
+    n_held = sum(values.numel() for values in tensors.values())
+    made = []
+    hook = register_module_parameter_registration_hook(lambda module, name, values: made.append(values))
+    try:
+        load_encoder(path)
+        n_honest = sum(values.numel() for values in made if values is not None)
+        made.clear()
+        path.write_bytes(tensor_file(tensors, {**header, "backbone": "resnetv2_152x4_bit"}))
+        with pytest.raises(ValueError, match="its network has more than .* parameters, which the file does not hold"):
+            load_encoder(path)
+    finally:
+        hook.remove()
+    assert n_honest <= n_held, "what it says of itself is enough"
+    assert sum(values.numel() for values in made if values is not None) < 5 * n_held
+    assert Encoder(5, "resnet18").n_outputs == 5, "the bound is that of one file"
 
 
 def test_missing_file(tmp_path):
