@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # noqa: F401  (PyTorch would load it when forward mode is first used: 160 MB that are no growth)
 from benchmark import floor, forget_peak, peak_bytes
 from measured import about
 from tqdm import tqdm
