@@ -186,11 +186,21 @@ def drum(nu: Tensor) -> Tensor:
     return DRUM(nu, torch.float32)
 
 
-def metric_at(found: Match, features: Map) -> Tensor:
-    """M (6, 6) of ν and level where a match ended."""
-    h = heard_through(found.noise, DRUM, found.nu.device)
+def metric_at(v: Tensor, noise: Tensor, features: Map) -> list[list[float]]:
+    """M (6, 6) of ν and level v (6,), heard through a noise."""
+    M = riemannian_metric(v[None], features, heard_through(noise, DRUM, v.device))[0]
+    return [numbers(each) for each in M]
+
+
+def metrics(found: Match, features: Map) -> dict[str, Any]:
+    """M where a match ended; and the end of its scan, as the matcher in the page finds it: ν, M and distance in C."""
     v = torch.cat([found.nu, found.nu.new_tensor([found.level_db / LEVEL_DB])])
-    return riemannian_metric(v[None], features, h)[0]
+    step = [step for step in found.history if step.stage == "scan"][-1]
+    scanned, coarse = torch.tensor(step.v, dtype=torch.float64), coarse_spectra()
+    M, M_coarse = metric_at(v, found.noise, features), metric_at(scanned, found.noise, coarse)
+    norm = float(coarse(found.x).norm())
+    of_scan = {"nu_hat": numbers(scanned[:-1]), "metric": M_coarse, "distance": step.distance, "norm": norm}
+    return {"metric": M, "coarse": of_scan}
 
 
 def one(name: str, i: int) -> None:
@@ -228,7 +238,7 @@ def one(name: str, i: int) -> None:
     row |= {"level_db": round(found.level_db, 2), "noise_db": round(found.noise_db, 1)}
     row |= {"n_drums": found.history[-1].n_heard, "n_iterations": sum(step.stage == "refine" for step in found.history)}
     if name in CALIBRATION:
-        row["metric"] = [numbers(each) for each in metric_at(found, features)]
+        row |= metrics(found, features)
     if name == "clean" and i < N_SOME:
         with torch.no_grad():
             S = features(x)
