@@ -186,7 +186,7 @@ def load_encoder(
         known = header.get("known", config.synthesizer.names[: len(config.synthesizer.names) - header["n_outputs"]])
         if header["n_outputs"] != (n := len(sought(config, known))):  # before a network is made
             raise TypeError(f"{header['n_outputs']!r} outputs for {n} parameters that are not known")
-        # A header may name any network of timm, which has some of gigabytes. Twice, as some replace what they have made.
+        # A header may name any network of timm, which has some of gigabytes. Twice: some replace what they have made.
         with _at_most(2 * sum(values.numel() for values in state.values())):
             encoder = Encoder(n, header["backbone"])
         encoder.load_state_dict(state)
