@@ -34,9 +34,7 @@ explorables.register("ruler", (root, { theta, low, high, pair, labels, inside, l
     const { nSamples, sampleRate } = sounds;
     const all = Array.from(theta.values);
     toTheta(nuOf).forEach((value, i) => (all[pair[i]] = value));
-    const [drum, m] = [kit.rectangularDrum(all, nSamples, sampleRate), nSamples / 4];
-    const fade = (i) => (i < 3 * m ? 1 : (1 + Math.cos((Math.PI * (i - 3 * m)) / (m - 1))) / 2); // the last quarter
-    return { x: drum.map((v, i) => v * fade(i)), sampleRate };
+    return { x: kit.fadedDrum(all, nSamples, sampleRate), sampleRate };
   };
 
   kit.legend(right, [[`ellipse of distance ${radius}`, 1], [`stiffest, ${step} in ν`, 2], [`sloppiest, ${step} in ν`, 3]]);

@@ -19,6 +19,7 @@
 //   plot(parent, {label, x, y, width, height})                 axes {label, low, high, log, ticks}, see below
 //   number(x, n)                     x with n significant digits, for people
 //   modes, rectangularDrum, membrane, magnitude                of drum.js
+//   fadedDrum(theta, nSamples, sampleRate)                     the drum, its last quarter faded out
 //
 // Of a plot, in the units of its axes, `key` naming what is drawn anew when the same key comes again:
 //
@@ -83,6 +84,13 @@ html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div[data-expl
 
 const CLIP = { count: 0 }; // of the regions that cut off what lies outside of a plot's axes
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+
+/** The drum, its last quarter faded out. */
+function fadedDrum(theta, nSamples, sampleRate) {
+  const [start, m] = [(3 * nSamples) / 4, nSamples / 4];
+  const fade = (i) => (i < start ? 1 : (1 + Math.cos((Math.PI * (i - start)) / (m - 1))) / 2);
+  return rectangularDrum(theta, nSamples, sampleRate).map((v, i) => v * fade(i));
+}
 
 /** A number with n significant digits; very large and very small ones as a power of ten. */
 function number(x, n = 3) {
@@ -390,7 +398,7 @@ function makeKit(ending) {
   };
   const note = (parent, text) => add(parent, "p", { textContent: text });
   return {
-    modes, rectangularDrum, membrane, magnitude, number, plot, button, note,
+    modes, rectangularDrum, membrane, magnitude, fadedDrum, number, plot, button, note,
     panel: (root) => add(root, "div", { className: "panel" }),
     select(parent, { label, options, value, onInput }) {
       const made = add(add(parent, "label", { textContent: label }), "select");

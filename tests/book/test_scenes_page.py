@@ -1,4 +1,4 @@
-"""The scenes of chapters 2, 3 and 8 in a real browser: what they show and play is what the library and the results say.
+"""The scenes of chapters 2, 3, 8 and 11 in a real browser: what they show and play is what library and results say.
 
 Not collected by plain `pytest`: `make test` runs it on what `make book` has built. What all scenes must be able to do:
 test_explorables_page.py.
@@ -16,16 +16,21 @@ from test_explorables_page import data_of, last_sound, scene, value  # noqa: F40
 
 from pnp_tutorial import metric
 from pnp_tutorial.bank import load_bank
-from pnp_tutorial.drum import DRUM
+from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.scattering import JTFS, LogScattering
 
 N = 2**14
 
 
+def faded(n):
+    """What fades out the last quarter of n samples."""
+    turn = torch.linspace(0, torch.pi, n // 4, dtype=torch.float64)
+    return torch.cat([torch.ones(3 * n // 4), (1 + turn.cos()) / 2])
+
+
 def synth(nu):
-    """The drum of chapter 3, whose last quarter is faded out."""
-    turn = torch.linspace(0, torch.pi, N // 4, dtype=torch.float64)
-    return torch.cat([torch.ones(3 * N // 4), (1 + turn.cos()) / 2]) * replace(DRUM, n_samples=N)(nu)
+    """The drum of chapter 3."""
+    return faded(N) * replace(DRUM, n_samples=N)(nu)
 
 
 def interpolated(logs, at):
@@ -146,3 +151,70 @@ def test_the_modulations_light_the_paths_of_the_library(scene):  # noqa: F811
             assert element.locator("[data-value=spin]").inner_text() == expected
             seen.add((at_rate, scale, expected))
     assert len(seen) == 5
+
+
+def test_the_geodesic_is_even_to_the_ear(scene):  # noqa: F811
+    element, data = scene("geodesic"), data_of("geodesic")
+    short = {"n_samples": 2**12, "sample_rate": 11025}
+    ear, fade = LogScattering(JTFS(J=9, Q=(2, 1), J_fr=2, F=2, **short)), faded(short["n_samples"])
+    point, thetas = element.get_by_role("slider", name="step"), torch.from_numpy(data["drums"].astype(float))
+    spreads = []
+    for path, name in enumerate(data["names"]):
+        element.get_by_role("combobox").select_option(name)
+        sounds = fade * rectangular_drum(thetas[path], **short)
+        distance = ear(sounds).double().diff(dim=0).norm(dim=-1)
+        spreads.append((distance.max() / distance.min()).item())
+        assert value(element, "spread") == pytest.approx(spreads[-1], rel=1e-3)
+        assert value(element, "length") == pytest.approx(distance.sum().item(), rel=1e-3)
+        point.focus()
+        point.press("Shift+ArrowLeft")
+        for k, key in enumerate(("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowRight", "ArrowUp", "ArrowRight")):
+            point.press(key)
+            assert value(element, "distance") == pytest.approx(distance[k].item(), rel=1e-3)
+            assert point.get_attribute("aria-valuetext").startswith(f"{k + 1} of 6, distance {distance[k]:.2f}, to ")
+            element.get_by_role("button", name="this step").click()
+            x, rate = last_sound(element)
+            assert rate == short["sample_rate"]
+            assert np.abs(x - sounds[k : k + 2].flatten().numpy()).max() < 1e-3
+        element.get_by_role("button", name="next step").click()
+        assert value(element, "distance") == pytest.approx(distance[0].item(), rel=1e-3), "from the last to the first"
+        element.get_by_role("button", name="whole path").click()
+        assert np.abs(last_sound(element)[0] - sounds.flatten().numpy()).max() < 1e-3
+    assert spreads[-1] < 1.2 < spreads[1] < spreads[0], "the geodesic comes last"
+
+
+def test_a_click_on_the_map_leads_to_the_nearest_step(scene):  # noqa: F811
+    element, data = scene("geodesic"), data_of("geodesic")
+    element.get_by_role("combobox").select_option("geodesic")
+    x, y = data["drums"][2, 4, data["pair"]].tolist()
+    across, up = data["axes"]
+    box = element.locator(".ground").first.bounding_box()
+    element.page.mouse.click(
+        box["x"] + box["width"] * (x - across["low"]) / (across["high"] - across["low"]) + 2,
+        box["y"] + box["height"] * (up["high"] - y) / (up["high"] - up["low"]) + 2,
+    )
+    assert value(element, "distance") == pytest.approx(data["distance"][2, 3], rel=1e-3)
+
+
+def test_the_ellipses_of_the_map_are_those_of_the_metric(scene):  # noqa: F811
+    element, data = scene("geodesic"), data_of("geodesic")
+    short = {"n_samples": 2**12, "sample_rate": 11025}
+    ear, fade = LogScattering(JTFS(J=9, Q=(2, 1), J_fr=2, F=2, **short)), faded(short["n_samples"])
+    low, high = DRUM.ranges()
+    drawn = element.locator(".plot").first.locator("polyline")
+    for i in (0, 6, 15):
+        theta = torch.from_numpy(data["drums"][0, [0, -1]].astype(float)).mean(dim=0)
+        theta[1:3] = torch.from_numpy(data["centres"][i].astype(float))
+        M = metric.riemannian_metric(
+            DRUM.to_nu(theta), ear, lambda nu: fade * rectangular_drum(DRUM.to_theta(nu), **short)
+        )
+        per_theta = (2 / (high - low))[1:3]
+        halves = torch.linalg.inv(per_theta[:, None] * M[1:3, 1:3].double() * per_theta).diag().sqrt()
+        box = drawn.nth(i).evaluate("each => { const { width, height } = each.getBBox(); return [width, height]; }")
+        ground = element.locator(".ground").first
+        sides = [float(ground.get_attribute(side)) for side in ("width", "height")]
+        expected = [
+            2 * data["radius"] * half * side / (axis["high"] - axis["low"])
+            for half, side, axis in zip(halves.tolist(), sides, data["axes"], strict=True)
+        ]
+        assert box == pytest.approx(expected, rel=5e-3, abs=0.02), "of 48 corners"
