@@ -22,7 +22,8 @@ HALO, FRAMES = 8, 32  # of the filter that halves a rate: its reach, and frames 
 
 def unit(Z: Tensor, modulus: Tensor) -> Tensor:
     """Ẑ = Z/|Z|, and 0 where Z = 0: the direction in which |Z| grows."""
-    return torch.where(modulus > 0, Z / modulus, 0)
+    is_there = modulus > 0
+    return torch.where(is_there, Z / torch.where(is_there, modulus, 1), 0)  # divided so, its own derivative is no NaN
 
 
 class Modulus(torch.autograd.Function):
@@ -71,12 +72,18 @@ def both_spins(W: Tensor, Y: Tensor, n_alone: int) -> list[tuple[Tensor, Tensor]
     """
     (Aa, Ba), (Ab, Bb) = (product.chunk(2, 1) for product in (W @ Y).unbind(1))
     conjugates = Aa[:, n_alone:] + Bb[:, n_alone:], Ab[:, n_alone:] - Ba[:, n_alone:]
+    if torch.is_grad_enabled():  # a derivative that is itself to be differentiated
+        return [(Aa - Bb, Ab + Ba), conjugates]
     return [(Aa.sub_(Bb), Ab.add_(Ba)), conjugates]
 
 
 def normalized(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Ẑ of Z = u + iv, in place; 0 where Z = 0."""
-    inverse = (u * u + v * v).clamp_min_(torch.finfo(u.dtype).tiny).rsqrt_()
+    """Ẑ of Z = u + iv, in place, unless it is to be differentiated; 0 where Z = 0."""
+    power = u * u + v * v
+    if torch.is_grad_enabled():
+        inverse = torch.where(power > 0, power, torch.inf).rsqrt()
+        return u * inverse, v * inverse
+    inverse = power.clamp_min_(torch.finfo(u.dtype).tiny).rsqrt_()
     return u.mul_(inverse), v.mul_(inverse)
 
 

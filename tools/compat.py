@@ -20,7 +20,8 @@ from repository import ROOT
 
 PYTHONS = ("3.11", "3.12", "3.13")
 FOLDER = ROOT / "_build/compat"
-TOOLS = ["pytest", "pytest-xdist", "beautifulsoup4", "playwright", "tensorboard"]  # which the tests need besides
+# Which the tests need besides.
+TOOLS = ["pytest", "pytest-xdist", "beautifulsoup4", "hypothesis", "playwright", "tensorboard"]
 LEFT_OUT = ["book", "test_packaging.py", "test_check_html.py", "test_export_notebooks.py", "test_weekly.py"]
 LEFT_OUT += ["test_study.py", "test_device_benchmark.py"]
 
