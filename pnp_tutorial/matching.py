@@ -29,7 +29,7 @@ eigenvectors of Σ, or rather of its n × n block for ν: directions, each with 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ from .metric import Map, eigen, gram, jacobian
 from .mss import CoarseSpectra
 from .recording import Recording, load_recording, noise_level, noise_like
 from .runtime import float64_device
+from .scalogram import check_whole
 from .synthesizer import Synthesizer
 
 ALIKE = 0.1  # distance in features at which a refinement has come close enough
@@ -77,12 +78,19 @@ Listener = Callable[[Step], None]  # is told of every step as it is made
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a search may take. The default finds two hundred of two hundred drums (chapter 9)."""
+    """How long a search may take. The default finds two hundred of two hundred drums (chapter 9).
 
-    n_sounds: int = 64  # of a generation of the scan
+    Raises ValueError unless all are whole numbers, n_sounds at least 5 and the others at least 1.
+    """
+
+    n_sounds: int = 64  # of a generation of the scan; differential evolution needs 5
     n_generations: int = 30  # of each of the two evolutions in a run of the scan
     n_runs: int = 5  # of the scan, at most
     n_iterations: int = 20  # of a descent, in the scan or as the refinement: so many sounds are tried at most
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            check_whole(f"{name} of a search's budget", value, 5 if name == "n_sounds" else 1)
 
 
 BUDGET = Budget()

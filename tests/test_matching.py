@@ -176,6 +176,16 @@ def test_refinement_never_ends_farther_and_never_leaves_the_box():
         assert found.abs().max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("n_sounds", 4, 5), ("n_generations", 0, 1), ("n_runs", 0, 1), ("n_iterations", 2.5, 1)],
+)
+def test_a_budget_too_small_is_refused(name, value, least):
+    expected = rf"{name} of a search's budget must be a whole number in \[{least}, inf\], got {value}"
+    with pytest.raises(ValueError, match=expected):
+        Budget(**{name: value})
+
+
 def identity(v):
     return v
 
