@@ -24,6 +24,7 @@ from pnp_tutorial.drum import DRUM
 from pnp_tutorial.evaluation import _batches
 from pnp_tutorial.metric import jacobian, tangents
 from pnp_tutorial.runtime import connect, float64_device
+from pnp_tutorial.scalogram import Scalogram
 from pnp_tutorial.scattering import JTFS, LogScattering
 
 N = 2048
@@ -184,6 +185,29 @@ def test_forward_mode_and_vmap_together():
     directions = torch.eye(5, dtype=torch.float64)
     each = torch.vmap(lambda one: torch.vmap(lambda d: torch.func.jvp(heard, (one,), (d,))[1])(directions))(nu)
     torch.testing.assert_close(each.mT, J, rtol=1e-4, atol=1e-6 * float(J.abs().max()))  # J is of float32
+
+
+@pytest.mark.parametrize("kind", [JTFS, Scalogram])
+def test_compiled_features(kind):
+    """torch.compile traces what it can, forwards and backwards, and leaves the rest: values and gradients are the same.
+
+    The backend is the one that needs no compiler of C++.
+    """
+    if not torch._dynamo.is_dynamo_supported():
+        pytest.skip("this torch compiles nothing for this Python")
+    heard = LogScattering(kind(256, J=3, Q=(2, 1), J_fr=1) if kind is JTFS else kind(256, J=3, Q=2, T=32))
+    compiled = torch.compile(heard, backend="aot_eager")
+    x = torch.randn(2, 256, generator=torch.Generator().manual_seed(0))
+    found = []
+    for each in (heard, compiled):
+        x = x.clone().detach().requires_grad_()
+        S = each(x)
+        S.square().sum().backward()
+        found.append((S, x.grad))
+    for plain, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-5, atol=1e-6)
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 0, "some of it is traced"
+    torch._dynamo.reset()
 
 
 class Sounds(Dataset):
