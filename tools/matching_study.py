@@ -203,32 +203,63 @@ def metrics(found: Match, features: Map) -> dict[str, Any]:
     return {"metric": M, "coarse": of_scan}
 
 
-def one(name: str, i: int) -> None:
-    """Match one sound, and the first clean ones also without the scan, with the scan alone, and from the bank."""
-    model, features = model_and_features()
+def recorded(name: str, i: int) -> tuple[Tensor, Tensor | Path]:
+    """ν (5,) of a drum, and its sound as a condition has it, or a file of that."""
     if name in MEMBRANES:
-        nu = DRUM.to_nu(torch.tensor(PLAYED[i], dtype=torch.float64))
         x = torch.from_numpy(play(PLAYED[i], **MEMBRANES[name])).float()
         if i == 0:  # to listen to
             sound = io.BytesIO()
             soundfile.write(sound, 0.9 * x.numpy(), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
             write_atomically({RESULTS / f"{name}.flac": sound.getvalue()})
-    elif name in CALIBRATION:
+        return DRUM.to_nu(torch.tensor(PLAYED[i], dtype=torch.float64)), x
+    if name in CALIBRATION:
         kind, seed = CALIBRATION[name]
         nu = DRUM.sample_uniform(N_CALIBRATION, seed)[i]
         x = UNEXPECTED[kind](DRUM(nu), nu, np.random.default_rng([seed, i]))
-        x = (x / x.abs().max()).float()
-    else:
-        nu = DRUM.sample_uniform(N_DRUMS, SEED)[i]
-        x = DRUM(nu)
-        if name in FILES:
-            condition, rate = FILES[name]
-            x, channels = runs(name) / f"{i}.wav", condition(x, rate)
-            x.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(x, channels, rate, subtype="PCM_16")
-        else:
-            x = CONDITIONS[name](x)
-            x = (x / x.abs().max()).float()
+        return nu, (x / x.abs().max()).float()
+    nu = DRUM.sample_uniform(N_DRUMS, SEED)[i]
+    x = DRUM(nu)
+    if name in FILES:
+        condition, rate = FILES[name]
+        path, channels = runs(name) / f"{i}.wav", condition(x, rate)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, channels, rate, subtype="PCM_16")
+        return nu, path
+    x = CONDITIONS[name](x)
+    return nu, (x / x.abs().max()).float()
+
+
+def other_ways(x: Tensor, nu_encoder: Tensor, features: Map) -> dict[str, Any]:
+    """What is found from the encoder without a scan, by a scan without the encoder, and from the bank."""
+    with torch.no_grad():
+        S = features(x)
+    found = {}
+    alone, distance, _ = refine(S, nu_encoder, features, drum)
+    found["refined_only"] = {"nu_hat": numbers(alone), "distance": float(f"{distance:.4g}")}
+    steps: list[Step] = []
+    scanned, *_ = scan(x, drum, torch.zeros_like(nu_encoder), SAMPLE_RATE, tell=steps.append)
+    with torch.no_grad():
+        distance = float((features(drum(scanned)) - S).norm())
+    found["scanned_only"] = {"nu_hat": numbers(scanned), "distance": float(f"{distance:.4g}")}
+    found["scanned_only"]["n_drums"] = steps[-1].n_heard
+    bank, spectra = bank_and_spectra()
+    with torch.no_grad():
+        nearest = (spectra - coarse_spectra()(x)).norm(dim=-1).topk(N_NEAREST, largest=False).indices
+    ends = []
+    for nu_bank in bank[nearest]:
+        steps = []
+        alone, distance, _ = refine(S, nu_bank, features, drum, tell=steps.append)
+        ends.append((distance, alone, steps[-1].n_heard))
+    distance, alone, _ = min(ends, key=itemgetter(0))
+    found["bank_only"] = {"nu_hat": numbers(alone), "distance": float(f"{distance:.4g}")}
+    found["bank_only"]["n_drums"] = sum(n_drums for *_, n_drums in ends)  # those of the bank are heard once for all
+    return found
+
+
+def one(name: str, i: int) -> None:
+    """Match one sound, and the first clean ones in other ways too."""
+    model, features = model_and_features()
+    nu, x = recorded(name, i)
     start = time.process_time()
     found = match(x, model, features)
     row: dict[str, Any] = {"seconds": round(time.process_time() - start, 1)}
@@ -240,27 +271,7 @@ def one(name: str, i: int) -> None:
     if name in CALIBRATION:
         row |= metrics(found, features)
     if name == "clean" and i < N_SOME:
-        with torch.no_grad():
-            S = features(x)
-        alone, distance, _ = refine(S, found.nu_encoder, features, drum)
-        row["refined_only"] = {"nu_hat": numbers(alone), "distance": float(f"{distance:.4g}")}
-        steps: list[Step] = []
-        scanned, *_ = scan(x, drum, torch.zeros_like(nu), SAMPLE_RATE, tell=steps.append)
-        with torch.no_grad():
-            distance = float((features(drum(scanned)) - S).norm())
-        row["scanned_only"] = {"nu_hat": numbers(scanned), "distance": float(f"{distance:.4g}")}
-        row["scanned_only"]["n_drums"] = steps[-1].n_heard
-        bank, spectra = bank_and_spectra()
-        with torch.no_grad():
-            nearest = (spectra - coarse_spectra()(x)).norm(dim=-1).topk(N_NEAREST, largest=False).indices
-        ends = []
-        for nu_bank in bank[nearest]:
-            steps = []
-            alone, distance, _ = refine(S, nu_bank, features, drum, tell=steps.append)
-            ends.append((distance, alone, steps[-1].n_heard))
-        distance, alone, _ = min(ends, key=itemgetter(0))
-        row["bank_only"] = {"nu_hat": numbers(alone), "distance": float(f"{distance:.4g}")}
-        row["bank_only"]["n_drums"] = sum(n_drums for *_, n_drums in ends)  # those of the bank are heard once for all
+        row |= other_ways(x, found.nu_encoder, features)
     write_atomically({runs(name) / f"{i}.json": json.dumps(row).encode()})
 
 
