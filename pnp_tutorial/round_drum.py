@@ -13,11 +13,20 @@ The first two are those of `drum` for β = 1: their derivation asks of a rim for
 e^(−2t/τ₁), its pitch glides down from (1 + b) ω₁ to ω₁. So its motion has a clock u of its own, and
 
     u(t) = t + b (1 − e^(−2t/τ₁)) τ₁/2
-    y(t) = Σ a_mn e^(−σ_mn u) sin(ω_mn u) / max |Σ …|  +  10^(L/20) e^(−t/τ_n) w(t)
-    x(t) = A(t) y(t) / max |A y|,   A(t) = 1 − (1 + ω_h t) e^(−ω_h t)
+    y(t) = A_h(t) Σ a_mn e^(−σ_mn u) sin(ω_mn u) / max |Σ …|  +  A_n(t) 10^(L/20) e^(−t/τ_n) w(t)
+    x(t) = K(t) y(t) / max |K y|
 
-where A, the integral of the pulse, is how the stroke sets in, and w the noise of the stick: white noise, one for all
-drums, through H, of standard deviation 1/3.
+where w is the noise of stick, wires and room: white noise, one for all drums, in a band,
+
+    N(ω) = e^(−(log₂(ω/ω_n) / Δ)² / 2),  ω_n = 2π f_n                      Δ octaves around f_n
+
+of standard deviation 1/3. A_h and A_n are how skin and noise set in: as the integral of a pulse does, with ω_h or ω_n,
+
+    A(t) = 1 − (1 + ω t) e^(−ω t)
+
+and K is how the recording is cut off, 4 ms around t_c,
+
+    K(t) = 1 / (1 + e^((t − t_c) / 4 ms))
 
 `drum.modal_sum` makes the sound of a skin that does not glide, and cubic interpolation reads it at u.
 """
@@ -37,31 +46,37 @@ from .synthesizer import Parameter, Synthesizer, check_domain
 
 HIGHEST = 20.0  # zero j_mn of the highest mode, more than eight times the pitch
 N_ANGLES = 48  # of Bessel's integral, on half a circle: exact for m + j r < 2 · 48, up to rounding
-N_OCTAVES = 10  # below half the sample rate, at whose ends the spectrum of noise is H
+N_OCTAVES = 10  # below half the sample rate, at whose ends the spectrum of noise is N
+CUT = 0.004  # s, in which a sound is cut off
+MOST_BEND = 3.0  # of the physical domain
 BLOCK = 2**16  # samples of noise that are drawn at once
 SEED = 22  # of the noise
 
 PARAMETERS = (
-    Parameter("log_omega", "log₁₀ ω₁", "log₁₀ rad/s", 2.2, 3.9, "pitch"),
-    Parameter("tau", "τ₁", "s", 0.01, 2.0, "sustain of the first mode", "log"),
-    Parameter("log_p", "log₁₀ p", "1", -5.0, 0.0, "how much faster high partials die"),
-    Parameter("log_D", "log₁₀ D", "1", -5.0, 0.0, "inharmonicity"),
-    Parameter("radius", "r", "1", 0.0, 0.9, "where it is struck: 0 in the middle, 1 at the rim"),
+    Parameter("log_omega", "log₁₀ ω₁", "log₁₀ rad/s", 2.0, 3.9, "pitch"),
+    Parameter("tau", "τ₁", "s", 0.005, 2.0, "sustain of the first mode", "log"),
+    Parameter("log_p", "log₁₀ p", "1", -4.0, 0.5, "how much faster high partials die"),
+    Parameter("log_D", "log₁₀ D", "1", -4.0, 0.3, "inharmonicity"),
+    Parameter("radius", "r", "1", 0.0, 0.98, "where it is struck: 0 in the middle, 1 at the rim"),
     Parameter("stick", "f_h", "Hz", 20.0, 20000.0, "hardness of the stick", "log"),
-    Parameter("bend", "b", "1", 0.0, 0.9, "glide: how much higher the pitch begins"),
-    Parameter("noise", "L", "dB", -40.0, 40.0, "loudness of the stick's noise"),
+    Parameter("bend", "b", "1", 0.01, 2.0, "glide: how much higher the pitch begins", "log"),
+    Parameter("noise", "L", "dB", -40.0, 40.0, "loudness of the noise"),
     Parameter("noise_tau", "τ_n", "s", 0.002, 1.0, "sustain of the noise", "log"),
+    Parameter("noise_f", "f_n", "Hz", 20.0, 20000.0, "pitch of the noise: middle of its band", "log"),
+    Parameter("noise_width", "Δ", "octaves", 0.5, 6.0, "width of that band", "log"),
+    Parameter("cut", "t_c", "s", 0.03, 3.0, "when the sound is cut off", "log"),
 )
 
 
 def check_theta(theta: Tensor) -> None:
-    """Raise ValueError unless θ (..., 9) describes a drum that can be; the message names parameter and value.
+    """Raise ValueError unless θ (..., 12) describes a drum that can be; the message names parameter and value.
 
-    Any finite ω₁, τ₁, f_h and τ_n > 0, L, p ≥ 0 and D ≥ 0 will do, and 0 ≤ r < 1 and 0 ≤ b < 1.
+    Any finite ω₁, L and τ₁, f_h, τ_n, f_n, Δ and t_c > 0, p ≥ 0 and D ≥ 0 will do, and 0 ≤ r < 1 and 0 ≤ b < 3.
     (Inside `torch.vmap` values cannot be read, so that only the shape is checked there.)
     """
-    anything, positive, share = (-math.inf, math.inf), (0, math.inf), (0, 1)
-    domain = (anything, positive, anything, anything, share, positive, share, anything, positive)
+    anything, positive = (-math.inf, math.inf), (0, math.inf)
+    skin = (anything, positive, anything, anything, (0, 1), positive, (0, MOST_BEND))
+    domain = (*skin, anything, positive, positive, positive, positive)
     check_domain(theta, PARAMETERS, domain, "is not physical", with_lower_end=("log_p", "log_D", "radius", "bend"))
 
 
@@ -87,12 +102,18 @@ def stick_spectrum(omega: Tensor, f_h: Tensor) -> Tensor:
     return 1 / (1 + (omega / (2 * math.pi * f_h)).square())
 
 
+def noise_spectrum(omega: Tensor, f_n: Tensor, width: Tensor) -> Tensor:
+    """N at ω (..., k), in rad/s, of noise around f_n, in Hz, over a width of octaves; the largest of the k is 1."""
+    log_N = -((omega / (2 * math.pi * f_n)).log2() / width).square() / 2
+    return torch.exp(log_N - log_N.detach().amax(-1, keepdim=True))
+
+
 def modes(theta: Tensor, highest: float = HIGHEST) -> tuple[Tensor, Tensor, Tensor]:
     """Frequencies, decay rates and amplitudes of the modes, as the skin comes to rest.
 
     Parameters
     ----------
-    theta : Tensor, shape (..., 9)
+    theta : Tensor, shape (..., 12)
         See `PARAMETERS`.
     highest : float
         Modes with j_mn below it are taken, up to about 40.
@@ -139,8 +160,8 @@ def _glide(modes: tuple[Tensor, Tensor, Tensor], bend: Tensor, n: int, rate: flo
     ahead = most - most * _fading(fading, n, omega.dtype)
     try:
         longest = n + int(ahead.detach()[..., -1].max()) + 3
-    except RuntimeError:  # vmap; b < 1
-        longest = 2 * n + 3
+    except RuntimeError:  # vmap
+        longest = math.ceil((1 + MOST_BEND) * n) + 3
     ahead = ahead[..., 1:]
     x = modal_sum(omega, sigma, amplitude, longest, rate, normalize=False, dtype=dtype)
     whole = ahead.detach().long()
@@ -192,7 +213,7 @@ def round_drum(
 
     Parameters
     ----------
-    theta : Tensor, shape (..., 9)
+    theta : Tensor, shape (..., 12)
         See `PARAMETERS`. Keep θ in float64, as for `rectangular_drum`.
     n_samples : int
     sample_rate : float, Hz
@@ -222,13 +243,15 @@ def round_drum(
 
 
 def _sounds(theta: Tensor, n: int, sample_rate: float, highest: float, dtype: torch.dtype) -> Tensor:
-    *_, stick, bend, level, noise_tau = theta.unsqueeze(-2).unbind(-1)
+    *_, stick, bend, level, noise_tau, noise_f, width, cut = theta.unsqueeze(-2).unbind(-1)  # each (..., 1)
     skin = _glide(modes(theta, highest), bend, n, sample_rate, dtype)
     omega, octaves, products = _noise(n, sample_rate, dtype, theta.device)
-    H = stick_spectrum(omega, stick)  # (..., 11)
-    loudness = 10 ** (level / 20) * H / (H @ products * H).sum(-1, keepdim=True).sqrt() / 3
+    N = noise_spectrum(omega, noise_f, width)  # (..., 11)
+    loudness = 10 ** (level / 20) * N / (N @ products * N).sum(-1, keepdim=True).sqrt() / 3
     noise = _fading(1 / (noise_tau * sample_rate), n, dtype) * (loudness.to(dtype) @ octaves)
-    x = _swelling(2 * math.pi * stick / sample_rate, n, dtype) * (skin / _peak(skin) + noise)
+    A_h, A_n = (_swelling(2 * math.pi * f / sample_rate, n, dtype) for f in (stick, noise_f))
+    t = torch.arange(n, dtype=theta.dtype, device=theta.device) / sample_rate
+    x = torch.sigmoid((cut - t) / CUT).to(dtype) * (A_h * skin / _peak(skin) + A_n * noise)
     return x / _peak(x)
 
 
