@@ -36,7 +36,7 @@ from pnp_tutorial.bank import load_bank, shipped
 from pnp_tutorial.dataset import ear
 from pnp_tutorial.drum import DRUM, SAMPLE_RATE, rectangular_drum
 from pnp_tutorial.encoder import load_encoder
-from pnp_tutorial.matching import LEVEL_DB, Match, Step, heard_through, match, refine, scan
+from pnp_tutorial.matching import Match, Step, covariance, heard_through, match, refine, scan
 from pnp_tutorial.membrane import play
 from pnp_tutorial.metric import Map, riemannian_metric
 from pnp_tutorial.mss import CoarseSpectra
@@ -145,6 +145,7 @@ UNEXPECTED: dict[str, Callable[[Tensor, Tensor, np.random.Generator], Tensor]] =
 SEEDS = {"calibration": 2027, "test": 2028}  # of those drums
 CALIBRATION = {f"{kind}-{half}": (kind, seed) for half, seed in SEEDS.items() for kind in UNEXPECTED}
 N_CALIBRATION = 12  # drums in each
+NEAR = 1e-2  # of ‖C(x)‖: what the page's matcher takes for a match
 
 
 # Drums that the finite differences of `membrane` play, and in what each differs from the closed form.
@@ -186,21 +187,14 @@ def drum(nu: Tensor) -> Tensor:
     return DRUM(nu, torch.float32)
 
 
-def metric_at(v: Tensor, noise: Tensor, features: Map) -> list[list[float]]:
-    """M (6, 6) of ν and level v (6,), heard through a noise."""
-    M = riemannian_metric(v[None], features, heard_through(noise, DRUM, v.device))[0]
-    return [numbers(each) for each in M]
-
-
-def metrics(found: Match, features: Map) -> dict[str, Any]:
-    """M where a match ended; and the end of its scan, as the matcher in the page finds it: ν, M and distance in C."""
-    v = torch.cat([found.nu, found.nu.new_tensor([found.level_db / LEVEL_DB])])
+def end_of_scan(found: Match) -> dict[str, list[float]]:
+    """ν where the scan of a match ended, and its uncertainty by coarse spectra, as the page's matcher states it."""
     step = [step for step in found.history if step.stage == "scan"][-1]
-    scanned, coarse = torch.tensor(step.v, dtype=torch.float64), coarse_spectra()
-    M, M_coarse = metric_at(v, found.noise, features), metric_at(scanned, found.noise, coarse)
-    norm = float(coarse(found.x).norm())
-    of_scan = {"nu_hat": numbers(scanned[:-1]), "metric": M_coarse, "distance": step.distance, "norm": norm}
-    return {"metric": M, "coarse": of_scan}
+    v, coarse = torch.tensor(step.v, dtype=torch.float64), coarse_spectra()
+    M = riemannian_metric(v[None], coarse, heard_through(found.noise, DRUM, v.device))[0]
+    near = NEAR * float(coarse(found.x).norm())
+    spread = covariance(M / near**2, step.distance / near).diagonal().sqrt()
+    return {"nu_hat": numbers(v[:-1]), "uncertainty": numbers(spread[:-1])}
 
 
 def recorded(name: str, i: int) -> tuple[Tensor, Tensor | Path]:
@@ -269,7 +263,7 @@ def one(name: str, i: int) -> None:
     row |= {"level_db": round(found.level_db, 2), "noise_db": round(found.noise_db, 1)}
     row |= {"n_drums": found.history[-1].n_heard, "n_iterations": sum(step.stage == "refine" for step in found.history)}
     if name in CALIBRATION:
-        row |= metrics(found, features)
+        row["scan"] = end_of_scan(found)
     if name == "clean" and i < N_SOME:
         row |= other_ways(x, found.nu_encoder, features)
     write_atomically({runs(name) / f"{i}.json": json.dumps(row).encode()})
