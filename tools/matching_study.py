@@ -282,12 +282,8 @@ def main(prefixes: list[str]) -> None:
     for name, rows in wanted.items():
         if not (RESULTS / f"{name}.json").exists():
             done = [json.loads((runs(name) / f"{i}.json").read_text(encoding="utf-8")) for i in rows]
-            about = {
-                "seed": CALIBRATION.get(name, (name, SEED))[1],
-                "version": __version__,
-                "torch": torch.__version__,
-                "machine": platform.platform(),
-            }
+            seed = CALIBRATION.get(name, (name, SEED))[1]
+            about = {"seed": seed, "version": __version__, "torch": torch.__version__, "machine": platform.platform()}
             about["encoder"] = encoder_sum()
             write_atomically({RESULTS / f"{name}.json": json.dumps({**about, "rows": done}).encode()})
 
