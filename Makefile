@@ -122,7 +122,7 @@ arpeggio: $(INSTALLED) ## Train and test the arpeggiator's encoder that ships wi
 	cp runs/arpeggiator/$(ARPEGGIO)/evaluation/encoder.safetensors pnp_tutorial/weights/arpeggiator.safetensors
 	cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS
 
-matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (twenty minutes on two cores)
+matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (half an hour on two cores)
 	$(BIN)/python tools/matching_study.py
 
 recordings: $(INSTALLED) ## Match the recorded drums that are missing from chapter 9's results (a quarter of an hour on two cores)
