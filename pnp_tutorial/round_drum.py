@@ -48,7 +48,7 @@ HIGHEST = 20.0  # zero j_mn of the highest mode, more than eight times the pitch
 N_ANGLES = 48  # of Bessel's integral, on half a circle: exact for m + j r < 2 · 48, up to rounding
 N_OCTAVES = 10  # below half the sample rate, at whose ends the spectrum of noise is N
 CUT = 0.004  # s, in which a sound is cut off
-MOST_BEND = 3.0  # of the physical domain
+MOST_BEND = 2.0  # of the physical domain
 BLOCK = 2**16  # samples of noise that are drawn at once
 SEED = 22  # of the noise
 
@@ -59,19 +59,19 @@ PARAMETERS = (
     Parameter("log_D", "log₁₀ D", "1", -4.0, 0.3, "inharmonicity"),
     Parameter("radius", "r", "1", 0.0, 0.98, "where it is struck: 0 in the middle, 1 at the rim"),
     Parameter("stick", "f_h", "Hz", 20.0, 20000.0, "hardness of the stick", "log"),
-    Parameter("bend", "b", "1", 0.01, 2.0, "glide: how much higher the pitch begins", "log"),
+    Parameter("bend", "b", "1", 0.01, 1.0, "glide: how much higher the pitch begins", "log"),
     Parameter("noise", "L", "dB", -40.0, 40.0, "loudness of the noise"),
     Parameter("noise_tau", "τ_n", "s", 0.002, 1.0, "sustain of the noise", "log"),
     Parameter("noise_f", "f_n", "Hz", 20.0, 20000.0, "pitch of the noise: middle of its band", "log"),
     Parameter("noise_width", "Δ", "octaves", 0.5, 6.0, "width of that band", "log"),
-    Parameter("cut", "t_c", "s", 0.03, 3.0, "when the sound is cut off", "log"),
+    Parameter("cut", "t_c", "s", 0.01, 3.0, "when the sound is cut off", "log"),
 )
 
 
 def check_theta(theta: Tensor) -> None:
     """Raise ValueError unless θ (..., 12) describes a drum that can be; the message names parameter and value.
 
-    Any finite ω₁, L and τ₁, f_h, τ_n, f_n, Δ and t_c > 0, p ≥ 0 and D ≥ 0 will do, and 0 ≤ r < 1 and 0 ≤ b < 3.
+    Any finite ω₁, L and τ₁, f_h, τ_n, f_n, Δ and t_c > 0, p ≥ 0 and D ≥ 0 will do, and 0 ≤ r < 1 and 0 ≤ b < 2.
     (Inside `torch.vmap` values cannot be read, so that only the shape is checked there.)
     """
     anything, positive = (-math.inf, math.inf), (0, math.inf)
@@ -251,7 +251,7 @@ def _sounds(theta: Tensor, n: int, sample_rate: float, highest: float, dtype: to
     noise = _fading(1 / (noise_tau * sample_rate), n, dtype) * (loudness.to(dtype) @ octaves)
     A_h, A_n = (_swelling(2 * math.pi * f / sample_rate, n, dtype) for f in (stick, noise_f))
     t = torch.arange(n, dtype=theta.dtype, device=theta.device) / sample_rate
-    x = torch.sigmoid((cut - t) / CUT).to(dtype) * (A_h * skin / _peak(skin) + A_n * noise)
+    x = torch.sigmoid(((cut - t) / CUT).to(dtype)) * (A_h * skin / _peak(skin) + A_n * noise)
     return x / _peak(x)
 
 
