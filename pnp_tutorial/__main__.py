@@ -169,7 +169,10 @@ OBJECTS = {
 def _from_file(stage: str, path: str) -> list[str]:
     """The keys of a YAML file that are fields of a stage, as options; raises ValueError on a key that no stage has."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("expected no aliases: a few lines of them stand for more than memory holds")
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no UTF-8, 2024-99-99
         raise ValueError(f"{path} cannot be read as YAML ({error})") from error
     if not isinstance(values, dict):
@@ -193,11 +196,12 @@ def _object(option: str, name: str) -> Any:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="pnp", description="Perceptual-neural-physical sound matching.", exit_on_error=False)
+    whole: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}  # abbreviations print a warning
+    parser = ArgumentParser(prog="pnp", description="Perceptual-neural-physical sound matching.", **whole)
     parser.add_argument("--version", action="version", version=f"pnp {__version__}")
     stages = parser.add_subcommands()
     for name, (config, run) in STAGES.items():
-        stage = ArgumentParser(description=run.__doc__, exit_on_error=False)
+        stage = ArgumentParser(description=run.__doc__, **whole)
         if name not in ("match", "synthesizers"):
             stage.add_argument("--config", metavar="FILE", help="YAML file of options; those given here come first")
         stage.add_class_arguments(config, as_positional=True, skip=set(OBJECTS))

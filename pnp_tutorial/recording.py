@@ -6,6 +6,8 @@ hour takes no more memory than ten seconds, and what a header says of a file's l
 """
 
 import math
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -95,7 +97,8 @@ def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
 def _blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
     """Sample rate and samples of a file, block by block: (1 + channels, n), float64, the mean of all channels first."""
     try:
-        with open(path, "rb") as file, _Stream(file) as stream:
+        # libsndfile opens it itself: where a header asks for a wrong place, calls back into Python print a traceback.
+        with open(path, "rb"), _Stream(str(path) if sys.platform == "win32" else os.fsencode(path)) as stream:
             while True:
                 block = stream.read(max(1, BLOCK // stream.channels), dtype="float32", always_2d=True)
                 if not len(block):

@@ -182,6 +182,7 @@ def test_unwritable_output(encoder, sound, tmp_path):
         (["match", "x.wav", "--loud"], "--loud"),
         (["match", "x.wav", "--encoder", "nowhere"], "there is no encoder at nowhere"),
         (["dataset", "--n_sounds", "many"], "many"),
+        (["dataset", "--n_sound", "10"], "--n_sound"),
         (["dataset", "--sampling", "gaussian"], "gaussian"),
         (["train", "--data", "nowhere.zarr"], "there is no data set at nowhere.zarr"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
