@@ -18,7 +18,7 @@ e^(−2t/τ₁), its pitch glides down from (1 + b) ω₁ to ω₁. So its motio
 
 where w is the noise of stick, wires and room: white noise, one for all drums, in a band,
 
-    N(ω) = e^(−(log₂(ω/ω_n) / Δ)² / 2),  ω_n = 2π f_n                      Δ octaves around f_n
+    N(ω) = e^(−(log₂(ω/ω_n) / w_n)² / 2),  ω_n = 2π f_n                    w_n octaves around f_n
 
 of standard deviation 1/3. A_h and A_n are how skin and noise set in: as the integral of a pulse does, with ω_h or ω_n,
 
@@ -63,7 +63,7 @@ PARAMETERS = (
     Parameter("noise", "L", "dB", -40.0, 40.0, "loudness of the noise"),
     Parameter("noise_tau", "τ_n", "s", 0.002, 1.0, "sustain of the noise", "log"),
     Parameter("noise_f", "f_n", "Hz", 20.0, 20000.0, "pitch of the noise: middle of its band", "log"),
-    Parameter("noise_width", "Δ", "octaves", 0.5, 6.0, "width of that band", "log"),
+    Parameter("noise_width", "w_n", "octaves", 0.5, 6.0, "width of that band", "log"),
     Parameter("cut", "t_c", "s", 0.01, 3.0, "when the sound is cut off", "log"),
 )
 
@@ -71,7 +71,7 @@ PARAMETERS = (
 def check_theta(theta: Tensor) -> None:
     """Raise ValueError unless θ (..., 12) describes a drum that can be; the message names parameter and value.
 
-    Any finite ω₁, L and τ₁, f_h, τ_n, f_n, Δ and t_c > 0, p ≥ 0 and D ≥ 0 will do, and 0 ≤ r < 1 and 0 ≤ b < 2.
+    Any finite ω₁, L and τ₁, f_h, τ_n, f_n, w_n and t_c > 0, p ≥ 0 and D ≥ 0 will do, and 0 ≤ r < 1 and 0 ≤ b < 2.
     (Inside `torch.vmap` values cannot be read, so that only the shape is checked there.)
     """
     anything, positive = (-math.inf, math.inf), (0, math.inf)

@@ -16,12 +16,20 @@ from torch.func import jacfwd, jacrev, jvp, vjp, vmap
 from pnp_tutorial import membrane
 from pnp_tutorial.checks import check_synthesizer
 from pnp_tutorial.recording import load_recording
-from pnp_tutorial.round_drum import PARAMETERS, ROUND_DRUM, SAMPLE_RATE, modes, round_drum, stick_spectrum
+from pnp_tutorial.round_drum import (
+    PARAMETERS,
+    ROUND_DRUM,
+    SAMPLE_RATE,
+    modes,
+    noise_spectrum,
+    round_drum,
+    stick_spectrum,
+)
 from pnp_tutorial.synthesizer import find_synthesizer
 
 NAMES = ROUND_DRUM.names
-MIDDLE = ROUND_DRUM.to_theta(torch.zeros(9, dtype=torch.float64))
-BARE = {"bend": 0.0, "stick": 1e9, "noise": -300.0}  # the skin alone, under a needle
+MIDDLE = ROUND_DRUM.to_theta(torch.zeros(12, dtype=torch.float64))
+BARE = {"bend": 0.0, "stick": 1e9, "noise": -300.0, "cut": 1e9}  # the skin alone, under a needle
 
 
 def theta_of(**values):
@@ -33,7 +41,7 @@ def theta_of(**values):
 
 
 def direct_sum(theta, n_samples):
-    """The sound of the skin alone, without interpolation."""
+    """The sound of the skin alone, without interpolation, for ever."""
     omega, sigma, amplitude = modes(theta)
     tau, bend = theta[NAMES.index("tau")], theta[NAMES.index("bend")]
     rate = 2 * math.pi * theta[NAMES.index("stick")]
@@ -125,7 +133,7 @@ def test_closed_form_agrees_with_finite_differences_of_a_circle(square):
 
 
 def test_a_tight_skin_glides_down_to_its_pitch():
-    x = round_drum(theta_of(log_omega=3.2, tau=0.2, log_p=1.0, bend=0.3, stick=1e9, noise=-300.0, radius=0.0), 8192)
+    x = round_drum(theta_of(log_omega=3.2, tau=0.2, log_p=1.0, radius=0.0, **BARE | {"bend": 0.3}), 8192)
     phase = np.unwrap(np.angle(scipy.signal.hilbert(x.numpy())))
     omega = np.gradient(phase)[600:5000] * SAMPLE_RATE
     t = np.arange(600, 5000) / SAMPLE_RATE
@@ -136,7 +144,7 @@ def test_a_tight_skin_glides_down_to_its_pitch():
 def test_interpolation_is_close_to_the_direct_sum():
     for nu in ROUND_DRUM.sample_uniform(6, seed=3):
         theta = ROUND_DRUM.to_theta(nu)
-        theta[NAMES.index("noise")] = -300.0
+        theta[NAMES.index("noise")], theta[NAMES.index("cut")] = -300.0, 1e9
         theta[NAMES.index("log_omega")].clamp_(max=3.4)
         x, expected = round_drum(theta, 8192), direct_sum(theta, 8192)
         assert (x - expected).norm() < 0.02 * expected.norm()
@@ -144,27 +152,43 @@ def test_interpolation_is_close_to_the_direct_sum():
         torch.testing.assert_close(round_drum(theta, 8192), direct_sum(theta, 8192), rtol=0, atol=1e-10)
 
 
-def test_noise_has_the_level_decay_and_spectrum_of_its_parameters():
-    """All but noise, for all modes lie above half the sample rate."""
-    f_h, tau = 1000.0, 0.5
-    theta = theta_of(log_omega=6.0, stick=f_h, noise=0.0, noise_tau=tau)
+@pytest.mark.parametrize(("f_n", "width"), [(1000.0, 1.0), (3000.0, 0.5), (300.0, 3.0)])
+def test_noise_has_the_decay_and_band_of_its_parameters(f_n, width):
+    """All but noise, for all modes lie above half the sample rate. Between octaves the spectrum is straight."""
+    tau = 0.5
+    theta = theta_of(log_omega=6.0, noise=0.0, noise_tau=tau, noise_f=f_n, noise_width=width, cut=1e9)
     x = round_drum(theta, 2**15)
     t = torch.arange(2**15) / SAMPLE_RATE
-    white = x * torch.exp(t / tau)
-    quarters = white.unflatten(0, (4, -1)).std(-1)
-    torch.testing.assert_close(quarters / quarters.mean(), torch.ones(4).double(), rtol=0, atol=0.1)
+    white = (x * torch.exp(t / tau))[2**11 :]
+    quarters = white.unflatten(0, (5, -1)).std(-1)
+    torch.testing.assert_close(quarters / quarters.mean(), torch.ones(5).double(), rtol=0, atol=0.1)
     hz, power = scipy.signal.welch(white.numpy(), SAMPLE_RATE, nperseg=1024)
-    expected = 1 / (1 + (hz / f_h) ** 2) ** 2
-    heard = (hz > 100) & (hz < 6000)
-    ratio = 10 * np.log10(power[heard] / expected[heard])
+    octaves = SAMPLE_RATE / 2 * 2.0 ** -np.arange(11)[::-1]
+    heights = np.exp(-((np.log2(octaves / f_n) / width) ** 2) / 2)
+    hz, power = hz[5:-5], power[5:-5]
+    expected = np.interp(np.log2(hz), np.log2(octaves), heights) ** 2
+    loud = expected > 0.03 * expected.max()
+    ratio = 10 * np.log10(power[loud] / expected[loud])
     np.testing.assert_allclose(ratio - ratio.mean(), 0, atol=4)
+    assert power[~loud].max(initial=0) < 0.1 * power.max()
+
+
+def test_a_band_out_of_reach_leaves_its_nearest_octave():
+    """It is never nothing: its level says how loud it is."""
+    omega = 2 * math.pi * torch.tensor([1000.0, 2000.0], dtype=torch.float64)
+    near, far = (noise_spectrum(omega, torch.tensor(f), torch.tensor(0.1)) for f in (2000.0, 1e9))
+    assert near.argmax() == far.argmax() == 1
+    assert near.max() == far.max() == 1
+    x = round_drum(theta_of(log_omega=6.0, noise=0.0, noise_f=1e12, noise_width=0.01), 4096)
+    assert x.abs().max() == 1
 
 
 def test_noise_of_zero_decibels_is_a_third_of_the_peak():
     """By how much of the skin alone and of the noise alone is in both."""
-    values = {"noise": 0.0, "noise_tau": 1e9}
+    values = {"stick": 1e9, "noise": 0.0, "noise_tau": 1e9, "noise_f": 2000.0, "cut": 1e9}
     skin, noise, both = (
-        round_drum(theta_of(**each), 2**15) for each in ({"noise": -300.0}, values | {"log_omega": 6.0}, values)
+        round_drum(theta_of(**each), 2**15)
+        for each in (values | {"noise": -300.0}, values | {"log_omega": 6.0}, values)
     )
     parts = torch.stack([skin, noise], -1)
     much, little = torch.linalg.lstsq(parts, both[:, None]).solution[:, 0]
@@ -188,12 +212,30 @@ def test_the_pulse_of_the_stick_has_the_spectrum_that_is_claimed():
     hz = np.fft.rfftfreq(len(t), 1 / rate)[:500]
     H = stick_spectrum(torch.from_numpy(2 * math.pi * hz), torch.tensor(f_h)).numpy()
     np.testing.assert_allclose(np.abs(np.fft.rfft(pulse))[:500], H, atol=1e-3)
-    values = {"log_omega": 6.0, "noise": 0.0, "noise_tau": 1e9}
-    soft, hard = (round_drum(theta_of(**values, stick=f), 2**12) for f in (f_h, 1e9))
     sets_in = np.interp(np.arange(2**12) / SAMPLE_RATE, t, np.cumsum(pulse))
-    assert abs(float(soft[0])) == abs(float(hard[0])) == 0
-    assert soft[:20].abs().max() < 0.1 * soft.abs().max()
+    skin = {"log_omega": 2.3, "log_D": -math.inf, "noise": -300.0, "cut": 1e9}
+    noise = {"log_omega": 6.0, "noise": 0.0, "noise_tau": 1e9, "noise_width": 1e9, "cut": 1e9}
+    for values, name in ((skin, "stick"), (noise, "noise_f")):
+        soft, hard = (round_drum(theta_of(**values, **{name: f}), 2**12) for f in (f_h, 1e9))
+        assert float(soft[0]) == 0
+        if name == "noise_f":  # a harder stick wakes other partials, too
+            heard = hard.abs() > 0.01
+            shape = (soft / hard)[heard]
+            torch.testing.assert_close(shape / shape[-1], torch.from_numpy(sets_in)[heard], rtol=1e-3, atol=1e-3)
+        assert soft[:20].abs().max() < 0.2 * soft.abs().max()
     assert sets_in[20] < 0.12
+
+
+def test_a_recording_is_cut_off():
+    """At t_c half is left, and 40 ms later nothing is; long before, all is as if it went on."""
+    values = {"noise": 0.0, "noise_tau": 1.0, "tau": 1.0}
+    cut, whole = (round_drum(theta_of(cut=t_c, **values), 8192) for t_c in (0.2, 1e9))
+    t = torch.arange(8192, dtype=torch.float64) / SAMPLE_RATE
+    heard = whole.abs() > 0.01
+    share = (cut / whole)[heard]
+    torch.testing.assert_close(share, 1 / (1 + torch.exp((t[heard] - 0.2) / 0.004)), rtol=1e-9, atol=1e-9)
+    assert cut[t > 0.24].abs().max() < 1e-4
+    assert share[t[heard] < 0.15].min() > 0.99999
 
 
 def test_energy_of_the_skin_decays():
@@ -215,26 +257,27 @@ def test_any_length_is_a_prefix_of_a_longer_sound(n_samples):
 
 
 def test_more_than_one_block_of_noise():
-    theta = theta_of(noise=20.0, noise_tau=1e9)
+    theta = theta_of(noise=20.0, noise_tau=1e9, cut=1e9)
     x = round_drum(theta, 70_000)
     assert x[-4000:].std() > 0.5 * x.std()
     assert not torch.equal(x[2**16 :], x[: 70_000 - 2**16])
 
 
 def test_batch_axes_rows_and_none():
-    theta = ROUND_DRUM.to_theta(ROUND_DRUM.sample_uniform(6)).reshape(2, 3, 9)
+    theta = ROUND_DRUM.to_theta(ROUND_DRUM.sample_uniform(6)).reshape(2, 3, 12)
     x = round_drum(theta, 2048)
     torch.testing.assert_close(x.abs().amax(-1), torch.ones(2, 3, dtype=torch.float64))
     torch.testing.assert_close(x[1, 2], round_drum(theta[1, 2], 2048))
-    assert ROUND_DRUM(torch.zeros(0, 9)).shape == (0, ROUND_DRUM.n_samples)
-    assert round_drum(torch.zeros(0, 9).double(), 100).shape == (0, 100)
+    assert ROUND_DRUM(torch.zeros(0, 12)).shape == (0, ROUND_DRUM.n_samples)
+    assert round_drum(torch.zeros(0, 12).double(), 100).shape == (0, 100)
 
 
 def test_derivatives_agree_with_finite_differences():
     """But where u meets a sample: cubic interpolation is continuous there, its slope is not quite."""
     nu, h = 0.9 * ROUND_DRUM.sample_uniform(4, seed=2), 1e-6
+    nu[:, NAMES.index("cut")] = torch.tensor([-0.8, -0.6, -0.5, -0.4])  # within the sound
     play = replace(ROUND_DRUM, n_samples=1000)
-    for axis in torch.eye(9, dtype=torch.float64):
+    for axis in torch.eye(12, dtype=torch.float64):
         dx = jvp(play, (nu,), (axis.expand_as(nu),))[1]
         central = (play(nu + h * axis) - play(nu - h * axis)) / (2 * h)
         errors, sizes = (dx - central).norm(dim=-1), dx.norm(dim=-1)
@@ -244,7 +287,7 @@ def test_derivatives_agree_with_finite_differences():
 
 def test_single_precision_agrees_with_double():
     theta = ROUND_DRUM.to_theta(ROUND_DRUM.sample_uniform(4, seed=3))
-    directions = torch.diag(ROUND_DRUM.slope(torch.zeros(9, dtype=torch.float64)))
+    directions = torch.diag(ROUND_DRUM.slope(torch.zeros(12, dtype=torch.float64)))
     weights = torch.randn(4, 8192, generator=torch.Generator().manual_seed(0))
 
     def differentiate(dtype):
@@ -270,7 +313,7 @@ def test_transforms_compose():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("tau", 0.0), ("radius", 1.0), ("radius", -0.1), ("bend", 1.0), ("stick", 0.0), ("noise_tau", -1.0)],
+    [("tau", 0.0), ("radius", 1.0), ("radius", -0.1), ("bend", 2.0), ("stick", 0.0), ("noise_tau", -1.0), ("cut", 0.0)],
 )
 def test_parameters_outside_the_physical_domain_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name} = .* is not physical"):
