@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,7 +31,7 @@ from .evaluation import EvaluationConfig, report
 from .match_files import match_files
 from .matching import verdict
 from .metric import Map
-from .runtime import load_object, readable, select_device, write_atomically
+from .runtime import lacks_means, load_object, readable, select_device, write_atomically
 from .synthesizer import REGISTRY, Synthesizer, find_synthesizer
 from .training import TrainingConfig, fit
 
@@ -240,12 +241,6 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("plain", _plain)
 
 
-def _lacks_memory(error: Exception) -> bool:
-    """Whether memory, or a thread, could not be had; a CPU's allocator has no kind of error of its own."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or any(words in str(error) for words in ("allocate memory", "start new thread"))
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit status."""
     for stream in (sys.stdout, sys.stderr):
@@ -273,8 +268,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{stage}: {readable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if _lacks_memory(error):
-            print(f"{stage}: not enough memory ({readable(str(error).partition(chr(10))[0])})", file=sys.stderr)
+        if lacks_means(error):
+            warnings.simplefilter("ignore")  # Python would add which coroutines of zarr are left
+            reason = readable(str(error).partition("\n")[0])
+            print(f"{stage}: not enough memory" + (f" ({reason})" if reason else ""), file=sys.stderr)
             return 2
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise

@@ -51,6 +51,7 @@ from .runtime import (
     first_existing,
     float64_device,
     from_stored,
+    lacks_means,
     refuse_difference,
     seal,
     select_device,
@@ -389,6 +390,8 @@ def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> 
         middle = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64)
         next(_in_parallel({0: (middle, None if metric is None else metric[:1])}, config, device))
     except Exception as error:  # of an ear of the user's own, too
+        if lacks_means(error):
+            raise
         settings = ", ".join(f"{name} = {getattr(config, name)}" for name in ("n_samples", "J", "Q", "T"))
         raise ValueError(f"no data set can be made with {settings}, ear = {ear_name(config.ear)}: {error}") from error
 
@@ -451,6 +454,8 @@ def _open(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:
         expected = store.attrs.get("seal")  # older stores have none
         intact = expected is None or expected == _seal(Path(path), store.attrs)
     except Exception as error:
+        if lacks_means(error):
+            raise
         raise ValueError(f"{path} is not a data set of this library") from error
     if not intact:
         raise ValueError(f"{path} is damaged (what it says of itself has changed): delete it and build it again")
@@ -519,6 +524,8 @@ def _rows(path: str | Path, split: str) -> tuple[Any, np.ndarray]:
     try:
         done, rows = store["done"][:], np.flatnonzero(store["split"][:] == SPLITS.index(split))
     except (KeyError, ValueError, RuntimeError) as error:
+        if lacks_means(error):
+            raise
         raise ValueError(f"{path} is damaged ({error}): delete it and build it again") from error
     if not done.all():
         raise ValueError(f"{path} has {done.sum()} of {len(done)} chunks: run `pnp dataset` again to finish it")
@@ -531,6 +538,8 @@ def _read(path: str | Path, store: Any, rows: np.ndarray, names: tuple[str, ...]
         try:
             values = torch.from_numpy(store[name].oindex[rows])
         except (KeyError, ValueError, RuntimeError) as error:
+            if lacks_means(error):
+                raise
             raise ValueError(f"{path} is damaged ({error}): delete it and build it again") from error
         if not values.isfinite().all():  # a chunk that is not there reads as NaN
             raise ValueError(f"{path} is damaged (rows of {name} are missing): delete it and build it again")

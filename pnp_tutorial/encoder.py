@@ -21,7 +21,7 @@ from . import __version__
 from .bank import shipped
 from .dataset import DatasetConfig, encoder_input, stored_config
 from .metric import Map
-from .runtime import as_stored, float64_device, read_tensors, tensor_file, write_atomically
+from .runtime import as_stored, float64_device, lacks_means, read_tensors, tensor_file, write_atomically
 from .synthesizer import Synthesizer
 
 
@@ -192,5 +192,7 @@ def load_encoder(
         encoder.load_state_dict(state)
         model = AudioEncoder(encoder, config, tuple(known), header.get("metadata"))
     except (KeyError, TypeError, RuntimeError) as error:
+        if lacks_means(error):
+            raise
         raise ValueError(f"{path} is not an encoder of this library ({' '.join(str(error).split())})") from error
     return model.to(device).eval()

@@ -98,7 +98,9 @@ def _blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
     """Sample rate and samples of a file, block by block: (1 + channels, n), float64, the mean of all channels first."""
     try:
         # libsndfile opens it itself: where a header asks for a wrong place, calls back into Python print a traceback.
-        with open(path, "rb"), _Stream(str(path) if sys.platform == "win32" else os.fsencode(path)) as stream:
+        with open(path, "rb"):  # whose errors say more than its own
+            pass
+        with _Stream(str(path) if sys.platform == "win32" else os.fsencode(path)) as stream:
             while True:
                 block = stream.read(max(1, BLOCK // stream.channels), dtype="float32", always_2d=True)
                 if not len(block):

@@ -146,6 +146,21 @@ def load_object(name: str) -> Any:
     return getattr(module, attribute)
 
 
+def lacks_means(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that memory, a thread or a file descriptor could not be had.
+
+    Then nothing is wrong with what was read. (A CPU's allocator has no kind of error of its own.)
+    """
+    while error is not None:
+        words = any(words in str(error) for words in ("allocate memory", "start new thread"))
+        if words or isinstance(error, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def temporary_name() -> str:
     """Of a file or folder that will be renamed: short, so that it fits where its final name fits."""
     return f".{uuid.uuid4().hex}.tmp"
@@ -201,6 +216,8 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Any], dict[str, torch
             document = dict(json.loads(file.metadata()[HEADER]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # whatever a file does that is another, or damaged
+        if lacks_means(error):
+            raise
         raise ValueError(f"{path} is not {what} of this library ({' '.join(str(error).split())})") from error
     expected = document.pop("seal", None)
     if expected is not None and expected != seal(document, *_tensor_bytes(tensors)):

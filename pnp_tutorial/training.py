@@ -48,6 +48,7 @@ from .runtime import (
     check_writable,
     connect,
     float64_device,
+    lacks_means,
     refuse_difference,
     select_device,
     write_atomically,
@@ -521,6 +522,8 @@ def resume(setup: Setup, state: State) -> None:
                 intact = parts.testzip() is None
             saved = torch.load(path, map_location="cpu", weights_only=True) if intact else {}
         except Exception as error:  # whatever the damage does
+            if lacks_means(error):
+                raise
             raise ValueError(f"{path} is damaged: delete {setup.folder} to start again") from error
         if not intact:
             raise ValueError(f"{path} is damaged: delete {setup.folder} to start again")

@@ -40,11 +40,12 @@ from pnp_tutorial.matching import Budget
 from pnp_tutorial.training import TrainingConfig, fit
 
 N_KILLS = 20
+N_PAIRS = 6  # and of studies, whose processes start processes
 PATIENCE_S = 600.0  # that a job may take
 # A server of processes inherits the environment, but not this program's path to modules (Python before 3.12.4).
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tools"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torture_killed"])
+CONTEXT.set_forkserver_preload(["torture_killed", "timm"])  # which an encoder imports when it is made
 
 DATA = DatasetConfig(data="data.zarr", n_sounds=20, n_samples=2048, J=6, T=64, chunk_size=1, device="cpu")
 TRAINING = TrainingConfig(
@@ -320,7 +321,7 @@ def killed(name: str, n: int = N_KILLS, seed: int = 0) -> dict[str, Any]:
     return figures | {"done_before_the_kill": sorted(round(share, 2) for share in there)}
 
 
-def survived(name: str, n: int = N_KILLS, seed: int = 0) -> dict[str, Any]:
+def survived(name: str, n: int = N_PAIRS, seed: int = 0) -> dict[str, Any]:
     """Figures of n pairs of processes that share a folder and know nothing of each other; one of each is killed."""
     how, results = random.Random(seed), JOBS[name].results
     whole = done_once(name)
@@ -339,7 +340,7 @@ def survived(name: str, n: int = N_KILLS, seed: int = 0) -> dict[str, Any]:
     return figures
 
 
-def bereaved(n: int = N_KILLS, seed: int = 0) -> dict[str, Any]:
+def bereaved(n: int = N_PAIRS, seed: int = 0) -> dict[str, Any]:
     """Figures of n trainings by two processes, one of which is killed: the other ends, and both begin again."""
     how = random.Random(seed)
     whole = done_once("training", 2)
@@ -373,7 +374,7 @@ TRIALS = {
     "study": Trial(
         "A study that is killed takes its workers with it, and goes on where it was",
         "killed at a random moment; no worker is left after five seconds; begun again and compared as above",
-        partial(killed, "study"),
+        partial(killed, "study", N_PAIRS),
     ),
     "data set, two processes": Trial(
         "Two commands may build one data set, and one of them be killed",

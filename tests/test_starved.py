@@ -1,0 +1,74 @@
+"""Where memory, threads or file descriptors end, what is read is not called damaged: nobody should delete it."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from pnp_tutorial import dataset, encoder, runtime, training
+from pnp_tutorial.__main__ import main
+from pnp_tutorial.runtime import lacks_means
+
+ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+LACKS = {
+    "memory": MemoryError(),
+    "memory, torch": RuntimeError(ALLOCATOR),
+    "threads": RuntimeError("can't start new thread"),
+    "descriptors": OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+}
+
+
+def read_encoder(data, run):
+    encoder.load_encoder(f"{run.output_folder}/encoder.safetensors")
+
+
+# Of each reader of a file: what may lack something, and how it is called.
+READERS = {
+    "data set": ("zarr.open_group", lambda data, run: dataset.load(data.data)),
+    "chunk": ("torch.from_numpy", lambda data, run: dataset.load(data.data)),
+    "encoder": ("safetensors.safe_open", read_encoder),
+    "network": ("timm.create_model", read_encoder),
+    "checkpoint": ("torch.load", lambda data, run: training.fit(run, progress=False)),
+}
+
+
+def failing(error):
+    def fail(*arguments, **options):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("lack", LACKS)
+@pytest.mark.parametrize("reader", READERS)
+def test_no_file_is_called_damaged_for_it(tiny_data, tiny_training, monkeypatch, reader, lack):
+    what, read = READERS[reader]
+    monkeypatch.setattr(what, failing(LACKS[lack]))
+    with pytest.raises(type(LACKS[lack])) as found:
+        read(tiny_data, tiny_training)
+    assert found.value is LACKS[lack]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_other_errors_are_those_of_the_file(tiny_data, tiny_training, monkeypatch, reader):
+    what, read = READERS[reader]
+    monkeypatch.setattr(what, failing(RuntimeError("another")))
+    with pytest.raises(ValueError, match="is damaged|is not a"):
+        read(tiny_data, tiny_training)
+
+
+@pytest.mark.parametrize(("lack", "reason"), [("memory", ""), ("threads", " (can't start new thread)")])
+def test_the_command_line_says_so(tmp_path, monkeypatch, capfd, lack, reason):
+    monkeypatch.setattr("pnp_tutorial.__main__.check_data", failing(LACKS[lack]))
+    assert main(["dataset", f"--data={tmp_path}/x.zarr"]) == 2
+    assert capfd.readouterr().err == f"pnp dataset: not enough memory{reason}\n"
+
+
+def test_what_an_error_came_from():
+    error = ValueError("of a library that knows no better")
+    error.__cause__ = LACKS["threads"]
+    assert lacks_means(error)
+    assert not lacks_means(ValueError("another"))
+    assert not lacks_means(FileNotFoundError(errno.ENOENT, "not there"))
+    assert runtime.lacks_means(torch.OutOfMemoryError())
