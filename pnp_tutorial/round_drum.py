@@ -237,7 +237,7 @@ def round_drum(
     check_theta(theta)
     dtype, device = dtype or theta.dtype, theta.device
     rows = theta.reshape(-1, theta.shape[-1]).to(float64_device(device)).to(torch.float64)
-    few = max(1, CACHED // 2 // n_samples) if rows.device.type == "cpu" else max(1, len(rows))
+    few = max(1, CACHED // 4 // n_samples) if rows.device.type == "cpu" else max(1, len(rows))
     sounds = [_sounds(some, n_samples, sample_rate, highest, dtype) for some in rows.split(few)]
     return torch.cat(sounds).reshape(*theta.shape[:-1], n_samples).to(device)
 

@@ -52,10 +52,10 @@ RECORDINGS = ROOT / "pnp_tutorial/recordings"
 RESULTS = ROOT / "pnp_tutorial/results/recordings"
 RUNS = ROOT / "runs/recordings"
 SEED = 2026  # of the drums whose parameters are known, and of the noise
-N_KNOWN = 2
+N_KNOWN = 1
 SPOILED = ("tom_high", "snare_1")  # recordings that are matched in every condition, as known drums are
 SHORTEST, LONGEST = 2**14, 2**15  # samples of a round drum, of which half as many take half the time
-BUDGET = Budget(n_sounds=32, n_generations=220, n_runs=1, n_iterations=10)  # of a round drum
+BUDGET = Budget(n_sounds=32, n_generations=150, n_runs=2, n_iterations=8)  # of a round drum
 
 
 def noisy(x: np.ndarray, rate: int) -> np.ndarray:
