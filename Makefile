@@ -128,7 +128,7 @@ matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from it
 recordings: $(INSTALLED) ## Match the recorded drums that are missing from chapter 9's results (a quarter of an hour on two cores)
 	$(BIN)/python tools/recordings_study.py
 
-torture: $(INSTALLED) ## Kill, starve and damage the library's work where that is missing from its results (hours)
+torture: $(INSTALLED) ## Kill, starve and damage the library's work, and feed it rubbish, where that is missing from its results (hours)
 	$(BIN)/python tools/torture.py
 
 benchmark: $(INSTALLED) ## Time drum, JTFS and metric against their peers, and how they grow (half an hour on a quiet machine)

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -241,6 +242,19 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("plain", _plain)
 
 
+def _forget(error: BaseException | None) -> None:
+    """Let go of what failed for lack of means, without Python's words on what other libraries had half begun."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            while error is not None:
+                traceback.clear_frames(error.__traceback__)
+                error = error.__cause__ or error.__context__
+    finally:
+        sys.unraisablehook = hook
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit status."""
     for stream in (sys.stdout, sys.stderr):
@@ -266,12 +280,14 @@ def main(argv: list[str] | None = None) -> int:
         run(config(**given, **objects), **actions)
     except (argparse.ArgumentError, ValueError, OSError) as error:
         print(f"{stage}: {readable(' '.join(str(error).split()))}", file=sys.stderr)
+        if lacks_means(error):
+            _forget(error)
         return 2
     except (MemoryError, RuntimeError) as error:
         if lacks_means(error):
-            warnings.simplefilter("ignore")  # Python would add which coroutines of zarr are left
             reason = readable(str(error).partition("\n")[0])
             print(f"{stage}: not enough memory" + (f" ({reason})" if reason else ""), file=sys.stderr)
+            _forget(error)
             return 2
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise

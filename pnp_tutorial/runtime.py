@@ -212,6 +212,8 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Any], dict[str, torch
     Raises ValueError if it is no such file, or damaged; `what` it should be, such as "a bank", is for the message.
     """
     try:
+        with open(path, "rb"):  # whose errors say more than those of safetensors
+            pass
         with safetensors.safe_open(path, "pt") as file:
             document = dict(json.loads(file.metadata()[HEADER]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import warnings
 
 import pytest
 import torch
@@ -63,6 +64,34 @@ def test_the_command_line_says_so(tmp_path, monkeypatch, capfd, lack, reason):
     monkeypatch.setattr("pnp_tutorial.__main__.check_data", failing(LACKS[lack]))
     assert main(["dataset", f"--data={tmp_path}/x.zarr"]) == 2
     assert capfd.readouterr().err == f"pnp dataset: not enough memory{reason}\n"
+
+
+class HalfBegun:
+    """Like asyncio's loop, which cannot close what it could not open."""
+
+    def __del__(self):
+        raise AttributeError("no socket")
+
+
+async def never():
+    pass
+
+
+@pytest.mark.parametrize("lack", ["threads", "descriptors"])
+def test_and_nothing_else(tmp_path, monkeypatch, capfd, lack):
+    """Of coroutines that nobody awaits and of loops that did not begin, as zarr has, Python says nothing."""
+
+    def begin(config):
+        loop, coroutine = HalfBegun(), never()
+        raise LACKS[lack] if loop and coroutine else AssertionError
+
+    monkeypatch.setattr("pnp_tutorial.__main__.check_data", begin)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert main(["dataset", f"--data={tmp_path}/x.zarr"]) == 2
+        LACKS[lack].__traceback__ = None
+    assert capfd.readouterr().err.count("\n") == 1
+    assert warned == []
 
 
 def test_what_an_error_came_from():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torture_damaged
 import torture_killed
+import torture_rubbish
 import torture_starved
 from measured import about
 from trials import RESULTS, Trial
@@ -25,6 +26,7 @@ PARTS: dict[str, dict[str, Trial]] = {
     "killed": torture_killed.TRIALS,
     "starved": torture_starved.TRIALS,
     "damaged": torture_damaged.TRIALS,
+    "rubbish": torture_rubbish.TRIALS,
 }
 
 

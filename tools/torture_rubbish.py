@@ -329,17 +329,20 @@ TRIALS = {
         "drums in every format that soundfile writes, with one to six random changes each: bits, numbers, parts that "
         f"are left out, doubled or mixed; within {LIMIT_S} s and 1 GB, and nothing else on standard error",
         partial(read_rubbish, "sounds", MINUTES),
+        "A header that asks for a wrong place in the file made Python print tracebacks.",
     ),
     "options": Trial(
         "A file that is no file of options is named",
         "the parameter files of the book, changed in the same way and by what YAML may hold",
         partial(read_rubbish, "options", MINUTES),
+        "A few lines of aliases could stand for more than memory holds.",
     ),
     "commands": Trial(
         "A command line that is rubbish ends in one line",
         "the options of all commands, changed in the same way, up to where work would begin: status 0, or status 2 and "
         "one line",
         partial(read_rubbish, "commands", MINUTES),
+        "Options that were cut short were guessed, with a warning of another library.",
     ),
 }
 
