@@ -239,18 +239,21 @@ KINDS = {
 
 @contextmanager
 def watched(said: int) -> Iterator[None]:
-    """In a folder of its own and little memory; standard error, with that of C, goes to a file."""
-    here, error = os.getcwd(), os.dup(2)
+    """In little memory; standard error, that of C, too, goes to a file, and standard output nowhere."""
+    here, output, error, nowhere = os.getcwd(), os.dup(1), os.dup(2), os.open(os.devnull, os.O_WRONLY)
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
+    os.dup2(nowhere, 1)
     os.dup2(said, 2)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+        os.dup2(output, 1)
         os.dup2(error, 2)
-        os.close(error)
+        for descriptor in (output, error, nowhere):
+            os.close(descriptor)
         os.chdir(here)
 
 

@@ -405,6 +405,6 @@ TRIALS = {
         "Where file descriptors end, one line says so",
         f"the four with {', '.join(map(str, DESCRIPTORS))} more than they have at their start, until they work: {AND}",
         descriptors,
-        "As for memory.",
+        "What other libraries had half begun made Python print tracebacks besides that line.",
     ),
 }
