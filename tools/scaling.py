@@ -36,6 +36,7 @@ TUNING_STEPS = 320
 
 FEW, MORE, MOST = 4096, 16_384, 82_224  # training sounds: of the other rows, and of the papers
 N_WITH_M = {"short": 20_000, "diagonal": 6_000}  # sounds of the grid whose metric M is computed, and whose curves
+N_VALIDATION = {"diagonal": 448}  # other than the usual 512: of 6 000 sounds, 450 are for validation
 N_TEST = {"full": 512, "short": 512, "diagonal": 512}
 NETWORKS = {"full": "mobilenetv3_small_100"}  # and for short sounds one that is half as wide
 # Numbers of sounds, of steps and of seeds, in the order in which they are done: first one seed of everything, or three.
@@ -119,6 +120,7 @@ def row(drum: str, loss: str, n_train: int, n_steps: int, seed: int, **change: A
         data=f"data/scaling-{drum}-{stored}.zarr",
         backbone=NETWORKS.get(drum, "mobilenetv3_small_050"),
         n_train=n_train,
+        n_validation=N_VALIDATION.get(drum, STUDIES[drum].of(TrainingConfig).n_validation),
         n_epochs=n_steps // STEPS_AN_EPOCH,
         epoch_share=min(1.0, (BATCH * STEPS_AN_EPOCH + 0.5) / n_train),
         seed=seed,
