@@ -215,14 +215,14 @@ def test_the_pulse_of_the_stick_has_the_spectrum_that_is_claimed():
     sets_in = np.interp(np.arange(2**12) / SAMPLE_RATE, t, np.cumsum(pulse))
     skin = {"log_omega": 2.3, "log_D": -math.inf, "noise": -300.0, "cut": 1e9}
     noise = {"log_omega": 6.0, "noise": 0.0, "noise_tau": 1e9, "noise_width": 1e9, "cut": 1e9}
-    for values, name in ((skin, "stick"), (noise, "noise_f")):
+    for values, name, most in ((skin, "stick", 0.2), (noise, "noise_f", 0.1)):
         soft, hard = (round_drum(theta_of(**values, **{name: f}), 2**12) for f in (f_h, 1e9))
         assert float(soft[0]) == 0
         if name == "noise_f":  # a harder stick wakes other partials, too
             heard = hard.abs() > 0.01
             shape = (soft / hard)[heard]
             torch.testing.assert_close(shape / shape[-1], torch.from_numpy(sets_in)[heard], rtol=1e-3, atol=1e-3)
-        assert soft[:20].abs().max() < 0.2 * soft.abs().max()
+        assert soft[:20].abs().max() < most * soft.abs().max()
     assert sets_in[20] < 0.12
 
 

@@ -115,12 +115,13 @@ STUDIES = {
 def row(drum: str, loss: str, n_train: int, n_steps: int, seed: int, **change: Any) -> TrainingConfig:
     """Configuration of a row, whose learning rate is not yet chosen."""
     stored = "all" if n_train > N_WITH_M.get(drum, 0) else STORED.get(loss.split("-")[0], "secant")
+    settings = STUDIES[drum].of(TrainingConfig)
     config = replace(
-        STUDIES[drum].of(TrainingConfig),
+        settings,
         data=f"data/scaling-{drum}-{stored}.zarr",
         backbone=NETWORKS.get(drum, "mobilenetv3_small_050"),
         n_train=n_train,
-        n_validation=N_VALIDATION.get(drum, STUDIES[drum].of(TrainingConfig).n_validation),
+        n_validation=N_VALIDATION.get(drum, settings.n_validation),
         n_epochs=n_steps // STEPS_AN_EPOCH,
         epoch_share=min(1.0, (BATCH * STEPS_AN_EPOCH + 0.5) / n_train),
         seed=seed,
