@@ -20,6 +20,7 @@ from pnp_tutorial.matching import (
     Budget,
     Step,
     _opening,
+    _settle,
     covariance,
     heard_through,
     match,
@@ -349,6 +350,30 @@ def test_both_ears_choose_among_the_survivors_of_a_scan(misled):
     assert len(begun) == 3
     assert ends[3] not in begun, "hardly another one"
     assert found.nu.tolist() == ends[2][:5]
+
+
+def test_what_is_not_needed_at_an_end_of_its_range_moves_inside(misled):
+    """Of this drum, stiffness is not heard until it is a hundred times the least."""
+    end = [*CORNER[:3], -1.0, *CORNER[4:5], 0.0]
+    found, begun = misled(CORNER[:5], end, band=0.9)
+    assert end in begun
+    assert -0.6 < found.nu[3] <= 0
+    assert found.nu[[0, 1, 2, 4]].tolist() == [end[j] for j in (0, 1, 2, 4)]
+    assert found.history[-1].v[:5] == found.nu.tolist()
+    assert found.distance["match"] <= 1.01 * found.distance["scan"]
+
+
+def test_settling_hears_each_parameter_where_the_others_have_settled():
+    """The first is of no account while the second stands at its end; then the second is not while the first is 0."""
+
+    def distances(v):
+        return 1 + 0.1 * (v[:, 0].abs() - 0.3).clamp_min(0) * (v[:, 1] + 1) + (v[:, 2] - 1).abs()
+
+    v = torch.tensor([-1.0, -1.0, 1.0, 0.5])
+    settled = _settle(v, distances, 1.005)
+    assert settled.tolist() == [0.0, 0.0, 1.0, 0.5]
+    assert v.tolist() == [-1.0, -1.0, 1.0, 0.5]
+    assert torch.equal(_settle(v, lambda v: v.new_full((len(v),), 2.0), 1.0), v)
 
 
 def test_a_drum_that_is_found_is_refined_once(misled):
