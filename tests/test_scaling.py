@@ -5,13 +5,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import rows
 import scaling
 import torch
 
 from pnp_tutorial.checks import check_synthesizer
-from pnp_tutorial.dataset import draw
+from pnp_tutorial.dataset import build, draw, encoder_input, load
 from pnp_tutorial.drum import DRUM, modes
+from pnp_tutorial.encoder import load_encoder
+from pnp_tutorial.evaluation import predict
 from pnp_tutorial.losses import root
+from pnp_tutorial.training import TrainingConfig
 
 DONE = {
     (drum, name): pair
@@ -54,11 +58,11 @@ def n_train(data):
 
 @pytest.mark.parametrize("drum", scaling.DRUMS)
 def test_rows_of_one_seed_differ_in_their_loss_only(drum):
-    rows = scaling.named(drum)
-    assert len({replace(config, output_folder=name) for name, (_, config) in rows.items()}) == len(rows)
+    named = scaling.named(drum)
+    assert len({replace(config, output_folder=name) for name, (_, config) in named.items()}) == len(named)
     own = {"loss": "pnp", "damping": "adaptive", "root": None, "data": ""}
     groups = {}
-    for name, (loss, config) in rows.items():
+    for name, (loss, config) in named.items():
         if not name.startswith("validated"):
             groups.setdefault(name.removeprefix(loss), set()).add(replace(config, **own))
     assert all(len(group) == 1 for group in groups.values())
@@ -90,3 +94,39 @@ def test_results_were_made_with_the_configuration_of_today(drum, name):
 def test_deltas_are_small_beside_the_distances_that_they_smooth():
     errors = torch.tensor([0.3, 1.0])
     assert (root(errors**2, scaling.LOSSES["parameter-root"]["root"]) > 0.8 * errors).all()
+
+
+def test_fresh_sounds_are_in_no_data_set_and_look_as_a_store_has_them(tmp_path):
+    data = replace(scaling.data_sets("short")["data/scaling-short-secant.zarr"], n_sounds=100, metric=False)
+    data = replace(data, data=str(tmp_path / "few.zarr"), device="cpu")
+    build(data, progress=False)
+    stored, found = load(data.data, "train", ()), rows.fresh(data, 12)
+    assert found.nu.shape == (12, 5)
+    assert found.scalogram.shape[1:] == stored.scalogram.shape[1:]
+    assert found.scalogram.dtype == stored.scalogram.dtype
+    assert torch.cdist(found.nu, stored.nu).min() > 0
+    seen = encoder_input(data)(data.synthesizer(stored.nu[:4], torch.float32))
+    torch.testing.assert_close(seen.half(), stored.scalogram[:4], rtol=2e-3, atol=2e-3)
+
+
+def test_a_row_is_confirmed_with_its_last_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rows, "N_FRESH", 6)
+    monkeypatch.setattr(rows.Study, "result", lambda self, name: tmp_path / f"{name}.json")
+    rows.judge.cache_clear()
+    data = replace(scaling.data_sets("short")["data/scaling-short-secant.zarr"], n_sounds=100, data="few.zarr")
+    data = replace(data, device="cpu")
+    study = rows.Study("few", "scaling.yaml", lambda path: build(data, progress=False), sounds=data, n_test=4)
+    study.prepare("few.zarr")
+    config = replace(study.of(TrainingConfig), data="few.zarr", output_folder="row", backbone="test_efficientnet")
+    config = replace(config, n_train=64, n_validation=4, n_epochs=2, batch_size=16, device="cpu")
+    study.confirm("row", config)
+    row = study.read("fresh-row")
+    found = rows.judge(study, "fresh")
+    model = load_encoder("row/encoder.safetensors", "cpu", data.synthesizer)
+    model.encoder.load_state_dict(torch.load("row/checkpoint.pt", weights_only=True)["weights"])
+    assert row["jtfs"] == pytest.approx(found(predict(model, found.rows))["jtfs"], rel=1e-3)
+    assert len(row["jtfs"]) == 6
+    study.confirm_all({"row": config})
+    assert study.read("fresh-row") == row
+    rows.judge.cache_clear()

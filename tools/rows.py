@@ -24,8 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 from workers import end_with_parent
 
-from pnp_tutorial.dataset import DatasetConfig, Rows, ear, load
-from pnp_tutorial.encoder import load_encoder
+from pnp_tutorial.dataset import DatasetConfig, Rows, ear, encoder_input, load
+from pnp_tutorial.encoder import AudioEncoder, load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
 from pnp_tutorial.mss import mss_distance
 from pnp_tutorial.runtime import float64_device, refuse_difference, select_device, write_atomically
@@ -33,6 +33,7 @@ from pnp_tutorial.synthesizer import find_synthesizer
 from pnp_tutorial.training import TrainingConfig, drawn, fit, modern
 
 N_VALIDATION, N_TEST = 128, 512  # sounds on which learning rates are chosen, and rows are compared
+N_FRESH, FRESH_SEED = 2000, 2029  # sounds by which nothing was chosen
 
 
 def _unchanged(nu_hat: Tensor, config: TrainingConfig) -> Tensor:
@@ -76,7 +77,7 @@ class Study:
     @property
     def splits(self) -> dict[str, int]:
         """How many sounds rows are judged on."""
-        return {"validation": N_VALIDATION, "test": self.n_test}
+        return {"validation": N_VALIDATION, "test": self.n_test, "fresh": N_FRESH}
 
     @property
     def device(self) -> torch.device:
@@ -111,13 +112,25 @@ class Study:
             return heard(self.to_nu(predict(model, heard.rows), config))
 
         row = {"training": model.metadata["training"], "history": [json.loads(line) for line in lines], **test()}
-        end = torch.load(f"{config.output_folder}/checkpoint.pt", map_location="cpu", weights_only=True)
-        best = end["best"]["weights"]
-        if any(not torch.equal(values, best[key]) for key, values in end["weights"].items()):
-            model.encoder.load_state_dict(end["weights"])  # the last epoch's: validation may have chosen badly
+        if take_last_weights(model, config):  # validation may have chosen badly
             last = test()
             row["last"] = {key: last[key] for key in ("jtfs", "mss")}
         write_atomically({self.result(name): json.dumps(row).encode()})
+
+    def confirm(self, name: str, config: TrainingConfig) -> None:
+        """Test the last weights of a row on fresh sounds, once; train them again if they are gone."""
+        print(f"fresh-{name}", flush=True)
+        fit(config, progress=multiprocessing.parent_process() is None)
+        model = load_encoder(f"{config.output_folder}/encoder.safetensors", self.device, config.synthesizer)
+        take_last_weights(model, config)
+        heard = judge(self, "fresh")
+        row = {"seed": FRESH_SEED, "jtfs": heard(self.to_nu(predict(model, heard.rows), config))["jtfs"]}
+        write_atomically({self.result(f"fresh-{name}"): json.dumps(row).encode()})
+
+    def confirm_all(self, named: Mapping[str, TrainingConfig]) -> None:
+        """Test those rows on fresh sounds that have not been."""
+        missing = {name: config for name, config in named.items() if not self.result(f"fresh-{name}").exists()}
+        side_by_side(self.confirm, missing, lambda: judge(self, "fresh"))
 
     def do_all(self, named: Mapping[str, TrainingConfig]) -> None:
         """Do the rows that are missing, side by side."""
@@ -127,15 +140,7 @@ class Study:
         missing = {name: config for name, config in named.items() if not self.result(name).exists()}
         for path in {self.data.data, *(config.data for config in missing.values())} if missing else ():
             self.prepare(path)
-        n = min(torch.get_num_threads(), len(missing))
-        if n <= 1:
-            for name, config in missing.items():
-                self.do(name, config)
-            return
-        judge(self, "validation"), judge(self, "test")  # what they keep is for all processes
-        with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), worker) as pool:
-            for _ in tqdm(pool.map(self.do, missing, missing.values()), total=len(missing), unit="row"):
-                pass
+        side_by_side(self.do, missing, lambda: (judge(self, "validation"), judge(self, "test")))
 
     def do_constant(self) -> None:
         """The floor: one ν, whatever the sound."""
@@ -145,9 +150,42 @@ class Study:
             write_atomically({self.result("constant"): json.dumps(heard(nu.expand_as(heard.rows.nu))).encode()})
 
 
+def side_by_side(
+    work: Callable[[str, TrainingConfig], None], named: Mapping[str, TrainingConfig], first: Callable[[], object]
+) -> None:
+    """Do some work for every row, as many at once as torch has threads; before that, what is kept for all processes."""
+    n = min(torch.get_num_threads(), len(named))
+    if n <= 1:
+        for name, config in named.items():
+            work(name, config)
+        return
+    first()
+    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), worker) as pool:
+        for _ in tqdm(pool.map(work, named, named.values()), total=len(named), unit="row"):
+            pass
+
+
 def worker() -> None:
     end_with_parent()
     torch.set_num_threads(1)
+
+
+def take_last_weights(model: AudioEncoder, config: TrainingConfig) -> bool:
+    """Give a row's encoder the weights of its last epoch; returns whether they are others than those that it has."""
+    end = torch.load(f"{config.output_folder}/checkpoint.pt", map_location="cpu", weights_only=True)
+    best, last = end["best"]["weights"], end["weights"]
+    if all(torch.equal(values, best[key]) for key, values in last.items()):
+        return False
+    model.encoder.load_state_dict(last)
+    return True
+
+
+def fresh(data: DatasetConfig, n_sounds: int) -> Rows:
+    """Sounds (n_sounds, …) like those of a data set, of a seed that no data set has, uniform over the box."""
+    nu, scalogram = data.synthesizer.sample_uniform(n_sounds, FRESH_SEED), encoder_input(data)
+    with torch.no_grad():
+        seen = torch.cat([scalogram(data.synthesizer(some, torch.float32)) for some in nu.split(8)])
+    return Rows(nu, seen.half())  # as they are stored
 
 
 def rounded(values: Tensor) -> list:
@@ -163,8 +201,8 @@ class Judge:
 
     def __init__(self, study: Study, split: str) -> None:
         data, n_sounds = study.data, study.splits[split]
-        rows = load(data.data, split, ())
-        if data.sampling == "grid":
+        rows = fresh(data, n_sounds) if split == "fresh" else load(data.data, split, ())
+        if data.sampling == "grid" and split != "fresh":
             rows = drawn(rows, n_sounds, f"{split} sounds of {data.data}")
         self.synthesizer, self.device = data.synthesizer, study.device
         self.rows, self.features = Rows(rows.nu[:n_sounds], rows.scalogram[:n_sounds]), ear(data, study.device)

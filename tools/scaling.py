@@ -2,6 +2,7 @@
 
     python tools/scaling.py                                       # every row that is missing
     python tools/scaling.py --drums short --rows secant-root pnp  # those of a drum whose names begin so
+    python tools/scaling.py --drums short --rows pnp-root --fresh  # and test these on drums by which nothing was chosen
 
 There are three drums, each with a jittered grid of its own:
 
@@ -154,7 +155,7 @@ def tuning(drum: str) -> dict[str, TrainingConfig]:
     }
 
 
-def main(drums: list[str], prefixes: list[str]) -> None:
+def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
     for drum in drums:
         study, rows = STUDIES[drum], named(drum)
         wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
@@ -163,6 +164,8 @@ def main(drums: list[str], prefixes: list[str]) -> None:
         study.do_all(in_folders(study, tunes))
         tuned = {name: replace(row, learning_rate=study.tuned(loss, RATES)) for name, (loss, row) in wanted.items()}
         study.do_all(in_folders(study, tuned))
+        if fresh:
+            study.confirm_all(in_folders(study, tuned))
 
 
 def in_folders(study: Study, rows: dict[str, TrainingConfig]) -> dict[str, TrainingConfig]:
@@ -173,5 +176,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drums", nargs="+", choices=list(DRUMS), default=list(DRUMS))
     parser.add_argument("--rows", nargs="+", default=[""], help="beginnings of their names")
+    parser.add_argument("--fresh", action="store_true", help="test them on fresh sounds, too")
     arguments = parser.parse_args()
-    main(arguments.drums, arguments.rows)
+    main(arguments.drums, arguments.rows, arguments.fresh)
