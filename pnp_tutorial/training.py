@@ -85,6 +85,8 @@ class TrainingConfig:
     lambda_0
         The first λ; if not given, the one that just outweighs M for every training sound: with "identity" the
         largest eigenvalue.
+    unit_trace
+        Divide the metric of every sound by its trace, so that all sounds count alike; for the loss pnp.
     root
         δ: minimize `losses.root`, a distance, instead of its square. For pnp and curves it is in units of √(λ d + m),
         by which distances are divided; for the P-loss in ν; for the spectral loss in features. MSS is a distance.
@@ -110,6 +112,8 @@ class TrainingConfig:
         Of Adam.
     final_learning_rate
         What the learning rate falls to in the last epoch, along half a period of a cosine; if not given, it stays.
+    clip
+        Largest norm of a step's gradient: what is larger is scaled down to it. If not given, none is.
     seed
         Of weights and batches.
     precision
@@ -129,6 +133,7 @@ class TrainingConfig:
     damping: Literal["constant", "scheduled", "adaptive"] = "adaptive"
     damping_shape: Shape = "identity"
     lambda_0: float | None = None
+    unit_trace: bool = False
     root: float | None = None
     n_train: int | None = None
     n_validation: int | None = None
@@ -140,6 +145,7 @@ class TrainingConfig:
     batch_size: int = 256  # the paper's, but for its spectral loss: 64
     learning_rate: float = 1e-3  # the paper's
     final_learning_rate: float | None = None  # the paper's rate is constant
+    clip: float | None = None
     seed: int = 0
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     tensorboard: bool = False
@@ -233,7 +239,9 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
             for group in state.optimizer.param_groups:
                 group["lr"] = _learning_rate(config, epoch)
             batches, damping = shuffled(setup, epoch), state.damping.value
-            training_loss = train_one_epoch(encoder, state.optimizer, setup.loss, batches, damping, fabric, bar)
+            training_loss = train_one_epoch(
+                encoder, state.optimizer, setup.loss, batches, damping, config.clip, fabric, bar
+            )
             seconds = time.perf_counter() - start
             validation_loss = setup.unit * validate(
                 state.network, setup.loss, setup.validation, setup.batch_size, fabric
@@ -258,6 +266,7 @@ def train_one_epoch(
     loss: Loss,
     batches: Iterator[Batch],
     damping: float,
+    clip: float | None,
     fabric: "Fabric",
     bar: tqdm,
 ) -> float:
@@ -268,6 +277,8 @@ def train_one_epoch(
         nu_hat = encoder(batch.S)  # (B, k)
         step_loss = loss(nu_hat.to(batch.nu.device), batch, damping)
         fabric.backward(step_loss)
+        if clip is not None:
+            fabric.clip_gradients(encoder, optimizer, max_norm=clip)
         optimizer.step()
         total, n_steps = total.to(step_loss.device) + step_loss.detach(), n_steps + 1
         bar.update()
@@ -370,6 +381,8 @@ def as_batch(rows: Rows, columns: list[int], config: TrainingConfig, device: tor
     else:
         return batch
     M = metric[:, columns][:, :, columns].to(where)
+    if config.unit_trace:
+        M = M / M.diagonal(dim1=1, dim2=2).sum(-1).clamp_min(torch.finfo(M.dtype).tiny)[:, None, None]
     return batch._replace(M=M, D=damping_matrix(M, config.damping_shape))
 
 
@@ -432,12 +445,14 @@ def check(config: TrainingConfig) -> None:
         raise ValueError(f"expected batch_size ≥ 2, which batch normalization needs, got {config.batch_size}")
     if not 0 < config.epoch_share <= 1:
         raise ValueError(f"expected epoch_share in (0, 1], got {config.epoch_share}")
-    for name in ("root", "n_train", "n_validation"):
+    for name in ("root", "clip", "n_train", "n_validation"):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"expected {name} > 0, got {value}")
     if config.root is not None and config.loss == "mss":
         raise ValueError(f"expected no root with the loss mss, which is a distance already, got root = {config.root}")
+    if config.unit_trace and config.loss != "pnp":
+        raise ValueError(f"expected unit_trace with the loss pnp only, got the loss {config.loss}")
     for name in ("lambda_0", "final_learning_rate", "seed"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:

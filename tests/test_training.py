@@ -397,6 +397,36 @@ def test_pnp_root_is_of_the_rescaled_form(tiny_data, tiny_training):
     assert torch.allclose(parameter(nu_hat, batch, 0.0), parameter_loss(nu_hat, drums.nu, 0.05))
 
 
+def test_metrics_of_unit_trace_count_alike(tiny_data, tiny_training):
+    """And point as before: a loud drum and a quiet one differ in their metric's directions only."""
+    drums = load(tiny_data.data)
+    loud = drums._replace(metric=1e6 * drums.metric)
+    config, where = replace(tiny_training, unit_trace=True), torch.device("cpu")
+    quiet, loud = (as_batch(rows, [0, 2, 3], config, where).M for rows in (drums, loud))
+    torch.testing.assert_close(loud, quiet)
+    torch.testing.assert_close(quiet.diagonal(dim1=1, dim2=2).sum(1), torch.ones(len(quiet), dtype=torch.float64))
+    own = drums.metric[:, [0, 2, 3]][:, :, [0, 2, 3]]
+    torch.testing.assert_close(quiet * (own[:, :1, :1] / quiet[:, :1, :1]), own)
+    silent = as_batch(drums._replace(metric=0 * drums.metric), [0, 1], config, where).M
+    assert not silent.any()
+
+
+def test_no_gradient_is_longer_than_the_clip(tiny_training, tmp_path, monkeypatch):
+    norms = {}
+    step = torch.optim.Adam.step
+    for clip in (None, 1e-3):
+
+        def measured(self, *args, clip=clip, **named):
+            gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+            norms.setdefault(clip, []).append(float(torch.cat(gradients).norm()))
+            return step(self, *args, **named)
+
+        monkeypatch.setattr(torch.optim.Adam, "step", measured)
+        fit(replace(tiny_training, clip=clip, output_folder=str(tmp_path / str(clip)), n_epochs=2), progress=False)
+    assert min(norms[None]) > 1e-3
+    assert norms[1e-3] == pytest.approx([1e-3] * len(norms[None]), rel=1e-3)
+
+
 def test_the_validation_loss_of_a_root_is_in_features(tiny_data, tiny_training, tmp_path):
     """√(eᵀMe + δ²m) − δ√m, with m the median of tr M / n."""
     config = replace(tiny_training, root=0.02, output_folder=str(tmp_path))
@@ -500,6 +530,8 @@ def test_results_say_how_they_came_about(tiny_data, tiny_training):
         ({"loss": "mss", "root": 0.1}, "no root with the loss mss"),
         ({"n_train": 0}, "n_train > 0, got 0"),
         ({"n_train": 10**6}, r"at most the \d+ train sounds of .*, got 1000000"),
+        ({"clip": 0.0}, "clip > 0, got 0.0"),
+        ({"unit_trace": True, "loss": "parameter"}, "unit_trace with the loss pnp only, got the loss parameter"),
         ({"n_validation": 10**6}, r"at most the \d+ validation sounds"),
         ({"backbone": "resnet_of_mine"}, "timm has no network 'resnet_of_mine'"),
     ],
