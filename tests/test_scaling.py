@@ -61,11 +61,16 @@ def test_rows_of_one_seed_differ_in_their_loss_only(drum):
     named = scaling.named(drum)
     assert len({replace(config, output_folder=name) for name, (_, config) in named.items()}) == len(named)
     own = {"loss": "pnp", "damping": "adaptive", "root": None, "data": ""}
+    own_of_variants = {"unit_trace": False, "clip": None, "lambda_0": None}
     groups = {}
     for name, (loss, config) in named.items():
-        if not name.startswith("validated"):
+        if not name.startswith(("validated", "variant")):
             groups.setdefault(name.removeprefix(loss), set()).add(replace(config, **own))
     assert all(len(group) == 1 for group in groups.values())
+    for name, (loss, config) in named.items():
+        if name.startswith("variant"):
+            base = named[f"{loss}-{scaling.FEW}-{scaling.SHORT_RUN}-{config.seed}"][1]
+            assert replace(config, **own, **own_of_variants) == replace(base, **own), name
 
 
 @pytest.mark.parametrize("drum", scaling.DRUMS)

@@ -31,6 +31,7 @@ SHORTER = 8
 BATCH, STEPS_AN_EPOCH = 64, 64
 SHORT_RUN, LONG_RUN = 1280, 7040  # steps: of the other rows of chapter 8, and about as many as the papers'
 SECANT_STEP = 0.06
+WIDTHS = (0.02, 0.1, 0.2)  # of secants, that are tried beside it
 RATES = (3e-3, 1e-2, 3e-2)  # that are tried for each loss
 BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no row is chosen by it
 TUNING_STEPS = 320
@@ -62,6 +63,23 @@ LOSSES: dict[str, dict[str, Any]] = {
     "pnp-adaptive": {"loss": "pnp", "damping": "adaptive"},
     "pnp-scheduled": {"loss": "pnp", "damping": "scheduled"},
     "pnp-root": {"loss": "pnp", "damping": "scheduled", "root": 0.02},
+}
+# One change each of a loss, whose learning rate it takes: the width of secants, the damping, and remedies against loud
+# metrics. 300 and 5000 are about a tenth of the median of tr M/5, of secants and of M.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "trace": ("pnp-scheduled", {"unit_trace": True}),
+    "trace-root": ("pnp-root", {"unit_trace": True}),
+    "clip-scheduled": ("pnp-scheduled", {"clip": 1.0}),
+    "clip-adaptive": ("pnp-adaptive", {"clip": 1.0}),
+    "metric-adaptive": ("pnp-root", {"damping": "adaptive"}),
+    "metric-constant": ("pnp-root", {"damping": "constant", "lambda_0": 5000.0}),
+    "0.06-adaptive": ("secant-root", {"damping": "adaptive"}),
+    "0.06-constant": ("secant-root", {"damping": "constant", "lambda_0": 300.0}),
+    **{f"{h}-scheduled": ("secant-root", {"data": f"data/scaling-short-secant{h}.zarr"}) for h in WIDTHS},
+    **{
+        f"{h}-adaptive": ("secant-root", {"damping": "adaptive", "data": f"data/scaling-short-secant{h}.zarr"})
+        for h in WIDTHS
+    },
 }
 STORED = {"pnp": "metric", "curves": "curves"}  # beginnings of losses that want data sets of their own, and which
 EVERYWHERE = tuple(name for name in LOSSES if not name.startswith(tuple(STORED)))
@@ -99,8 +117,14 @@ def data_sets(drum: str) -> dict[str, DatasetConfig]:
         found["curves"] = replace(base, n_sounds=N_WITH_M[drum], metric=False, curves=True)
         found["metric"] = replace(base, n_sounds=N_WITH_M[drum])
         found["secant"] = replace(found["metric"], secant_step=SECANT_STEP)
+        found |= {f"secant{h}": replace(found["metric"], secant_step=h) for h in WIDTHS if drum == "short"}
     configs = [replace(config, data=f"data/scaling-{drum}-{name}.zarr") for name, config in found.items()]
     return {config.data: config for config in configs}
+
+
+def judged_on(drum: str) -> str:
+    """Path of the data set on whose sounds the rows of a drum are tested."""
+    return f"data/scaling-{drum}-{'secant' if drum in N_WITH_M else 'all'}.zarr"
 
 
 def prepare(path: str) -> None:
@@ -108,7 +132,7 @@ def prepare(path: str) -> None:
 
 
 STUDIES = {
-    drum: Study(f"scaling/{drum}", "scaling.yaml", prepare, sounds=[*data_sets(drum).values()][-1], n_test=n_test)
+    drum: Study(f"scaling/{drum}", "scaling.yaml", prepare, sounds=data_sets(drum)[judged_on(drum)], n_test=n_test)
     for drum, n_test in N_TEST.items()
 }
 
@@ -143,6 +167,9 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
             for seed in range(3):
                 config = row(drum, "pnp-adaptive", FEW, SHORT_RUN, seed, n_validation=n_validation)
                 found[f"validated-{n_validation}-{seed}"] = "pnp-adaptive", config
+        for name, (loss, change) in VARIANTS.items():
+            for seed in range(3):
+                found[f"variant-{name}-{seed}"] = loss, row(drum, loss, FEW, SHORT_RUN, seed, **change)
     return found
 
 
