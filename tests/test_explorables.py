@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from book_extension import scripts_once
+from book_extension import accessible, scripts_once
 from bs4 import BeautifulSoup
 
 from pnp_tutorial import explorables
@@ -127,3 +127,9 @@ def test_two_of_a_page_share_one_kit():
     expected = [*scripts("damping"), scripts("losses")[1]]
     assert kept == [script.strip() for script in expected]
     assert len(page.select("[data-explorable] script[type='application/json']")) == 3
+
+
+def test_negative_numbers_in_tables_have_a_minus_sign():
+    row = '<th>-1</th><td class="a-1">-0.5</td><td>-.5e-3</td><td>a-1</td><td>- none</td><thead>-1</thead>'
+    mended = '<th>−1</th><td class="a-1">−0.5</td><td>−.5e-3</td><td>a-1</td><td>- none</td><thead>-1</thead>'
+    assert accessible(row) == mended

@@ -7,7 +7,7 @@ from pathlib import Path
 from execute import CACHES, library_key
 from repository import repository_url
 
-# What the theme, MyST-NB and pandas write that a screen reader stumbles over, and what is written in its place.
+# What the theme, MyST-NB and pandas write that a screen reader or an eye stumbles over, and what is written instead.
 MENDED = [
     # The name of a fold is its title.
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
@@ -21,6 +21,8 @@ MENDED = [
     (r'role="doc-biblioentry"', 'role="listitem"'),
     # An empty corner of a table is the header of nothing.
     (r"<th(?P<attributes>[^>]*)>(?P<blank>(?:&nbsp;|\s)*)</th>", r"<td\g<attributes>>\g<blank></td>"),
+    # A negative number in a table has a minus sign.
+    (r"(<t[dh](?: [^>]*)?>)-(?=[\d.])", r"\1−"),
 ]
 
 
