@@ -131,6 +131,9 @@ recordings: $(INSTALLED) ## Match the recorded drums that are missing from chapt
 torture: $(INSTALLED) ## Kill, starve and damage the library's work, and feed it rubbish, where that is missing from its results (hours)
 	$(BIN)/python tools/torture.py
 
+mutants: $(INSTALLED) ## Plant bugs in the modules that are missing from its results, and see whether the tests find them (an hour)
+	$(BIN)/python tools/mutants.py
+
 benchmark: $(INSTALLED) ## Time drum, JTFS and metric against their peers, and how they grow (half an hour on a quiet machine)
 	$(BIN)/python tools/benchmark.py pnp_tutorial/results/speed.json
 	$(BIN)/python tools/growth.py pnp_tutorial/results/growth.json

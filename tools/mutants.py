@@ -1,0 +1,177 @@
+"""Plant bugs in the library, one at a time, and see whether its unit tests find them.
+
+    python tools/mutants.py                # of every module that is missing from the results
+    python tools/mutants.py metric losses  # of these
+
+cosmic-ray knows the bugs: another operator, comparison or number, a condition turned round, a loop that does not run.
+Of the places of a module where it could plant one, SAMPLE are drawn, and one bug for each: the same for the same code.
+Each is planted in a copy of the last commit, and the module's tests run there until one fails, or for three times as
+long as they take without the bug. Bugs in annotations are none, and are not drawn.
+
+What was found is kept in pnp_tutorial/results/mutants.json, module by module; delete a module there to do it again.
+Each bug that survives wants a verdict, which is written into that file by hand: "equivalent: why", or "killed since by"
+and the name of the test. The exit status tells whether each has one.
+"""
+
+import ast
+import difflib
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+from measured import about
+from repository import ROOT
+
+from pnp_tutorial.runtime import write_atomically
+
+RESULTS = ROOT / "pnp_tutorial/results/mutants.json"
+SAMPLE = 16  # of each module
+SEED = 21
+# Of each module: the files of its tests, in the order in which they run.
+TESTS = {
+    "damping": "damping",
+    "losses": "losses borders",
+    "synthesizer": "synthesizer borders",
+    "metric": "metric borders properties",
+    "drum": "drum borders",
+    "path_sums": "scattering scattering_properties",
+    "scattering": "scattering scattering_properties",
+    "dataset": "dataset dataset_trouble",
+    "training": "training",
+    "matching": "matching",
+}
+PYTEST = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+CONTEXT = multiprocessing.get_context("fork")  # torch and others are imported once
+
+
+class Mutant(NamedTuple):
+    line: int
+    operator: str
+    code: str  # of the whole module
+
+
+def meaning(code: str) -> str:
+    """What a module does: its syntax tree without annotations."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if getattr(node, "annotation", None):
+            node.annotation = ast.Constant(None)
+        if getattr(node, "returns", None):
+            node.returns = None
+    return ast.dump(tree)
+
+
+def draw(name: str, code: str) -> tuple[int, list[Mutant]]:
+    """How many places of a module could hold a bug, and a sample of bugs at different places."""
+    places = defaultdict(list)
+    for operator in operator_names():
+        kind = get_operator(operator)
+        if not kind.arguments():
+            found = (span for node in ast_nodes(get_ast(code)) for span in kind().mutation_positions(node))
+            for occurrence, span in enumerate(found):
+                places[span].append((operator, occurrence))
+    generator, sample = random.Random(f"{SEED} {name}"), []
+    for (start, _), bugs in generator.sample(sorted(places.items()), len(places)):
+        operator, occurrence = generator.choice(bugs)
+        mutated = mutate_code(code, get_operator(operator)(), occurrence)
+        if len(sample) < SAMPLE and mutated and meaning(mutated) != meaning(code):
+            sample.append(Mutant(start[0], operator.removeprefix("core/"), mutated))
+    return len(places), sample
+
+
+def pytest_in(copy: Path, tests: list[str]) -> None:
+    """Run tests on the library of a copy, in a process of its own, and end it with their status."""
+    os.setsid()
+    output = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    here = (f"{ROOT}/pnp_tutorial", f"{ROOT}/tools")
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(here):
+            del sys.modules[name]
+    sys.path[:] = [str(copy), *(path for path in sys.path if path not in (str(ROOT), f"{ROOT}/tools"))]
+    os.environ |= {"PYTHONPATH": str(copy), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins take longer than tests
+    os.chdir(copy)
+    library = importlib.import_module("pnp_tutorial")
+    assert Path(library.__file__ or "").is_relative_to(copy)
+    status = pytest.main([*PYTEST, *tests])
+    os._exit(int(status))
+
+
+def run(copy: Path, tests: list[str], limit: float | None = None) -> int | None:
+    """Exit status of pytest: 0 if all tests passed; None if they took longer than `limit` seconds."""
+    process = CONTEXT.Process(target=pytest_in, args=(copy, tests))
+    process.start()
+    process.join(limit)
+    if process.exitcode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        return None
+    return process.exitcode
+
+
+def changed(code: str, mutated: str) -> list[str]:
+    lines = difflib.unified_diff(code.splitlines(), mutated.splitlines(), n=0, lineterm="")
+    return [line for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
+
+
+def try_module(name: str, copy: Path) -> dict[str, Any]:
+    file = copy / f"pnp_tutorial/{name}.py"
+    code = file.read_text(encoding="utf-8")
+    tests = [f"tests/test_{test}.py" for test in TESTS[name].split()]
+    start = time.monotonic()
+    if run(copy, tests) != 0:
+        raise RuntimeError(f"the tests of {name} fail without a bug, too")
+    limit = 30 + 3 * (time.monotonic() - start)
+    places, sample = draw(name, code)
+    outcomes, survivors = [], []
+    for mutant in sample:
+        file.write_text(mutant.code, encoding="utf-8")
+        outcomes.append(run(copy, tests, limit))
+        if outcomes[-1] == 0:
+            row = {"file": f"pnp_tutorial/{name}.py", "line": mutant.line, "operator": mutant.operator}
+            survivors.append(row | {"diff": changed(code, mutant.code), "verdict": None})
+        print(f"{name}:{mutant.line} {mutant.operator}: {outcomes[-1]}", flush=True)
+    file.write_text(code, encoding="utf-8")
+    return {
+        "tests": tests,
+        "places": places,
+        "planted": len(sample),
+        "killed": len(sample) - len(survivors),
+        "timed_out": outcomes.count(None),
+        "survivors": survivors,
+        "seconds": round(time.monotonic() - start),
+        **about(),
+        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=copy, text=True).strip(),
+    }
+
+
+def main(names: list[str]) -> int:
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), folder], check=True)
+        for name in names or TESTS:
+            if name not in kept:
+                kept[name] = try_module(name, Path(folder))
+                write_atomically({RESULTS: (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode()})
+    for name, row in kept.items():
+        print(f"{name}: {row['killed']} of {row['planted']} killed")
+    return 0 if all(survivor["verdict"] for row in kept.values() for survivor in row["survivors"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
