@@ -37,6 +37,11 @@ def test_adaptive_decreases_on_a_record_and_brakes_otherwise():
     assert values == [1, 0.25, 0.0625, 0.125, 0.25, 0.0625]
 
 
+def test_rules_have_the_ratios_that_they_state():
+    assert run(ScheduledDamping(1.0)) == pytest.approx([1, 0.8, 0.64, 0.512, 0.4096, 0.32768])
+    assert run(AdaptiveDamping(1.0)) == pytest.approx([1, 0.2, 0.04, 0.04, 0.04, 0.008])
+
+
 def test_a_nan_loss_is_a_failure_not_a_record():
     rule = AdaptiveDamping(1.0, increase=3.0)
     assert rule.update(math.nan) is False
@@ -98,6 +103,11 @@ def test_largest_damping_leaves_out_silent_parameters(metrics):
     metrics[:, 2], metrics[:, :, 2] = 0, 0
     assert largest_damping(metrics, damping_matrix(metrics, "diagonal")) <= 5
     assert largest_damping(metrics, damping_matrix(metrics)) == pytest.approx(torch.linalg.eigvalsh(metrics).max())
+
+
+def test_largest_damping_leaves_out_what_is_but_rounding():
+    D = torch.diag(torch.tensor([1e-14, 1.0], dtype=torch.float64))
+    assert largest_damping(3 * torch.eye(2, dtype=torch.float64)[None], D[None]) == pytest.approx(3)
 
 
 @pytest.mark.parametrize(
