@@ -23,6 +23,7 @@ import soundfile
 import torch.distributed
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from tqdm import TqdmMonitorWarning
 
 from . import __version__
 from .checks import check_synthesizer
@@ -243,7 +244,10 @@ codecs.register_error("plain", _plain)
 
 
 def _forget(error: BaseException | None) -> None:
-    """Let go of what failed for lack of means, without Python's words on what other libraries had half begun."""
+    """Let go of what an error came from, before it is told.
+
+    A bar of progress then draws its last line, and Python says nothing of what other libraries had half begun.
+    """
     hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
     try:
         with warnings.catch_warnings():
@@ -260,6 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="plain")
+    warnings.simplefilter("ignore", TqdmMonitorWarning)  # of bars that do without a thread that cannot be had
     argv = sys.argv[1:] if argv is None else argv
     stage = f"pnp {argv[0]}" if argv and argv[0] in STAGES else "pnp"
     try:
@@ -279,22 +284,25 @@ def main(argv: list[str] | None = None) -> int:
             actions["given"] = objects
         run(config(**given, **objects), **actions)
     except (argparse.ArgumentError, ValueError, OSError) as error:
+        _forget(error)
         print(f"{stage}: {readable(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
+    except Exception as error:
         if lacks_means(error):
             _forget(error)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if lacks_means(error):
             reason = readable(str(error).partition("\n")[0])
             print(f"{stage}: not enough memory" + (f" ({reason})" if reason else ""), file=sys.stderr)
-            _forget(error)
             return 2
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not (
+            isinstance(error, RuntimeError) and torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):
             raise
+        _forget(error)
         reason = str(error).partition("\n")[0]
         print(f"{stage}: another process has ended or does not answer ({reason})", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        _forget(error)
         print(f"{stage}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0

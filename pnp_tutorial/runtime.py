@@ -146,13 +146,23 @@ def load_object(name: str) -> Any:
     return getattr(module, attribute)
 
 
+# Of errors that have no kind of their own: of torch's allocator, of threads, of C++, of oneDNN and of the loader.
+LACKS = (
+    "allocate memory",
+    "start new thread",
+    "std::bad_alloc",
+    "could not create a primitive",
+    "failed to map segment from shared object",
+)
+
+
 def lacks_means(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, is that memory, a thread or a file descriptor could not be had.
 
-    Then nothing is wrong with what was read. (A CPU's allocator has no kind of error of its own.)
+    Then nothing is wrong with what was read.
     """
     while error is not None:
-        words = any(words in str(error) for words in ("allocate memory", "start new thread"))
+        words = any(words in str(error) for words in LACKS)
         if words or isinstance(error, MemoryError | torch.OutOfMemoryError):
             return True
         if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):

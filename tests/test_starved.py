@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from pnp_tutorial import dataset, encoder, runtime, training
 from pnp_tutorial.__main__ import main
@@ -15,6 +16,9 @@ ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: 
 LACKS = {
     "memory": MemoryError(),
     "memory, torch": RuntimeError(ALLOCATOR),
+    "memory, C++": RuntimeError("std::bad_alloc"),
+    "memory, oneDNN": RuntimeError("could not create a primitive"),
+    "memory, loader": ImportError("x.so: failed to map segment from shared object"),
     "threads": RuntimeError("can't start new thread"),
     "descriptors": OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
 }
@@ -59,7 +63,10 @@ def test_other_errors_are_those_of_the_file(tiny_data, tiny_training, monkeypatc
         read(tiny_data, tiny_training)
 
 
-@pytest.mark.parametrize(("lack", "reason"), [("memory", ""), ("threads", " (can't start new thread)")])
+REASONS = [(lack, f" ({LACKS[lack]})" if str(LACKS[lack]) else "") for lack in LACKS if lack != "descriptors"]
+
+
+@pytest.mark.parametrize(("lack", "reason"), REASONS)
 def test_the_command_line_says_so(tmp_path, monkeypatch, capfd, lack, reason):
     monkeypatch.setattr("pnp_tutorial.__main__.check_data", failing(LACKS[lack]))
     assert main(["dataset", f"--data={tmp_path}/x.zarr"]) == 2
@@ -92,6 +99,32 @@ def test_and_nothing_else(tmp_path, monkeypatch, capfd, lack):
         LACKS[lack].__traceback__ = None
     assert capfd.readouterr().err.count("\n") == 1
     assert warned == []
+
+
+def test_bars_say_nothing_of_the_thread_that_they_do_without(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("tqdm.std.TMonitor", failing(LACKS["threads"]))
+    monkeypatch.setattr(tqdm, "monitor", None)
+    monkeypatch.setattr(tqdm, "monitor_interval", 10)  # which is 0 once a thread could not be had
+    monkeypatch.setattr("pnp_tutorial.__main__.check_data", lambda config: failing(LACKS["threads"])(tqdm([]).close()))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert main(["dataset", f"--data={tmp_path}/x.zarr"]) == 2
+    assert tqdm.monitor_interval == 0
+    assert warned == []
+    assert capfd.readouterr().err.endswith("pnp dataset: not enough memory (can't start new thread)\n")
+
+
+@pytest.mark.parametrize("error", [LACKS["memory"], ValueError("bad")])
+def test_the_line_that_says_so_comes_after_the_bar(tmp_path, monkeypatch, capfd, error):
+    def begin(config):
+        raise error if (bar := tqdm([], desc="here")) is not None else AssertionError(bar)
+
+    monkeypatch.setattr("pnp_tutorial.__main__.check_data", begin)
+    assert main(["dataset", f"--data={tmp_path}/x.zarr"]) == 2
+    *_, bar, line, end = capfd.readouterr().err.split("\n")
+    assert "here" in bar
+    assert line.startswith("pnp dataset: ")
+    assert end == ""
 
 
 def test_what_an_error_came_from():

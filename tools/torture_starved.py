@@ -51,8 +51,8 @@ from pnp_tutorial.match_files import match_files
 PLACES = f"for p in {ROOT} {sys.prefix} {sys.base_prefix}; do mount --bind $p $p && mount -o remount,bind,ro $p; done"
 READ_ONLY = ["unshare", "-m", "sh", "-c", f'{PLACES}; exec "$@"', "sh"] if os.geteuid() == 0 else []
 N = 5  # times that a command is starved
-N_MEMORY = 2  # and of memory, which takes longest
-DESCRIPTORS = (0, 2, 4, 8, 16, 32)
+N_MEMORY = 10  # and of memory
+DESCRIPTORS = 32  # up to so many more than are open, until a command works
 GROWING = ("checkpoint", "matches.csv")  # that are whole before the work is
 
 
@@ -354,19 +354,23 @@ def _few_descriptors(more: int) -> None:
     _limit(resource.RLIMIT_NOFILE, free[more])
 
 
-def descriptors() -> dict[str, Any]:
-    """From none more than are open to so many that a command works."""
-    figures, needed = Figures(), {}
-    for name in COMMANDS:
-        for more in DESCRIPTORS:
+def descriptors(n: int = DESCRIPTORS) -> dict[str, Any]:
+    """With every number more than are open, from none to what is enough, but at most n."""
+    figures, enough = Figures(), {}
+    for name, command in COMMANDS.items():
+        for more in range(n + 1):
             folder = new_folder(name)
             end = run(name, folder, partial(_few_descriptors, more))
             if end.status == 0:
-                needed[name] = more
-                break
-            figures.add(name, fault_of(name, folder, end, ("Too many open files",)), end.reason)
+                fault = "" if command.results(folder) == undisturbed(name)[0] else "another result"
+                enough[name] = more
+            else:
+                fault = fault_of(name, folder, end, ("Too many open files",))
+            figures.add(name, f"{more} more: {fault}" if fault else "", end.reason)
             shutil.rmtree(folder)
-    return figures.sum() | {"enough": needed}
+            if name in enough:
+                break
+    return figures.sum() | {"enough": enough}
 
 
 AND = (
@@ -397,13 +401,15 @@ TRIALS = {
     ),
     "memory": Trial(
         "Where memory ends, one line says so",
-        "the four with 1 MB to 1 GB more than they take at their start, twice each: a right result, or as above",
+        f"the four, {N_MEMORY} times each, with 1 MB to 1 GB more than they take at their start: a right result, or "
+        f"{AND}",
         memory,
-        "Readers called a file damaged where memory or a thread could not be had: whoever believed it, deleted it.",
+        "Readers called a file damaged where memory or a thread could not be had: whoever believed it, deleted it. "
+        "Three words for a lack of memory were not known, and a bar of progress was drawn after the line that says so.",
     ),
     "descriptors": Trial(
         "Where file descriptors end, one line says so",
-        f"the four with {', '.join(map(str, DESCRIPTORS))} more than they have at their start, until they work: {AND}",
+        f"the four with every number more than they have at their start, from 0 to that with which they work: {AND}",
         descriptors,
         "What other libraries had half begun made Python print tracebacks besides that line.",
     ),
