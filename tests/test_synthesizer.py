@@ -13,6 +13,7 @@ from pnp_tutorial.synthesizer import (
     REGISTRY,
     Parameter,
     Synthesizer,
+    check_domain,
     find_synthesizer,
     stored_synthesizer,
 )
@@ -31,6 +32,12 @@ def test_drums_have_the_papers_ranges():
     low, high = DRUM.ranges()
     assert low.tolist() == [2.4, 0.07, -5.0, -5.0, 1e-5]
     assert high.tolist() == [3.8, 0.8, -0.7, -0.52, 1.0]
+
+
+def test_what_is_not_said_of_a_synthesizer():
+    assert MIXED.from_onset
+    assert not MIXED.peak_normalized
+    assert DRUM.symbols[:2] == ("log₁₀ ω₁", "τ₁")
 
 
 @ALL
@@ -90,6 +97,20 @@ def test_wrong_shape_or_type_is_named(bad):
         DRUM.to_theta(bad)
     with pytest.raises(ValueError, match="theta must"):
         DRUM.to_nu(bad)
+
+
+@pytest.mark.parametrize("lower_end", [(), ("a",)])
+@pytest.mark.parametrize("value", [-4.0, -5.0, 6.0, 7.0, math.nan])
+def test_values_outside_of_a_domain_are_named(value, lower_end):
+    domain = ((-4.0, 6.0), (0.0, math.inf))
+    theta = torch.tensor([[-3.9, 1.0], [5.9, 9.0]], dtype=torch.float64)
+    check_domain(theta, MIXED.parameters, domain, "will not do", lower_end)
+    theta[1, 0] = value
+    if value == -4 and lower_end:
+        check_domain(theta, MIXED.parameters, domain, "will not do", lower_end)
+    else:
+        with pytest.raises(ValueError, match=rf"a = {value:g} 1 will not do: .* \(-4, 6\); .* has \[-3, 5\]"):
+            check_domain(theta, MIXED.parameters, domain, "will not do", lower_end)
 
 
 def test_called_on_nu_it_is_its_function_of_theta():
