@@ -8,7 +8,8 @@ import torch
 
 from pnp_tutorial import bank, dataset
 from pnp_tutorial.bank import load_bank, save_bank, shipped
-from pnp_tutorial.dataset import SPLITS, build, load
+from pnp_tutorial.dataset import SPLITS, build, ear, load
+from pnp_tutorial.metric import riemannian_metric
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "grid"])
@@ -75,4 +76,7 @@ def test_bank_that_ships():
     nu, split = dataset.draw(shipment.config)
     assert torch.equal(shipment.nu, nu)
     assert shipment.split.tolist() == split.tolist()
-    assert (torch.linalg.eigvalsh(shipment.metric)[:, -1] > 0).all()
+    M = riemannian_metric(nu[:1], ear(shipment.config), shipment.config.synthesizer)
+    assert (shipment.metric[:1] - M).norm() < 1e-3 * M.norm()
+    eigenvalues = torch.linalg.eigvalsh(shipment.metric)
+    assert (eigenvalues[:, 0] > -1e-9 * eigenvalues[:, -1]).all()

@@ -10,6 +10,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from pnp_tutorial.dataset import DatasetConfig, load
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder, save
+from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.runtime import read_tensors, tensor_file
 
 SMALL = DatasetConfig(n_samples=2048, J=6, T=64)
@@ -119,8 +120,17 @@ def test_missing_file(tmp_path):
 
 
 def test_encoder_that_ships():
+    """Of drums drawn afresh it knows each parameter better than the best constant does, which listens to none."""
     model = load_encoder()
-    assert model.metadata["training"]["validation_loss"] > 0
+    nu = DRUM.sample_uniform(64, seed=99)
+    constant = torch.tensor(model.metadata["evaluation"]["nu_constant"], dtype=torch.float64)
+    with torch.no_grad():
+        nu_hat = torch.cat([model(DRUM(some, torch.float32)) for some in nu.split(8)])
+    assert ((nu_hat - nu).square().mean(0) < 0.2 * (constant - nu).square().mean(0)).all()
+    features = CoarseSpectra(DRUM.n_samples, DRUM.sample_rate)
+    with torch.no_grad():
+        S, S_hat, S_constant = (features(DRUM(rows, torch.float32)) for rows in (nu, nu_hat, constant.expand_as(nu)))
+    assert ((S_hat - S).norm(dim=-1) < (S_constant - S).norm(dim=-1)).all()
 
 
 def test_impossible_encoders():

@@ -20,7 +20,8 @@ def test_every_axis_has_points():
 def test_a_point_has_its_numbers(kind, monkeypatch):
     monkeypatch.setattr(growth, "SECONDS", 0.0)
     monkeypatch.setattr(growth.torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(growth, "peak_bytes", iter([1000, 3500]).__next__)
     found = growth.measure(kind, SMALL)
     assert 0 < found["fastest"] <= found["seconds"]
     assert 0 < found["floor"] < 1
-    assert found["bytes"] >= 0
+    assert found["bytes"] == 2500

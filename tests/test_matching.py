@@ -480,7 +480,7 @@ def test_clipped_and_noisy_drums_are_matched(model, level):
     x = rectangular_drum(THETA, 2048)
     x = (1.5 * x).clamp(-1, 1) + level * torch.randn(2048, generator=torch.Generator().manual_seed(1))
     found = match(x / x.abs().max(), model)
-    assert all(np.isfinite(value) for value in found.distance.values())
+    assert found.distance["match"] < found.distance["encoder"]
     assert (found.theta - THETA)[0].abs() < 0.03, "the pitch survives"
 
 
