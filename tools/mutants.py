@@ -160,17 +160,21 @@ def try_module(name: str, copy: Path) -> dict[str, Any]:
     }
 
 
+def results() -> dict[str, dict[str, Any]]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
 def main(names: list[str]) -> int:
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), folder], check=True)
         for name in names or TESTS:
-            if name not in kept:
-                kept[name] = try_module(name, Path(folder))
+            if name not in results():
+                row = try_module(name, Path(folder))
+                kept = results() | {name: row}  # with the verdicts that were written meanwhile
                 write_atomically({RESULTS: (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode()})
-    for name, row in kept.items():
+    for name, row in results().items():
         print(f"{name}: {row['killed']} of {row['planted']} killed")
-    return 0 if all(survivor["verdict"] for row in kept.values() for survivor in row["survivors"]) else 1
+    return 0 if all(survivor["verdict"] for row in results().values() for survivor in row["survivors"]) else 1
 
 
 if __name__ == "__main__":
