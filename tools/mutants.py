@@ -2,9 +2,10 @@
 
     python tools/mutants.py                # of every module that is missing from the results
     python tools/mutants.py metric losses  # of these
+    python tools/mutants.py --sample 8 training
 
 cosmic-ray knows the bugs: another operator, comparison or number, a condition turned round, a loop that does not run.
-Of the places of a module where it could plant one, SAMPLE are drawn, and one bug for each: the same for the same code.
+Of the places of a module where it could plant one, 16 are drawn, and one bug for each: the same for the same code.
 Each is planted in a copy of the last commit, and the module's tests run there until one fails, or for three times as
 long as they take without the bug. Bugs in annotations are none, and are not drawn.
 
@@ -13,6 +14,7 @@ Each bug that survives wants a verdict, which is written into that file by hand:
 and the name of the test. The exit status tells whether each has one.
 """
 
+import argparse
 import ast
 import difflib
 import importlib
@@ -39,7 +41,6 @@ from repository import ROOT
 from pnp_tutorial.runtime import write_atomically
 
 RESULTS = ROOT / "pnp_tutorial/results/mutants.json"
-SAMPLE = 16  # of each module
 SEED = 21
 # Of each module: the files of its tests, in the order in which they run.
 TESTS = {
@@ -75,21 +76,23 @@ def meaning(code: str) -> str:
     return ast.dump(tree)
 
 
-def draw(name: str, code: str) -> tuple[int, list[Mutant]]:
+def draw(name: str, code: str, size: int) -> tuple[int, list[Mutant]]:
     """How many places of a module could hold a bug, and a sample of bugs at different places."""
-    places = defaultdict(list)
+    places, nodes = defaultdict(list), list(ast_nodes(get_ast(code)))
     for operator in operator_names():
         kind = get_operator(operator)
         if not kind.arguments():
-            found = (span for node in ast_nodes(get_ast(code)) for span in kind().mutation_positions(node))
+            found = (span for node in nodes for span in kind().mutation_positions(node))
             for occurrence, span in enumerate(found):
                 places[span].append((operator, occurrence))
     generator, sample = random.Random(f"{SEED} {name}"), []
     for (start, _), bugs in generator.sample(sorted(places.items()), len(places)):
         operator, occurrence = generator.choice(bugs)
         mutated = mutate_code(code, get_operator(operator)(), occurrence)
-        if len(sample) < SAMPLE and mutated and meaning(mutated) != meaning(code):
+        if mutated and meaning(mutated) != meaning(code):
             sample.append(Mutant(start[0], operator.removeprefix("core/"), mutated))
+        if len(sample) == size:
+            break
     return len(places), sample
 
 
@@ -129,7 +132,7 @@ def changed(code: str, mutated: str) -> list[str]:
     return [line for line in lines if line[0] in "+-" and line[:3] not in ("+++", "---")]
 
 
-def try_module(name: str, copy: Path) -> dict[str, Any]:
+def try_module(name: str, copy: Path, size: int) -> dict[str, Any]:
     file = copy / f"pnp_tutorial/{name}.py"
     code = file.read_text(encoding="utf-8")
     tests = [f"tests/test_{test}.py" for test in TESTS[name].split()]
@@ -137,7 +140,7 @@ def try_module(name: str, copy: Path) -> dict[str, Any]:
     if run(copy, tests) != 0:
         raise RuntimeError(f"the tests of {name} fail without a bug, too")
     limit = 30 + 3 * (time.monotonic() - start)
-    places, sample = draw(name, code)
+    places, sample = draw(name, code, size)
     outcomes, survivors = [], []
     for mutant in sample:
         file.write_text(mutant.code, encoding="utf-8")
@@ -164,12 +167,12 @@ def results() -> dict[str, dict[str, Any]]:
     return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
 
 
-def main(names: list[str]) -> int:
+def main(names: list[str], size: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), folder], check=True)
         for name in names or TESTS:
             if name not in results():
-                row = try_module(name, Path(folder))
+                row = try_module(name, Path(folder), size)
                 kept = results() | {name: row}  # with the verdicts that were written meanwhile
                 write_atomically({RESULTS: (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode()})
     for name, row in results().items():
@@ -178,4 +181,8 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", help=f"all, if none is given: {', '.join(TESTS)}")
+    parser.add_argument("--sample", type=int, default=16, help="bugs that are planted in each")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.modules, arguments.sample))
