@@ -60,8 +60,8 @@ def n_train(data):
 def test_rows_of_one_seed_differ_in_their_loss_only(drum):
     named = scaling.named(drum)
     assert len({replace(config, output_folder=name) for name, (_, config) in named.items()}) == len(named)
-    own = {"loss": "pnp", "damping": "adaptive", "root": None, "data": ""}
-    own_of_variants = {"unit_trace": False, "clip": None, "lambda_0": None}
+    own = {"loss": "pnp", "damping": "adaptive", "unit_trace": False, "root": None, "data": ""}
+    own_of_variants = {"clip": None, "lambda_0": None}
     groups = {}
     for name, (loss, config) in named.items():
         if not name.startswith(("validated", "variant")):

@@ -63,12 +63,13 @@ LOSSES: dict[str, dict[str, Any]] = {
     "pnp-adaptive": {"loss": "pnp", "damping": "adaptive"},
     "pnp-scheduled": {"loss": "pnp", "damping": "scheduled"},
     "pnp-root": {"loss": "pnp", "damping": "scheduled", "root": 0.02},
+    # M of every sound divided by its trace: tried after the other rows were seen
+    "trace": {"loss": "pnp", "damping": "scheduled", "unit_trace": True},
+    "trace-root": {"loss": "pnp", "damping": "scheduled", "unit_trace": True, "root": 0.02},
 }
 # One change each of a loss, whose learning rate it takes: the width of secants, the damping, and remedies against loud
 # metrics. 300 and 5000 are about a tenth of the median of tr M/5, of secants and of M.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "trace": ("pnp-scheduled", {"unit_trace": True}),
-    "trace-root": ("pnp-root", {"unit_trace": True}),
     "clip-scheduled": ("pnp-scheduled", {"clip": 1.0}),
     "clip-adaptive": ("pnp-adaptive", {"clip": 1.0}),
     "metric-adaptive": ("pnp-root", {"damping": "adaptive"}),
@@ -81,7 +82,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         for h in WIDTHS
     },
 }
-STORED = {"pnp": "metric", "curves": "curves"}  # beginnings of losses that want data sets of their own, and which
+STORED = {
+    "pnp": "metric",
+    "trace": "metric",
+    "curves": "curves",
+}  # beginnings of losses that want data sets of their own, and which
 EVERYWHERE = tuple(name for name in LOSSES if not name.startswith(tuple(STORED)))
 
 

@@ -54,6 +54,9 @@ LOSSES: dict[str, dict[str, Any]] = {
     "parameter-root": {"loss": "parameter", "root": 0.05},
     "secant-root": {"loss": "pnp", "data": SECANT, "damping": "scheduled", "root": 0.02},
     "pnp-root": {"loss": "pnp", "damping": "scheduled", "root": 0.02},
+    # M of every sound divided by its trace, as a square and as a root
+    "trace": {"loss": "pnp", "damping": "scheduled", "unit_trace": True},
+    "trace-root": {"loss": "pnp", "damping": "scheduled", "unit_trace": True, "root": 0.02},
 }
 # With the paper's encoder, with unknown and known pitch. The secant metric is damped by a schedule: where the adaptive
 # rule keeps going back to a lucky epoch, what the low rates of the last epochs bring does not add up.
@@ -84,6 +87,8 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-falling-parameter-root": ("parameter-root", FALLING),
     "small-falling-secant-root": ("secant-root", FALLING),
     "small-falling-pnp-root": ("pnp-root", FALLING),
+    "small-falling-trace": ("trace", FALLING),
+    "small-falling-trace-root": ("trace-root", FALLING),
     "small-log-undamped": ("pnp", {**UNDAMPED, "data": "data/study-log.zarr"}),
     "small-inverse-undamped": ("pnp", {**UNDAMPED, "data": "data/study-inverse.zarr"}),
 }
