@@ -6,8 +6,8 @@
 
 cosmic-ray knows the bugs: another operator, comparison or number, a condition turned round, a loop that does not run.
 Of the places of a module where it could plant one, 16 are drawn, and one bug for each: the same for the same code.
-Each is planted in a copy of the last commit, and the module's tests run there until one fails, or for three times as
-long as they take without the bug. Bugs in annotations are none, and are not drawn.
+Each is planted in a copy of the last commit, and the module's tests run there, the quickest first, until one fails, or
+for three times the processor's time that they take without the bug. Bugs in annotations are none, and are not drawn.
 
 What was found is kept in pnp_tutorial/results/mutants.json, module by module; delete a module there to do it again.
 Each bug that survives wants a verdict, which is written into that file by hand: "equivalent: why", or "killed since by"
@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ from pnp_tutorial.runtime import write_atomically
 
 RESULTS = ROOT / "pnp_tutorial/results/mutants.json"
 SEED = 21
+WAIT = 10  # times its seconds of a processor a test may take on a busy machine
 # Of each module: the files of its tests, in the order in which they run.
 TESTS = {
     "damping": "damping",
@@ -96,9 +98,30 @@ def draw(name: str, code: str, size: int) -> tuple[int, list[Mutant]]:
     return len(places), sample
 
 
-def pytest_in(copy: Path, tests: list[str]) -> None:
-    """Run tests on the library of a copy, in a process of its own, and end it with their status."""
+class QuickestFirst:
+    """Plugin of pytest: the quickest tests first, by the seconds that each took when there was no bug."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.is_new = file, not file.exists()
+        self.seconds: dict[str, float] = defaultdict(float)
+        if not self.is_new:
+            self.seconds |= json.loads(file.read_text(encoding="utf-8"))
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: self.seconds[item.nodeid])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        if self.is_new:
+            self.file.write_text(json.dumps(self.seconds), encoding="utf-8")
+
+
+def pytest_in(copy: Path, tests: list[str], limit: int) -> None:
+    """Run tests on the library of a copy, in a process of its own, and end it with their status, or by SIGXCPU."""
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     output = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -111,20 +134,19 @@ def pytest_in(copy: Path, tests: list[str]) -> None:
     os.chdir(copy)
     library = importlib.import_module("pnp_tutorial")
     assert Path(library.__file__ or "").is_relative_to(copy)
-    status = pytest.main([*PYTEST, *tests])
+    status = pytest.main([*PYTEST, *tests], [QuickestFirst(copy / "seconds.json")])
     os._exit(int(status))
 
 
-def run(copy: Path, tests: list[str], limit: float | None = None) -> int | None:
-    """Exit status of pytest: 0 if all tests passed; None if they took longer than `limit` seconds."""
-    process = CONTEXT.Process(target=pytest_in, args=(copy, tests))
+def run(copy: Path, tests: list[str], limit: int = 3600) -> int | None:
+    """Exit status of pytest: 0 if all tests passed; None if they took longer than `limit` seconds of a processor."""
+    process = CONTEXT.Process(target=pytest_in, args=(copy, tests, limit))
     process.start()
-    process.join(limit)
+    process.join(WAIT * limit)
     if process.exitcode is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
-        return None
-    return process.exitcode
+    return None if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL) else process.exitcode
 
 
 def changed(code: str, mutated: str) -> list[str]:
@@ -136,10 +158,11 @@ def try_module(name: str, copy: Path, size: int) -> dict[str, Any]:
     file = copy / f"pnp_tutorial/{name}.py"
     code = file.read_text(encoding="utf-8")
     tests = [f"tests/test_{test}.py" for test in TESTS[name].split()]
-    start = time.monotonic()
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    (copy / "seconds.json").unlink(missing_ok=True)
     if run(copy, tests) != 0:
         raise RuntimeError(f"the tests of {name} fail without a bug, too")
-    limit = 30 + 3 * (time.monotonic() - start)
+    limit = 10 + 3 * int(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
     places, sample = draw(name, code, size)
     outcomes, survivors = [], []
     for mutant in sample:
