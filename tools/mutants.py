@@ -67,9 +67,12 @@ class Mutant(NamedTuple):
     code: str  # of the whole module
 
 
-def meaning(code: str) -> str:
-    """What a module does: its syntax tree without annotations."""
-    tree = ast.parse(code)
+def meaning(code: str) -> str | None:
+    """What a module does: its syntax tree without annotations; None if it is no Python, as {%this} for {**this}."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return None
     for node in ast.walk(tree):
         if getattr(node, "annotation", None):
             node.annotation = ast.Constant(None)
@@ -91,7 +94,7 @@ def draw(name: str, code: str, size: int) -> tuple[int, list[Mutant]]:
     for (start, _), bugs in generator.sample(sorted(places.items()), len(places)):
         operator, occurrence = generator.choice(bugs)
         mutated = mutate_code(code, get_operator(operator)(), occurrence)
-        if mutated and meaning(mutated) != meaning(code):
+        if mutated and meaning(mutated) not in (None, meaning(code)):
             sample.append(Mutant(start[0], operator.removeprefix("core/"), mutated))
         if len(sample) == size:
             break
