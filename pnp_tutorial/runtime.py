@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from datetime import timedelta
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -201,6 +202,25 @@ def seal(document: Mapping[str, Any], *contents: bytes) -> str:
     for content in contents:
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def write_results(path: Path, results: Mapping[str, Any], indent: int | None = None) -> None:
+    """Write the results of a study or a benchmark as JSON, whole or not at all, with their seal."""
+    results = json.loads(json.dumps(results))  # with all keys as text
+    text = json.dumps({**results, "seal": seal(results)}, indent=indent) + ("\n" if indent else "")
+    write_atomically({path: text.encode()})
+
+
+def read_results(path: Traversable) -> dict[str, Any]:
+    """What `write_results` wrote, without the seal; raises ValueError if a file is no longer that, or has no seal."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        whole = results.pop("seal") == seal(results)
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged: what it holds is not what was written")
+    return results
 
 
 def _tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes]:

@@ -1,6 +1,5 @@
 """The benchmark of one device: it runs, and writes what the chapters read."""
 
-import json
 import time
 
 import device_benchmark
@@ -8,13 +7,14 @@ import torch
 
 from pnp_tutorial.dataset import DatasetConfig
 from pnp_tutorial.metric import riemannian_metric
+from pnp_tutorial.runtime import read_results
 
 
 def test_every_rate_is_measured_and_written(tmp_path, monkeypatch):
     monkeypatch.setattr(device_benchmark, "SECONDS", 0.01)
     data = DatasetConfig(n_samples=2048, J=6, T=64, device="cpu")
     device_benchmark.main(tmp_path / "speed.json", data, batches=[1, 2], n_sounds=10)
-    results = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    results = read_results(tmp_path / "speed.json")
     kinds = ("features", "metric", "features, TF32", "dataset", "evaluation", "steps")
     rates = {kind: results[kind] for kind in kinds}
     assert [len(kind) for kind in rates.values()] == [2, 2, 2, 1, 1, 8]
@@ -42,7 +42,7 @@ def test_a_batch_beyond_the_memory_is_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(device_benchmark, "riemannian_metric", metric)
     data = DatasetConfig(n_samples=2048, J=6, T=64, device="cpu")
     device_benchmark.main(tmp_path / "speed.json", data, batches=[1, 2], n_sounds=10)
-    results = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    results = read_results(tmp_path / "speed.json")
     assert list(results["metric"]) == ["1"]
     assert list(results["features"]) == ["1", "2"]
     assert "metric 2: more than the memory of this device" in capsys.readouterr().out

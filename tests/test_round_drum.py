@@ -1,6 +1,5 @@
 """The round drum against textbooks, SciPy's Bessel functions and the simulation of the membrane equation."""
 
-import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -25,6 +24,7 @@ from pnp_tutorial.round_drum import (
     round_drum,
     stick_spectrum,
 )
+from pnp_tutorial.runtime import read_results
 from pnp_tutorial.synthesizer import find_synthesizer
 
 NAMES = ROUND_DRUM.names
@@ -341,6 +341,6 @@ def test_every_recording_states_its_licence_and_has_results():
     for name in names:
         assert load_recording(str(RECORDINGS / name), ROUND_DRUM).x.abs().max() == pytest.approx(1)
         result = files("pnp_tutorial") / f"results/recordings/{name.removesuffix('.flac')}.json"
-        rows = json.loads(result.read_text(encoding="utf-8"))["rows"]
+        rows = read_results(result)["rows"]
         assert {("round_drum", "clean"), ("before", "clean")} <= {(row["model"], row["condition"]) for row in rows}
         assert len(rows[0]["nu"]) == len(PARAMETERS)

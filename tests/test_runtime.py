@@ -1,8 +1,10 @@
 """Files are whole or not there, with the user's permissions; configurations are compared, old ones included."""
 
+import json
 import os
 import threading
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Literal
 
 import pytest
@@ -13,10 +15,12 @@ from pnp_tutorial.runtime import (
     check_writable,
     first_existing,
     from_stored,
+    read_results,
     readable,
     refuse_difference,
     side_by_side,
     write_atomically,
+    write_results,
 )
 
 
@@ -47,6 +51,41 @@ def test_files_have_the_permissions_of_the_users_umask(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+def is_as_written_or_named(path, expected):
+    try:
+        return read_results(path) == expected
+    except ValueError as error:
+        return str(path) in str(error)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_results_are_read_as_they_were_written_or_not_at_all(tmp_path, indent):
+    path = tmp_path / "results.json"
+    results = {"rows": [{"distance": 0.25, "name": "é"}], 10: 1, 9: (2, None)}
+    write_results(path, results, indent)
+    expected = json.loads(json.dumps(results))
+    assert read_results(path) == expected
+    content = path.read_bytes()
+    for i in range(len(content)):
+        for changed in (content[:i], content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]):
+            path.write_bytes(changed)
+            assert is_as_written_or_named(path, expected)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "3", '{"seal": 3}', '{"rows": [0.25]}', "[" * 10**5, "\xff"])
+def test_results_without_a_seal_are_none(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"results\.json is damaged"):
+        read_results(path)
+
+
+def test_results_that_ship_are_sealed():
+    paths = list((files("pnp_tutorial") / "results").rglob("*.json"))
+    assert paths
+    assert all(read_results(path) for path in paths)
 
 
 def test_where_files_can_be_written(tmp_path):

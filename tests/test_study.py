@@ -1,7 +1,6 @@
 """Studies of chapters 8 and 9: results are of what the code says; another coordinate of the shape, the same drum."""
 
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.bank import shipped
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.encoder import load_encoder
+from pnp_tutorial.runtime import read_results
 
 ROWS = study.rows() | {name: (None, config) for name, config in study.tuning().items()}
 if all(study.STUDY.result(name).exists() for name in study.tuning()):
@@ -33,7 +33,7 @@ def test_rows_differ_and_have_folders_of_their_own():
 def test_results_were_made_with_the_configuration_of_today(name):
     """And with the learning rate that was best."""
     loss, config = ROWS[name]
-    row = json.loads(study.STUDY.result(name).read_text(encoding="utf-8"))
+    row = study.STUDY.read(name)
     config = replace(config, learning_rate=study.STUDY.tuned(loss, study.RATES)) if loss else config
     study.STUDY.refuse_other_settings(name, config)
     assert Path(row["training"]["config"]["data"]).name == Path(config.data).name
@@ -70,7 +70,7 @@ def test_the_arpeggiator_that_ships_is_a_row_of_its_study():
 
 @pytest.mark.parametrize("name", [*matching_study.CONDITIONS, *matching_study.FILES, *matching_study.MEMBRANES])
 def test_matches_are_those_of_the_encoder_that_ships(name):
-    made = json.loads((matching_study.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    made = read_results(matching_study.RESULTS / f"{name}.json")
     assert made["encoder"] == hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()
 
 

@@ -8,7 +8,6 @@ another works. They take turns, so that a change of the machine's speed meets th
 """
 
 import ctypes
-import json
 import logging
 import multiprocessing
 import resource
@@ -253,7 +252,10 @@ def difference(ours: Values, theirs: Values) -> float:
 
 
 def main(path: Path) -> None:
-    from measured import about  # not before: with the library comes another kymatio than that of some contestants
+    # Not before: with the library comes another kymatio than that of some contestants.
+    from measured import about
+
+    from pnp_tutorial.runtime import write_results
 
     download()
     context = multiprocessing.get_context("spawn")
@@ -285,8 +287,7 @@ def main(path: Path) -> None:
     }
     for name in TURNS:
         pipes[name].send("stop")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_results(path, results, indent=1)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ float64 are written too.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from pnp_tutorial.dataset import DatasetConfig, build, ear
 from pnp_tutorial.drum import DRUM, SAMPLE_RATE
 from pnp_tutorial.evaluation import evaluate
 from pnp_tutorial.metric import Map, jacobian, riemannian_metric
-from pnp_tutorial.runtime import select_device, write_atomically
+from pnp_tutorial.runtime import select_device, write_results
 from pnp_tutorial.scattering import JTFS, LogScattering
 
 BATCHES = (1, 8, 64, 256, 512, 1024)
@@ -91,7 +90,7 @@ def main(path: Path, data: DatasetConfig, batches: list[int], n_sounds: int) -> 
     results["machine"]["device"] = torch.cuda.get_device_name() if device.type == "cuda" else processor()
 
     def write() -> None:
-        write_atomically({path: (json.dumps(results, indent=1) + "\n").encode()})
+        write_results(path, results, indent=1)
 
     def listen(n: int) -> Tensor:
         with torch.no_grad():

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.metric import riemannian_metric
-from pnp_tutorial.runtime import write_atomically
+from pnp_tutorial.runtime import write_results
 from pnp_tutorial.scattering import JTFS, LogScattering
 
 DEFAULTS = {"batch": 1, "n_samples": DRUM.n_samples, "J": 13, "Q": 12, "modes": 10, "threads": 1}
@@ -115,7 +115,7 @@ def main(path: Path) -> None:
             raise SystemExit(f"{kind}, {settings}: {done.stderr}")
         found = json.loads(done.stdout)
         results["points"].append({"kind": kind, "axis": axis, "value": settings[axis], **found})
-    write_atomically({path: (json.dumps(results, indent=1) + "\n").encode()})
+    write_results(path, results, indent=1)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from pnp_tutorial.matching import Match, Step, covariance, heard_through, match,
 from pnp_tutorial.membrane import play
 from pnp_tutorial.metric import Map, riemannian_metric
 from pnp_tutorial.mss import CoarseSpectra
-from pnp_tutorial.runtime import write_atomically
+from pnp_tutorial.runtime import write_atomically, write_results
 
 RESULTS = ROOT / "pnp_tutorial/results/matching"
 SEED = 2026  # of the drums, which no training has seen
@@ -285,7 +285,7 @@ def main(prefixes: list[str]) -> None:
             seed = CALIBRATION.get(name, (name, SEED))[1]
             about = {"seed": seed, "version": __version__, "torch": torch.__version__, "machine": platform.platform()}
             about["encoder"] = encoder_sum()
-            write_atomically({RESULTS / f"{name}.json": json.dumps({**about, "rows": done}).encode()})
+            write_results(RESULTS / f"{name}.json", {**about, "rows": done})
 
 
 if __name__ == "__main__":

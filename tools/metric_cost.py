@@ -16,6 +16,8 @@ from pathlib import Path
 from benchmark import forget_peak, peak_bytes
 from measured import about, chord
 
+from pnp_tutorial.runtime import write_results
+
 N_PARAMETERS = (5, 10, 20, 78)
 KINDS = ("forward", "secant", "coarse secant")
 REPEATS = 3
@@ -63,7 +65,7 @@ def main(path: Path) -> None:
             print(kind, n, found, flush=True)
             for what, value in found.items():
                 results.setdefault(kind, {}).setdefault(what, []).append(float(f"{value:.3g}"))
-    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_results(path, results, indent=1)
 
 
 if __name__ == "__main__":

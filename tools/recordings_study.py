@@ -207,12 +207,14 @@ def main(prefixes: list[str]) -> None:
     with ProcessPoolExecutor(n, spawn, end_with_parent) as pool:
         for _ in tqdm(pool.map(one, *zip(*missing, strict=True)), total=len(missing)) if missing else ():
             pass
+    from pnp_tutorial.runtime import write_results  # which the library of BEFORE lacks
+
     for name in wanted:
         about: dict[str, Any] = {"version": __version__, "commit": git("rev-parse", "--short", "HEAD").decode().strip()}
         about |= {"torch": torch.__version__, "machine": platform.platform(), "before": BEFORE, "seed": SEED}
         about |= {"nu": numbers(known(int(name[-1])))} if name.startswith("known") else {}
         rows = [json.loads(run(name, *job).read_text(encoding="utf-8")) for job in jobs(name)]
-        write_atomically({RESULTS / f"{name}.json": json.dumps({**about, "rows": rows}).encode()})
+        write_results(RESULTS / f"{name}.json", {**about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -28,7 +28,14 @@ from pnp_tutorial.dataset import DatasetConfig, Rows, ear, encoder_input, load
 from pnp_tutorial.encoder import AudioEncoder, load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
 from pnp_tutorial.mss import mss_distance
-from pnp_tutorial.runtime import float64_device, refuse_difference, select_device, write_atomically
+from pnp_tutorial.runtime import (
+    float64_device,
+    read_results,
+    refuse_difference,
+    select_device,
+    write_atomically,
+    write_results,
+)
 from pnp_tutorial.synthesizer import find_synthesizer
 from pnp_tutorial.training import TrainingConfig, drawn, fit, modern
 
@@ -88,7 +95,9 @@ class Study:
         return ROOT / "pnp_tutorial/results" / self.name / f"{name}.json"
 
     def read(self, name: str) -> dict[str, Any]:
-        return json.loads(self.result(name).read_text(encoding="utf-8"))
+        path = self.result(name)
+        sealed = b'"seal": ' in path.read_bytes()  # rows of a study that began before there were seals have none yet
+        return read_results(path) if sealed else json.loads(path.read_text(encoding="utf-8"))
 
     def refuse_other_settings(self, name: str, config: TrainingConfig) -> None:
         """Raise ValueError if a row was made with others than these."""
@@ -115,7 +124,7 @@ class Study:
         if take_last_weights(model, config):  # validation may have chosen badly
             last = test()
             row["last"] = {key: last[key] for key in ("jtfs", "mss")}
-        write_atomically({self.result(name): json.dumps(row).encode()})
+        write_results(self.result(name), row)
 
     def confirm(self, name: str, config: TrainingConfig) -> None:
         """Test the last weights of a row on fresh sounds, once; train them again if they are gone."""
@@ -125,7 +134,7 @@ class Study:
         take_last_weights(model, config)
         heard = judge(self, "fresh")
         row = {"seed": FRESH_SEED, "jtfs": heard(self.to_nu(predict(model, heard.rows), config))["jtfs"]}
-        write_atomically({self.result(f"fresh-{name}"): json.dumps(row).encode()})
+        write_results(self.result(f"fresh-{name}"), row)
 
     def confirm_all(self, named: Mapping[str, TrainingConfig]) -> None:
         """Test those rows on fresh sounds that have not been."""
@@ -147,7 +156,7 @@ class Study:
         if not self.result("constant").exists():
             heard, train = judge(self, "test"), load(self.data.data).nu[:256].to(self.device)
             nu = best_constant(train, heard.features, heard.play, progress=True).cpu()
-            write_atomically({self.result("constant"): json.dumps(heard(nu.expand_as(heard.rows.nu))).encode()})
+            write_results(self.result("constant"), heard(nu.expand_as(heard.rows.nu)))
 
 
 def side_by_side(

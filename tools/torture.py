@@ -7,7 +7,6 @@ A trial is done once, and its figures are kept as JSON in pnp_tutorial/results/t
 commit; delete a file to do its trial again. The exit status tells whether all promises were kept.
 """
 
-import json
 import sys
 import time
 from typing import Any
@@ -20,7 +19,7 @@ import torture_starved
 from measured import about
 from trials import RESULTS, Trial
 
-from pnp_tutorial.runtime import write_atomically
+from pnp_tutorial.runtime import read_results, write_results
 
 PARTS: dict[str, dict[str, Trial]] = {
     "killed": torture_killed.TRIALS,
@@ -44,7 +43,7 @@ def do(file: str, part: str, name: str, trial: Trial) -> None:
     figures = trial.run()
     row: dict[str, Any] = {"part": part, "name": name, "promise": trial.promise, "how": trial.how}
     row |= {"mended": trial.mended, **figures, "seconds": round(time.monotonic() - start, 1), **about()}
-    write_atomically({RESULTS / f"{file}.json": (json.dumps(row, indent=1) + "\n").encode()})
+    write_results(RESULTS / f"{file}.json", row, indent=1)
 
 
 def main(prefixes: list[str]) -> int:
@@ -56,7 +55,7 @@ def main(prefixes: list[str]) -> int:
         path = RESULTS / f"{file}.json"
         if not path.exists():
             do(file, part, name, trial)
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = read_results(path)
         print(f"{file}: {row['kept']} of {row['trials']} kept, {row['seconds']:.0f} s", flush=True)
         if row["kept"] < row["trials"]:
             broken.append(file)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 import zarr
+from repository import ROOT
 from torture_killed import BUDGET, CONTEXT, TRAINING, done_once, scratch, untimed
 from trials import Trial
 
@@ -33,7 +34,7 @@ import pnp_tutorial.match_files as match_files
 from pnp_tutorial.bank import load_bank, save_bank, shipped
 from pnp_tutorial.dataset import SPLITS, describe, load, read_config
 from pnp_tutorial.encoder import load_encoder
-from pnp_tutorial.runtime import as_stored, read_tensors, tensor_file
+from pnp_tutorial.runtime import as_stored, read_results, read_tensors, tensor_file
 from pnp_tutorial.training import fit
 
 N_CUTS, N_FLIPS = 10, 100
@@ -105,6 +106,10 @@ def read_match(folder: Path) -> Any:
     return {name: value for name, value in row.items() if name != "file"}
 
 
+def read_some_results(folder: Path) -> Any:
+    return {path.name: read_results(path) for path in folder.glob("results/*")}
+
+
 def read_yaml(folder: Path) -> Any:
     return command_line._from_file("dataset", str(folder / "c.yaml"))
 
@@ -137,6 +142,13 @@ def _match(folder: Path) -> None:
     shutil.copy(done_once("match") / "encoder.safetensors", folder)
 
 
+def _results(folder: Path) -> None:
+    """Of a study, on one line, and of a benchmark, on many."""
+    (folder / "results").mkdir()
+    for name in ("recordings/kick_1.json", "metric_cost.json"):
+        shutil.copy(ROOT / "pnp_tutorial/results" / name, folder / "results")
+
+
 def _yaml(folder: Path) -> None:
     text = "data: data/x.zarr\nn_sounds: 512\nn_samples: 2048\nJ: 6\nT: 64\nmetric: true\nseed: 3\n"
     (folder / "c.yaml").write_text(text, encoding="utf-8")
@@ -163,6 +175,7 @@ READERS = {
     "bank": Reader(_bank, "bank.safetensors", read_bank, "bank.safetensors"),
     "shipped": Reader(_shipped, "weights/*", read_shipped, "weights"),
     "match": Reader(_match, "out/0_matched.*", read_match, "sounds/0.wav"),
+    "results": Reader(_results, "results/*", read_some_results, "results"),
     "yaml": Reader(_yaml, "c.yaml", read_yaml, "c.yaml", OUTCOMES),  # nothing in it can tell
 }
 
@@ -348,6 +361,7 @@ WHAT = {
     "bank": "A damaged bank is noticed",
     "shipped": "Damage to what ships with the package is noticed",
     "match": "A damaged match is made again",
+    "results": "A damaged file of results, of those that ship, is noticed",
     "yaml": "A damaged file of options is named, or is another file of options",
 }
 MENDED = {
@@ -356,6 +370,7 @@ MENDED = {
     "encoder": "Safetensors has no checksums: a seal in the header now covers header and tensors.",
     "bank": "As the encoder.",
     "match": "Digits of the JSON and halves of the sound passed: a seal in the JSON now covers both.",
+    "results": "Digits that were another digit passed: a seal in each file now covers what it says.",
     "yaml": "Messages of the decoder and of the parser did not name the file.",
 }
 TRIALS = {name: Trial(WHAT[name], HOW, partial(damaged, name), MENDED.get(name, "")) for name in READERS}

@@ -37,10 +37,11 @@ from pnp_tutorial.dataset import DatasetConfig, build
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.match_files import match_files
 from pnp_tutorial.matching import Budget
+from pnp_tutorial.runtime import read_results
 from pnp_tutorial.training import TrainingConfig, fit
 
 N_KILLS = 20
-N_PAIRS = 6  # and of studies, whose processes start processes
+N_STUDIES = 6  # of studies, whose processes start processes
 PATIENCE_S = 600.0  # that a job may take
 # A server of processes inherits the environment, but not this program's path to modules (Python before 3.12.4).
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tools"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
@@ -145,7 +146,7 @@ def of_training(folder: Path) -> Results:
 
 
 def of_study(folder: Path) -> Results:
-    return {path.name: untimed(json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("row-*.json")}
+    return {path.name: untimed(read_results(path)) for path in folder.glob("row-*.json")}
 
 
 class Job(NamedTuple):
@@ -321,7 +322,7 @@ def killed(name: str, n: int = N_KILLS, seed: int = 0) -> dict[str, Any]:
     return figures | {"done_before_the_kill": sorted(round(share, 2) for share in there)}
 
 
-def survived(name: str, n: int = N_PAIRS, seed: int = 0) -> dict[str, Any]:
+def survived(name: str, n: int = N_KILLS, seed: int = 0) -> dict[str, Any]:
     """Figures of n pairs of processes that share a folder and know nothing of each other; one of each is killed."""
     how, results = random.Random(seed), JOBS[name].results
     whole = done_once(name)
@@ -340,7 +341,7 @@ def survived(name: str, n: int = N_PAIRS, seed: int = 0) -> dict[str, Any]:
     return figures
 
 
-def bereaved(n: int = N_PAIRS, seed: int = 0) -> dict[str, Any]:
+def bereaved(n: int = N_KILLS, seed: int = 0) -> dict[str, Any]:
     """Figures of n trainings by two processes, one of which is killed: the other ends, and both begin again."""
     how = random.Random(seed)
     whole = done_once("training", 2)
@@ -374,7 +375,7 @@ TRIALS = {
     "study": Trial(
         "A study that is killed takes its workers with it, and goes on where it was",
         "killed at a random moment; no worker is left after five seconds; begun again and compared as above",
-        partial(killed, "study", N_PAIRS),
+        partial(killed, "study", N_STUDIES),
     ),
     "data set, two processes": Trial(
         "Two commands may build one data set, and one of them be killed",

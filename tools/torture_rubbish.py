@@ -38,7 +38,7 @@ import pnp_tutorial.__main__ as command_line
 from pnp_tutorial.dataset import check as check_data
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.recording import load_recording
-from pnp_tutorial.runtime import write_atomically
+from pnp_tutorial.runtime import read_results, write_results
 from pnp_tutorial.training import check as check_training
 
 CORPUS = ROOT / "tests/data/rubbish"
@@ -307,7 +307,7 @@ def one_batch(name: str, batch: int) -> tuple[list[tuple[str, bytes]], float]:
 def read_rubbish(name: str, minutes: float) -> dict[str, Any]:
     """Figures of a kind, with those of earlier calls, after so many minutes of processor time more."""
     path = RESULTS / f"rubbish-{name}.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = read_results(path) if path.exists() else {}
     figures = {key: before.get(key, 0) for key in ("trials", "kept", "batches", "cpu_minutes")}
     broken, spent = Counter(before.get("broken", {})), 0.0
     while spent < 60 * minutes:
@@ -361,7 +361,7 @@ def main() -> int:
         figures = read_rubbish(name, arguments.minutes)
         row = {"part": "rubbish", "name": name, "promise": trial.promise, "how": trial.how, "mended": trial.mended}
         row |= {**figures, "seconds": round(time.monotonic() - begun, 1), **about()}
-        write_atomically({RESULTS / f"rubbish-{name}.json": (json.dumps(row, indent=1) + "\n").encode()})
+        write_results(RESULTS / f"rubbish-{name}.json", row, indent=1)
         print(f"{name}: {row['kept']} of {row['trials']} kept", flush=True)
         broken += row["kept"] < row["trials"]
     return 1 if broken else 0

@@ -4,7 +4,6 @@ Not collected by plain `pytest`: `make test` runs it on what `make book` has bui
 test_explorables_page.py.
 """
 
-import json
 import re
 from dataclasses import replace
 from importlib.resources import files
@@ -17,6 +16,7 @@ from test_explorables_page import data_of, last_sound, scene, value  # noqa: F40
 from pnp_tutorial import metric
 from pnp_tutorial.bank import load_bank
 from pnp_tutorial.drum import DRUM, rectangular_drum
+from pnp_tutorial.runtime import read_results
 from pnp_tutorial.scattering import JTFS, LogScattering
 
 N = 2**14
@@ -81,7 +81,7 @@ def test_the_ruler_turns_as_the_metric_does(scene):  # noqa: F811
 def test_the_verdicts_are_those_of_the_results(scene):  # noqa: F811
     element, losses = scene("verdicts"), ("parameter", "pnp", "secant", "mss")
     folder = files("pnp_tutorial") / "results/study"
-    runs = [json.loads((folder / f"{name}-0.json").read_text(encoding="utf-8")) for name in losses]
+    runs = [read_results(folder / f"{name}-0.json") for name in losses]
     bank = load_bank()
     nu = bank.nu[bank.split == 2]
     ranks = np.linspace(0, len(nu) - 1, 20).round().astype(int)
