@@ -72,6 +72,9 @@ LOSSES: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip-scheduled": ("pnp-scheduled", {"clip": 1.0}),
     "clip-adaptive": ("pnp-adaptive", {"clip": 1.0}),
+    "trace-adaptive": ("trace-root", {"damping": "adaptive"}),
+    "trace-undamped": ("trace-root", {"damping": "constant", "lambda_0": 0.0}),
+    "trace-secant": ("secant-root", {"unit_trace": True}),
     "metric-adaptive": ("pnp-root", {"damping": "adaptive"}),
     "metric-constant": ("pnp-root", {"damping": "constant", "lambda_0": 5000.0}),
     "0.06-adaptive": ("secant-root", {"damping": "adaptive"}),
