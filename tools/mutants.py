@@ -10,8 +10,11 @@ Each is planted in a copy of the last commit, and the module's tests run there, 
 for three times the processor's time that they take without the bug. Bugs in annotations are none, and are not drawn.
 
 What was found is kept in pnp_tutorial/results/mutants.json, module by module; delete a module there to do it again.
-Each bug that survives wants a verdict, which is written into that file by hand: "equivalent: why", or "killed since by"
-and the name of the test. The exit status tells whether each has one.
+Each bug that survives wants a verdict, "equivalent: why", or "killed since by" and the name of a test:
+
+    python tools/mutants.py --verdict metric 75 "killed since by tests/test_metric.py::test_gram"
+
+The exit status tells whether each has one.
 """
 
 import argparse
@@ -39,7 +42,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 from measured import about
 from repository import ROOT
 
-from pnp_tutorial.runtime import write_atomically
+from pnp_tutorial.runtime import read_results, write_results
 
 RESULTS = ROOT / "pnp_tutorial/results/mutants.json"
 SEED = 21
@@ -190,7 +193,18 @@ def try_module(name: str, copy: Path, size: int) -> dict[str, Any]:
 
 
 def results() -> dict[str, dict[str, Any]]:
-    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    return read_results(RESULTS) if RESULTS.exists() else {}
+
+
+def judge(name: str, line: str, verdict: str) -> None:
+    """Keep what is said of the survivors of a line."""
+    kept = results()
+    judged = [survivor for survivor in kept[name]["survivors"] if survivor["line"] == int(line)]
+    if not judged:
+        raise ValueError(f"no bug of line {line} of {name} has survived")
+    for survivor in judged:
+        survivor["verdict"] = verdict
+    write_results(RESULTS, kept, indent=1)
 
 
 def main(names: list[str], size: int) -> int:
@@ -199,8 +213,7 @@ def main(names: list[str], size: int) -> int:
         for name in names or TESTS:
             if name not in results():
                 row = try_module(name, Path(folder), size)
-                kept = results() | {name: row}  # with the verdicts that were written meanwhile
-                write_atomically({RESULTS: (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode()})
+                write_results(RESULTS, results() | {name: row}, indent=1)  # with the verdicts of meanwhile
     for name, row in results().items():
         print(f"{name}: {row['killed']} of {row['planted']} killed")
     return 0 if all(survivor["verdict"] for row in results().values() for survivor in row["survivors"]) else 1
@@ -210,5 +223,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", help=f"all, if none is given: {', '.join(TESTS)}")
     parser.add_argument("--sample", type=int, default=16, help="bugs that are planted in each")
+    parser.add_argument("--verdict", nargs=3, metavar=("MODULE", "LINE", "WORDS"), help="on a bug that has survived")
     arguments = parser.parse_args()
+    if arguments.verdict:
+        judge(*arguments.verdict)
+        sys.exit()
     sys.exit(main(arguments.modules, arguments.sample))
