@@ -155,7 +155,9 @@ def test_sounds_are_equally_loud_and_start_together(player):
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
 def test_it_fits_the_window_and_can_be_read(open_player, width, color_scheme):
     player = open_player(viewport={"width": width, "height": 800}, color_scheme=color_scheme)
-    for part in player.locator("button, p:not([hidden])").all():
+    parts = player.locator("button, p:not([hidden])").all()
+    assert parts
+    for part in parts:
         box = part.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width

@@ -110,7 +110,9 @@ def test_no_rule_of_accessibility_is_violated(scene, name, color_scheme):
 @pytest.mark.parametrize("width", [320, 400, 1280])
 def test_it_fits_the_window(scene, name, width):
     element = scene(name, viewport={"width": width, "height": 800})
-    for part in element.locator(":is(input, select, button, .plot, p, dl):not(.said)").all():
+    parts = element.locator(":is(input, select, button, .plot, p, dl):not(.said)").all()
+    assert parts
+    for part in parts:
         box = part.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
@@ -120,7 +122,9 @@ def test_it_fits_the_window(scene, name, width):
 def test_every_control_has_a_name_and_answers_to_keys(scene, name):
     element = scene(name)
     page = element.page
-    for slider in element.get_by_role("slider").all():
+    sliders = element.get_by_role("slider").all()
+    assert sliders
+    for slider in sliders:
         assert slider.get_attribute("aria-label") or slider.evaluate("each => each.labels[0].textContent.trim()")
         before, scrolled = slider.get_attribute("aria-valuetext"), page.evaluate("scrollY")
         assert before

@@ -98,7 +98,9 @@ def test_a_slider_moved_by_keyboard_is_seen_and_heard(instrument, j):
 def test_space_strikes_and_does_not_scroll(instrument):
     page = instrument.page
     for role in ("slider", "button"):
-        for control in instrument.get_by_role(role).all():
+        controls = instrument.get_by_role(role).all()
+        assert controls
+        for control in controls:
             control.focus()
             before, scrolled = n_sounds(instrument), page.evaluate("scrollY")
             page.keyboard.press("Space")
@@ -172,7 +174,9 @@ def test_reduced_motion_stands_still(open_page):
 @pytest.mark.parametrize("width", [320, 400, 1280])
 def test_it_fits_the_window(open_page, width):
     page = open_page(PAGE.as_uri(), viewport={"width": width, "height": 800})
-    for part in page.locator(".drum-instrument :is(input, canvas, svg, p)").all():
+    parts = page.locator(".drum-instrument :is(input, canvas, svg, p)").all()
+    assert parts
+    for part in parts:
         box = part.bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
