@@ -94,7 +94,8 @@ def connect(
 ) -> "Fabric":
     """The processes that torchrun or SLURM's srun started, one a device; this one alone otherwise.
 
-    One that waits for another, which may have died, gives up after `patience_s` seconds, with a RuntimeError.
+    One that waits for another, which may have died, gives up after `patience_s` seconds, with a RuntimeError; after
+    about three times as long if it is the first that died, before they met, as torch tries to reach it again.
     Raises ValueError if SLURM was asked for processes in a way that Lightning does not support.
     """
     # Imported here: it takes a while, and drum, metric and all that is below the data set connect nothing.
