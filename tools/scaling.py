@@ -79,17 +79,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "metric-constant": ("pnp-root", {"damping": "constant", "lambda_0": 5000.0}),
     "0.06-adaptive": ("secant-root", {"damping": "adaptive"}),
     "0.06-constant": ("secant-root", {"damping": "constant", "lambda_0": 300.0}),
-    **{f"{h}-scheduled": ("secant-root", {"data": f"data/scaling-short-secant{h}.zarr"}) for h in WIDTHS},
     **{
-        f"{h}-adaptive": ("secant-root", {"damping": "adaptive", "data": f"data/scaling-short-secant{h}.zarr"})
+        f"{h}-{damping}": ("secant-root", {"damping": damping, "data": f"data/scaling-short-secant{h}.zarr"})
+        for damping in ("scheduled", "adaptive")
         for h in WIDTHS
     },
 }
-STORED = {
-    "pnp": "metric",
-    "trace": "metric",
-    "curves": "curves",
-}  # beginnings of losses that want data sets of their own, and which
+# Beginnings of losses that want data sets of their own, and which.
+STORED = {"pnp": "metric", "trace": "metric", "curves": "curves"}
 EVERYWHERE = tuple(name for name in LOSSES if not name.startswith(tuple(STORED)))
 
 
