@@ -131,5 +131,7 @@ def test_two_of_a_page_share_one_kit():
 
 def test_negative_numbers_in_tables_have_a_minus_sign():
     row = '<th>-1</th><td class="a-1">-0.5</td><td>-.5e-3</td><td>a-1</td><td>- none</td><thead>-1</thead>'
+    row += "<td>-0.2\u00a0[-1.5,\u00a0-1.0]</td><td>1e-4 (-3 to 4)</td><td>2026-11-28</td>"
     mended = '<th>−1</th><td class="a-1">−0.5</td><td>−.5e-3</td><td>a-1</td><td>- none</td><thead>-1</thead>'
+    mended += "<td>−0.2\u00a0[−1.5,\u00a0−1.0]</td><td>1e-4 (−3 to 4)</td><td>2026-11-28</td>"
     assert accessible(row) == mended

@@ -7,7 +7,7 @@ from pathlib import Path
 from execute import CACHES, library_key
 from repository import repository_url
 
-# What the theme, MyST-NB and pandas write that a screen reader or an eye stumbles over, and what is written instead.
+# What the theme, MyST-NB and pandas write that a screen reader stumbles over, and what is written in its place.
 MENDED = [
     # The name of a fold is its title.
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
@@ -21,8 +21,6 @@ MENDED = [
     (r'role="doc-biblioentry"', 'role="listitem"'),
     # An empty corner of a table is the header of nothing.
     (r"<th(?P<attributes>[^>]*)>(?P<blank>(?:&nbsp;|\s)*)</th>", r"<td\g<attributes>>\g<blank></td>"),
-    # A negative number in a table has a minus sign.
-    (r"(<t[dh](?: [^>]*)?>)-(?=[\d.])", r"\1−"),
 ]
 
 
@@ -59,7 +57,12 @@ def link_exported_notebook(app, pagename, templatename, context, doctree):
 def accessible(html: str) -> str:
     for wrong, right in MENDED:
         html = re.sub(wrong, right, html)
-    return html
+    return re.sub(r"(?<=>)[^<]+(?=</t[dh]>)", minus_signs, html)
+
+
+def minus_signs(cell: re.Match) -> str:
+    """What a cell of a table says, with the sign of negative numbers, those of intervals too."""
+    return re.sub(r"(?<![\w.)])-(?=\.?\d)", "−", cell[0])
 
 
 def scripts_once(html: str) -> str:
