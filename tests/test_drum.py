@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.func import hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pnp_tutorial import drum, membrane
 from pnp_tutorial.drum import DRUM
@@ -252,3 +253,24 @@ def test_bad_length_and_sample_rate_are_refused():
         drum.rectangular_drum(theta, 0)
     with pytest.raises(ValueError, match="sample_rate"):
         drum.rectangular_drum(theta, 100, -1.0)
+
+
+class Calls(TorchDispatchMode):
+    """The operations that were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.names.append(operation.__name__)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_one_product_for_a_batch_that_is_not_on_a_cpu():
+    """A GPU waits for each kernel: a batch of any size is one product there, where a CPU takes as much as its cache."""
+    omega = torch.ones(3, 64, 5, dtype=torch.float64, device="meta")
+    with Calls() as calls:
+        x = drum.modal_sum(omega, omega, omega, drum.N_SAMPLES)
+    assert x.shape == (3, 64, drum.N_SAMPLES)
+    assert calls.names.count("bmm.default") == 1

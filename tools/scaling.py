@@ -11,27 +11,33 @@ There are three drums, each with a jittered grid of its own:
     diagonal    short, with the ten modes m₁ = m₂ only, as in the papers' first experiments
 
 A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
-and so the same first weights and batches. What a row is, and how it is kept: tools/rows.py.
+and so the same first weights and batches. In rows "after-…", of the short drum, losses that a CPU cannot afford from
+random weights, and others beside them, take over where the root of P-loss has ended. What a row is, and how it is kept:
+tools/rows.py.
 """
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from rows import Study
+import zarr
+from rows import Study, side_by_side
 from torch import Tensor
+from tqdm import tqdm
 
-from pnp_tutorial.dataset import DatasetConfig, build
+from pnp_tutorial.dataset import DatasetConfig, build, ear, load
 from pnp_tutorial.drum import DRUM, POSITION, modal_sum, mode_shapes, modes
+from pnp_tutorial.metric import secant_metric
 from pnp_tutorial.synthesizer import Synthesizer
-from pnp_tutorial.training import TrainingConfig
+from pnp_tutorial.training import TrainingConfig, drawn, fit
 
 SHORTER = 8
 BATCH, STEPS_AN_EPOCH = 64, 64
 SHORT_RUN, LONG_RUN = 1280, 7040  # steps: of the other rows of chapter 8, and about as many as the papers'
 SECANT_STEP = 0.06
-WIDTHS = (0.02, 0.1, 0.2)  # of secants, that are tried beside it
+WIDTHS = (0.001, 0.02, 0.1, 0.2)  # of secants, that are tried beside it; the first is next to none
 RATES = (3e-3, 1e-2, 3e-2)  # that are tried for each loss
 BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no row is chosen by it
 TUNING_STEPS = 320
@@ -84,7 +90,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         for damping in ("scheduled", "adaptive")
         for h in WIDTHS
     },
+    # secants of Φ itself, of the same width
+    "heard-scheduled": ("secant-root", {"data": "data/scaling-short-heard.zarr"}),
 }
+# What takes over from the root of P-loss, for how many steps; a thousand times the last of these is the time of a JTFS
+# step. All at the same rate, which falls. δ of JTFS, in features, is small beside the distances that are left.
+TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
+    **{f"{loss}-128": (LOSSES[loss], 128) for loss in ("parameter-root", "secant-root", "trace-root")},
+    "mss-128": ({"loss": "mss"}, 128),
+    "jtfs-128": ({"loss": "spectral", "root": 1.0}, 128),
+    **{f"{loss}-{LONG_RUN}": (LOSSES[loss], LONG_RUN) for loss in ("parameter-root", "secant-root")},
+}
+TAKEOVER_RATE = 1e-3
 # Beginnings of losses that want data sets of their own, and which.
 STORED = {"pnp": "metric", "trace": "metric", "curves": "curves"}
 EVERYWHERE = tuple(name for name in LOSSES if not name.startswith(tuple(STORED)))
@@ -122,7 +139,9 @@ def data_sets(drum: str) -> dict[str, DatasetConfig]:
         found["curves"] = replace(base, n_sounds=N_WITH_M[drum], metric=False, curves=True)
         found["metric"] = replace(base, n_sounds=N_WITH_M[drum])
         found["secant"] = replace(found["metric"], secant_step=SECANT_STEP)
-        found |= {f"secant{h}": replace(found["metric"], secant_step=h) for h in WIDTHS if drum == "short"}
+        if drum == "short":
+            found |= {f"secant{h}": replace(found["metric"], secant_step=h) for h in WIDTHS}
+            found["heard"] = found["secant"]
     configs = [replace(config, data=f"data/scaling-{drum}-{name}.zarr") for name, config in found.items()]
     return {config.data: config for config in configs}
 
@@ -133,7 +152,22 @@ def judged_on(drum: str) -> str:
 
 
 def prepare(path: str) -> None:
-    build(data_sets(path.split("-")[1])[path])
+    config = data_sets(path.split("-")[1])[path]
+    build(config, metric=heard_secants(config) if path.endswith("heard.zarr") and not Path(path).exists() else None)
+
+
+def heard_secants(config: DatasetConfig) -> Tensor:
+    """Secant metrics of Φ itself, of the sounds that rows are trained and validated on; 0 for all others."""
+    judged = judged_on("short")
+    prepare(judged)
+    numbers = {tuple(nu): i for i, nu in enumerate(zarr.open_group(judged, mode="r")["nu"][:].tolist())}
+    parts = ((FEW, "train"), (STUDIES["short"].of(TrainingConfig).n_validation, "validation"))
+    nu = torch.cat([drawn(load(judged, split, ()), n, split).nu for n, split in parts])
+    features, metric = ear(config, "cpu"), nu.new_zeros(config.n_sounds, *nu.shape[1:] * 2)
+    for some in tqdm(nu.split(8), desc="secants of Φ", unit="batch"):
+        M = secant_metric(some, features, lambda nu: config.synthesizer(nu, torch.float32), SECANT_STEP)
+        metric[[numbers[tuple(each)] for each in some.tolist()]] = M
+    return metric
 
 
 STUDIES = {
@@ -156,7 +190,7 @@ def row(drum: str, loss: str, n_train: int, n_steps: int, seed: int, **change: A
         epoch_share=min(1.0, (BATCH * STEPS_AN_EPOCH + 0.5) / n_train),
         seed=seed,
     )
-    return replace(config, **(LOSSES[loss] | change))
+    return replace(config, **(LOSSES.get(loss, {}) | change))
 
 
 def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
@@ -187,6 +221,34 @@ def tuning(drum: str) -> dict[str, TrainingConfig]:
     }
 
 
+def takeovers() -> dict[str, tuple[str, TrainingConfig]]:
+    """The rows of the short drum in which a loss takes over: the row whose encoder goes on, and with what."""
+    found = {}
+    for seed in range(3):
+        first = f"parameter-root-{FEW}-{SHORT_RUN}-{seed}"
+        start = {"start_from": str(STUDIES["short"].runs / first / "encoder.safetensors")}
+        for name, (change, n_steps) in TAKEOVERS.items():
+            config = replace(row("short", name.rpartition("-")[0], FEW, n_steps, seed), **change, **start)
+            found[f"after-{name}-{seed}"] = first, replace(config, learning_rate=TAKEOVER_RATE)
+    return found
+
+
+def take_over(prefixes: list[str]) -> None:
+    """Do the rows in which a loss takes over; what they begin with is trained again if it is gone."""
+    study, rows, firsts = STUDIES["short"], takeovers(), named("short")
+    wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
+    missing = {first for name, (first, _) in wanted.items() if not study.result(name).exists()}
+    for path in {firsts[first][1].data for first in missing}:
+        prepare(path)
+    tuned = {first: replace(firsts[first][1], learning_rate=study.tuned(firsts[first][0], RATES)) for first in missing}
+    side_by_side(train, in_folders(study, tuned), lambda: None)
+    study.do_all(in_folders(study, {name: config for name, (_, config) in wanted.items()}))
+
+
+def train(name: str, config: TrainingConfig) -> None:
+    fit(config, progress=False)
+
+
 def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
     for drum in drums:
         study, rows = STUDIES[drum], named(drum)
@@ -198,6 +260,8 @@ def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
         study.do_all(in_folders(study, tuned))
         if fresh:
             study.confirm_all(in_folders(study, tuned))
+        if drum == "short":
+            take_over(prefixes)
 
 
 def in_folders(study: Study, rows: dict[str, TrainingConfig]) -> dict[str, TrainingConfig]:
