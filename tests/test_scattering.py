@@ -332,6 +332,8 @@ def test_tangents_at_half_the_rate_lose_nothing():
         of_rate = torch.tensor((jtfs.paths.n2 == n2).to_numpy())
         error = (dS - d_expected)[..., of_rate].norm() / d_expected[..., of_rate].norm()
         assert error < 1e-7, f"rate {n2}"
+    alone = jtfs.push(x, dx[:1])[1]  # it is taken at half the rate, too
+    torch.testing.assert_close(alone, dS[:1], rtol=1e-12, atol=1e-12 * float(dS.abs().max()))
 
 
 def test_push_of_silence_is_finite():
@@ -358,7 +360,8 @@ def test_frames_left_out_are_silent(padding, monkeypatch):
     assert (JTFS(4096, **config)(x) - S).abs().max() < 1e-12 * S.max()
 
 
-def test_path_sums_of_a_gpu_are_those_of_a_cpu():
+@pytest.mark.parametrize("chunk", [4, 16])  # frames at once: fewer than inputs, and more
+def test_path_sums_of_a_gpu_are_those_of_a_cpu(chunk):
     """Both ways to sum |W Y| and its derivatives, on the CPU; a Y of zeros has none."""
     torch.manual_seed(0)
     B, K, n, R, n_alone, t = 2, 3, 5, 7, 3, 50
@@ -366,8 +369,8 @@ def test_path_sums_of_a_gpu_are_those_of_a_cpu():
     stacked = torch.cat([W.real, W.imag])
     Y = list(torch.randn(1 + K, B, n, t, dtype=torch.complex128))
     Y[0][1, :, :9] = 0
-    expected = path_sums.path_sums(stacked, Y, n_alone, chunk=16, H=torch.empty(0))
-    found = path_sums.complex_path_sums(stacked, Y, n_alone, chunk=16, H=torch.empty(0))
+    expected = path_sums.path_sums(stacked, Y, n_alone, chunk=chunk, H=torch.empty(0))
+    found = path_sums.complex_path_sums(stacked, Y, n_alone, chunk=chunk, H=torch.empty(0))
     assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
     W = torch.cat([W, W[n_alone:].conj()])
     assert torch.allclose(expected[:, 0], (W @ Y[0]).abs().sum(-1))
