@@ -93,13 +93,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # secants of Φ itself, of the same width
     "heard-scheduled": ("secant-root", {"data": "data/scaling-short-heard.zarr"}),
 }
-# What takes over from the root of P-loss, for how many steps; a thousand times the last of these is the time of a JTFS
-# step. All at the same rate, which falls. δ of JTFS, in features, is small beside the distances that are left.
+# What takes over from the root of P-loss, for how many steps, all at the same rate, which falls. The longer ones take
+# less time than those of JTFS. Its δ, in features, is small beside the distances that are left.
 TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
     **{f"{loss}-128": (LOSSES[loss], 128) for loss in ("parameter-root", "secant-root", "trace-root")},
     "mss-128": ({"loss": "mss"}, 128),
     "jtfs-128": ({"loss": "spectral", "root": 1.0}, 128),
-    **{f"{loss}-{LONG_RUN}": (LOSSES[loss], LONG_RUN) for loss in ("parameter-root", "secant-root")},
+    **{f"{loss}-{SHORT_RUN}": (LOSSES[loss], SHORT_RUN) for loss in ("parameter-root", "secant-root")},
 }
 TAKEOVER_RATE = 1e-3
 # Beginnings of losses that want data sets of their own, and which.
