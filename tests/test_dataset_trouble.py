@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,24 @@ def test_impossible_configuration(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         build(DatasetConfig(data=str(path), **{"n_samples": 2048, "J": 6, "T": 64} | change), progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_one_byte_too_small_is_named(tiny_data, tmp_path, monkeypatch):
+    """The room that is wanted is that of all arrays; they are compressed, and so take less."""
+    store = zarr.open_group(tiny_data.data, mode="r")
+    size = sum(array.nbytes for name, array in store.arrays() if name != "done")
+    config = replace(tiny_data, data=str(tmp_path / "x.zarr"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=size - 1))
+    with pytest.raises(ValueError, match="but only .* GB are free there"):
+        build(config, progress=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=size))
+    assert build(config, progress=False).exists()
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_where_one_is_asked_for(tiny_data, tmp_path, capsys, progress):
+    build(replace(tiny_data, data=str(tmp_path / "x.zarr"), n_sounds=10, metric=False), progress=progress)
+    assert ("10/10" in capsys.readouterr().err) == progress
 
 
 def test_a_corrected_configuration_is_taken(tmp_path):
