@@ -100,7 +100,9 @@ class Study:
     def refuse_other_settings(self, name: str, config: TrainingConfig) -> None:
         """Raise ValueError if a row was made with others than these."""
         training = self.read(name)["training"]
-        made = modern(training["config"]) | {"precision": training.get("precision", "32-true")}  # what "auto" came to
+        made = modern(training["config"])
+        if config.precision != "auto":
+            made["precision"] = training.get("precision", "32-true")  # what "auto" came to
         refuse_difference(made, config, f"{self.result(name)} was made", ("data", "output_folder", "device"))
 
     def tuned(self, loss: str, rates: Sequence[float]) -> float:
