@@ -162,11 +162,17 @@ class Study:
 def side_by_side(
     work: Callable[[str, TrainingConfig], None], named: Mapping[str, TrainingConfig], first: Callable[[], object]
 ) -> None:
-    """Do some work for every row, as many at once as torch has threads; before that, what is kept for all processes."""
-    n = min(torch.get_num_threads(), len(named))
+    """Do some work for every row, as many at once as torch has threads; before that, what is kept for all processes.
+
+    A row that is alone has one thread, too: with more it would have other numbers.
+    """
+    n_threads = torch.get_num_threads()
+    n = min(n_threads, len(named))
     if n <= 1:
+        torch.set_num_threads(1)
         for name, config in named.items():
             work(name, config)
+        torch.set_num_threads(n_threads)
         return
     first()
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), worker) as pool:
