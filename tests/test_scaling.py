@@ -15,6 +15,7 @@ from pnp_tutorial.drum import DRUM, modes
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import predict
 from pnp_tutorial.losses import root
+from pnp_tutorial.runtime import as_stored
 from pnp_tutorial.training import TrainingConfig
 
 DONE = {
@@ -135,3 +136,24 @@ def test_a_row_is_confirmed_with_its_last_weights(tmp_path, monkeypatch):
     study.confirm_all({"row": config})
     assert study.read("fresh-row") == row
     rows.judge.cache_clear()
+
+
+def test_a_lone_row_has_one_thread_as_others_have(monkeypatch):
+    threads = [2]
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    seen = []
+    rows.side_by_side(lambda name, config: seen.append((name, threads[-1])), {"row": None}, lambda: None)
+    assert seen == [("row", 1)]
+    assert threads[-1] == 2
+
+
+def test_a_row_may_leave_its_precision_open(monkeypatch):
+    """What "auto" came to is compared only with a row that names its precision."""
+    study, config = scaling.STUDIES["short"], TrainingConfig(precision="auto")
+    made = {"training": {"config": as_stored(config), "precision": "bf16-mixed"}}
+    monkeypatch.setattr(rows.Study, "read", lambda self, name: made)
+    study.refuse_other_settings("row", config)
+    study.refuse_other_settings("row", replace(config, precision="bf16-mixed"))
+    with pytest.raises(ValueError, match='precision = "bf16-mixed", not "32-true"'):
+        study.refuse_other_settings("row", replace(config, precision="32-true"))

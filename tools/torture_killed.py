@@ -381,7 +381,7 @@ TRIALS = {
         "killed at a random moment, every other time after its first row; begun again at once, and compared as above; "
         "no worker of the killed one is left then",
         partial(killed, "study"),
-        "Rows whose precision was left open were refused as made with another one; and the last row, if it was alone, had "
+        "Rows whose precision was left open were refused as made with another one; and a row that was left alone had "
         "all threads, and other numbers.",
     ),
     "data set, two processes": Trial(
