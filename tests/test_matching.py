@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from pnp_tutorial import matching
 from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.dataset import ear
 from pnp_tutorial.drum import DRUM, rectangular_drum
@@ -134,6 +135,53 @@ def test_a_scan_of_what_no_drum_can_be_ends_where_two_runs_agree():
         assert (distances.diff() > -1e-3).all(), "the closest first"
         assert len(survivors) > 3, "those of all runs"
     assert heard[False] < 0.75 * heard[True]
+
+
+class NeverClose:
+    """In place of what searches: all descents end further off than the closest that was heard on the way."""
+
+    def __init__(self, *given):
+        self.v, self.distance, self.near, self.evolved = given[2], 1.0, 0.0, 0
+
+    def evolve(self, population, h, random):
+        self.evolved += 1
+        return population
+
+    def descend(self, v):
+        return v, 2.0
+
+    def is_itself(self, again):
+        return False
+
+    def survivors(self):
+        return self.evolved
+
+
+@pytest.mark.parametrize(("exact", "n_runs", "evolved"), [(True, 1, 2), (False, 1, 1), (False, 2, 3), (True, 2, 4)])
+def test_runs_evolve_further_unless_two_may_still_agree(monkeypatch, exact, n_runs, evolved):
+    """The first run of a sound that is none of the synthesizer waits for the second; that no end is near is no reason
+    to stop."""
+    monkeypatch.setattr(matching, "_Closest", NeverClose)
+    budget = replace(QUICK, n_runs=n_runs)
+    x, start = torch.ones(N_SHORT), torch.zeros(5, dtype=torch.float64)
+    assert scan(x, drums, start, 22050, budget=budget, exact=exact) == evolved
+
+
+def test_the_bar_of_a_match_counts_the_sounds_that_were_heard():
+    class Bar:
+        n = 0
+
+        def update(self, n):
+            self.n += n
+
+        def set_postfix_str(self, text):
+            assert text == "scan, distance 3"
+
+    story = matching._Story(False, lambda step: None)
+    story.bar = Bar()
+    for n_heard in (5, 12, 30):
+        story.note(Step("scan", n_heard, 3.0, []))
+        assert story.bar.n == n_heard
 
 
 def test_a_noisy_sound_need_not_be_closer_than_to_itself():
@@ -272,11 +320,20 @@ def test_parameters_in_the_span_of_unsure_directions_are_named():
     Q[3] = 0.5**0.5  # log D is in both, and between them is τ with α
     Q[[1, 4]] = torch.tensor([[0.8], [0.6]]).double() * torch.tensor([0.5**0.5, -(0.5**0.5)])
     assert undetermined(spreads, torch.linalg.qr(Q, "complete")[0], DRUM.names) == ["log_D", "0.8 tau + 0.6 alpha"]
+    nearly = torch.tensor([[0.9], *[[(0.19 / 4) ** 0.5]] * 4]).double()  # but for a few that are minor, one each
+    assert undetermined(spreads[:1], nearly, DRUM.names) == ["log_omega"]
 
 
 @pytest.fixture(scope="module")
 def result(model):
     return match(rectangular_drum(THETA, 2048), model)
+
+
+def test_a_sound_without_any_noise_has_a_level_of_it(model):
+    """Two clicks, between which there is nothing at all."""
+    x = torch.zeros(2048)
+    x[[0, 1500]] = 1.0
+    assert match(x, model, budget=QUICK).noise_db == -180
 
 
 def test_match_is_consistent(model, result):
