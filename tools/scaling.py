@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 import zarr
-from rows import Study, side_by_side
+from rows import Study, side_by_side, take_last_weights
 from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial.dataset import DatasetConfig, build, ear, load
 from pnp_tutorial.drum import DRUM, POSITION, modal_sum, mode_shapes, modes
+from pnp_tutorial.encoder import load_encoder, save
 from pnp_tutorial.metric import secant_metric
 from pnp_tutorial.synthesizer import Synthesizer
 from pnp_tutorial.training import TrainingConfig, drawn, fit
@@ -226,7 +227,7 @@ def takeovers() -> dict[str, tuple[str, TrainingConfig]]:
     found = {}
     for seed in range(3):
         first = f"parameter-root-{FEW}-{SHORT_RUN}-{seed}"
-        start = {"start_from": str(STUDIES["short"].runs / first / "encoder.safetensors")}
+        start = {"start_from": str(STUDIES["short"].runs / first / "last.safetensors")}
         for name, (change, n_steps) in TAKEOVERS.items():
             config = replace(row("short", name.rpartition("-")[0], FEW, n_steps, seed), **change, **start)
             found[f"after-{name}-{seed}"] = first, replace(config, learning_rate=TAKEOVER_RATE)
@@ -246,7 +247,11 @@ def take_over(prefixes: list[str]) -> None:
 
 
 def train(name: str, config: TrainingConfig) -> None:
+    """Train a row, and keep the weights of its last epoch, which were not chosen by any validation loss."""
     fit(config, progress=False)
+    model = load_encoder(f"{config.output_folder}/encoder.safetensors", "cpu", config.synthesizer)
+    take_last_weights(model, config)
+    save(model, f"{config.output_folder}/last.safetensors")
 
 
 def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
