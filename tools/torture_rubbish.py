@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stdout
 from dataclasses import fields, replace
 from functools import cache, partial
 from hashlib import sha256
@@ -133,6 +133,11 @@ def rubbish(seeds: list[bytes], how: random.Random, words: list[bytes]) -> bytes
 @cache
 def sounds() -> list[bytes]:
     """A drum in every format that soundfile writes, of one channel and of two."""
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):  # where SD2 leaves a file, its resource fork
+        return _sounds()
+
+
+def _sounds() -> list[bytes]:
     x = np.concatenate([np.zeros(50), SHORT(SHORT.sample_uniform(1)[0]).numpy()])
     found = []
     for kind in soundfile.available_formats():
