@@ -81,6 +81,7 @@ def check_theta(theta: Tensor) -> None:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # of which tensors that are kept would refuse gradients ever after
 def _membrane(highest: float) -> tuple[Tensor, Tensor, Tensor]:
     """m, j_mn and J_m+1(j_mn)² of all modes with j_mn < highest, float64, the lowest first."""
     zeros = [(j, m) for m in range(int(highest)) for j in jn_zeros(m, int(highest)) if j < highest]
@@ -174,6 +175,7 @@ def _glide(modes: tuple[Tensor, Tensor, Tensor], bend: Tensor, n: int, rate: flo
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _noise(n: int, sample_rate: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """White noise in octaves that overlap: their ω (k,), the octaves (k, n) and their mean products (k, k).
 
