@@ -199,6 +199,7 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
 
 def seal(document: Mapping[str, Any], *contents: bytes) -> str:
     """SHA-256 of a JSON document and of what belongs to it: kept beside both, it tells that they are as they were."""
+    document = json.loads(json.dumps(document))  # as it is read: with all keys as text, which sort otherwise
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
     for content in contents:
         digest.update(hashlib.sha256(content).digest())
@@ -207,7 +208,6 @@ def seal(document: Mapping[str, Any], *contents: bytes) -> str:
 
 def write_results(path: Path, results: Mapping[str, Any], indent: int | None = None) -> None:
     """Write the results of a study or a benchmark as JSON, whole or not at all, with their seal."""
-    results = json.loads(json.dumps(results))  # with all keys as text
     text = json.dumps({**results, "seal": seal(results)}, indent=indent) + ("\n" if indent else "")
     write_atomically({path: text.encode()})
 

@@ -64,6 +64,12 @@ def test_file_keeps_the_encoder(tmp_path):
     assert (tmp_path / "f.safetensors").read_bytes() == (tmp_path / "e.safetensors").read_bytes()
 
 
+def test_keys_of_what_is_known_may_be_numbers(tmp_path):
+    scores = {2: 1.0, 10: 2.0, None: 0.5}
+    save(AudioEncoder(Encoder(5, BACKBONE), SMALL, metadata={"scores": scores}), tmp_path / "e.safetensors")
+    assert load_encoder(tmp_path / "e.safetensors").metadata == {"scores": {"2": 1.0, "10": 2.0, "null": 0.5}}
+
+
 def test_file_is_half_precision_with_a_readable_header(tmp_path):
     save(AudioEncoder(Encoder(5, BACKBONE), SMALL), tmp_path / "e.safetensors")
     with safetensors.safe_open(tmp_path / "e.safetensors", "pt") as file:
