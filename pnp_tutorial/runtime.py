@@ -290,7 +290,7 @@ def check_fields(config: "DataclassInstance") -> None:
                 raise ValueError(f"expected {name} to be one of {get_args(hint)}, got {value!r}")
             continue
         if get_origin(hint) is tuple:  # of words
-            if isinstance(value, str) or not all(isinstance(each, str) for each in value):
+            if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
                 raise ValueError(f"expected {name} to be a list of words, got {value!r}")
             continue
         kinds = tuple(Callable if get_origin(kind) is Callable else kind for kind in get_args(hint) or (hint,))
