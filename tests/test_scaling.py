@@ -1,5 +1,6 @@
 """The scaling study of chapter 8: its drums, and that its rows are comparable."""
 
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -112,6 +113,17 @@ def test_fresh_sounds_are_in_no_data_set_and_look_as_a_store_has_them(tmp_path):
     assert torch.cdist(found.nu, stored.nu).min() > 0
     seen = encoder_input(data)(data.synthesizer(stored.nu[:4], torch.float32))
     torch.testing.assert_close(seen.half(), stored.scalogram[:4], rtol=2e-3, atol=2e-3)
+
+
+def test_rows_are_judged_by_the_sounds_of_today(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = replace(scaling.data_sets("short")["data/scaling-short-all.zarr"], n_sounds=100, data="few.zarr")
+    for seed in (0, 1):
+        data = replace(data, metric=False, device="cpu", secant_step=None, seed=seed)
+        build(data, progress=False)
+        heard = rows.Judge(rows.Study("few", "scaling.yaml", None, sounds=data, n_test=2), "test")
+        assert max(heard(heard.rows.nu)["jtfs"]) < 1e-3
+        shutil.rmtree("few.zarr")
 
 
 def test_a_row_is_confirmed_with_its_last_weights(tmp_path, monkeypatch):

@@ -29,9 +29,11 @@ from pnp_tutorial.encoder import AudioEncoder, load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
 from pnp_tutorial.mss import mss_distance
 from pnp_tutorial.runtime import (
+    as_stored,
     float64_device,
     read_results,
     refuse_difference,
+    seal,
     select_device,
     write_atomically,
     write_results,
@@ -213,7 +215,7 @@ class Judge:
             rows = drawn(rows, n_sounds, f"{split} sounds of {data.data}")
         self.synthesizer, self.device = data.synthesizer, study.device
         self.rows, self.features = Rows(rows.nu[:n_sounds], rows.scalogram[:n_sounds]), ear(data, study.device)
-        path = study.runs / f"features-{split}-{n_sounds}.pt"
+        path = study.runs / f"features-{split}-{n_sounds}-{seal(as_stored(data))[:8]}.pt"
         if not path.exists():
             with torch.no_grad():
                 S = [self.features(self.play(some)).cpu() for some in self.rows.nu.to(self.device).split(8)]
