@@ -139,7 +139,7 @@ class Study:
     def confirm_all(self, named: Mapping[str, TrainingConfig]) -> None:
         """Test those rows on fresh sounds that have not been."""
         missing = {name: config for name, config in named.items() if not self.result(f"fresh-{name}").exists()}
-        side_by_side(self.confirm, missing, lambda: judge(self, "fresh"))
+        self.on_data(self.confirm, missing, "fresh")
 
     def do_all(self, named: Mapping[str, TrainingConfig]) -> None:
         """Do the rows that are missing, side by side."""
@@ -147,9 +147,15 @@ class Study:
             if self.result(name).exists():
                 self.refuse_other_settings(name, config)
         missing = {name: config for name, config in named.items() if not self.result(name).exists()}
-        for path in {self.data.data, *(config.data for config in missing.values())} if missing else ():
+        self.on_data(self.do, missing, "validation", "test")
+
+    def on_data(
+        self, work: Callable[[str, TrainingConfig], None], named: Mapping[str, TrainingConfig], *splits: str
+    ) -> None:
+        """Do some work for every row, side by side, once their data sets and what is heard of splits are there."""
+        for path in {self.data.data, *(config.data for config in named.values())} if named else ():
             self.prepare(path)
-        side_by_side(self.do, missing, lambda: (judge(self, "validation"), judge(self, "test")))
+        side_by_side(work, named, lambda: [judge(self, split) for split in splits])
 
     def do_constant(self) -> None:
         """The floor: one ν, whatever the sound."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import zarr
-from rows import Study, side_by_side
+from rows import Study
 from torch import Tensor
 from tqdm import tqdm
 
@@ -238,10 +238,8 @@ def take_over(prefixes: list[str]) -> None:
     study, rows, firsts = STUDIES["short"], takeovers(), named("short")
     wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
     missing = {first for name, (first, _) in wanted.items() if not study.result(name).exists()}
-    for path in {firsts[first][1].data for first in missing}:
-        prepare(path)
     tuned = {first: replace(firsts[first][1], learning_rate=study.tuned(firsts[first][0], RATES)) for first in missing}
-    side_by_side(train, in_folders(study, tuned), lambda: None)
+    study.on_data(train, in_folders(study, tuned))
     study.do_all(in_folders(study, {name: config for name, (_, config) in wanted.items()}))
 
 
