@@ -21,7 +21,9 @@ from pnp_tutorial.training import TrainingConfig
 DONE = {
     (drum, name): pair
     for drum in scaling.DRUMS
-    for name, pair in (scaling.named(drum) | {n: (None, c) for n, c in scaling.tuning(drum).items()}).items()
+    for name, pair in (
+        scaling.named(drum) | {name: (None, config) for name, config in scaling.tuning(drum, scaling.LOSSES).items()}
+    ).items()
     if scaling.STUDIES[drum].result(name).exists()
 }
 

@@ -17,6 +17,7 @@ tools/rows.py.
 """
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,11 +213,12 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
     return found
 
 
-def tuning(drum: str) -> dict[str, TrainingConfig]:
-    """Short runs of every loss at every learning rate."""
+def tuning(drum: str, losses: Iterable[str]) -> dict[str, TrainingConfig]:
+    """Short runs of losses at every learning rate."""
     return {
         f"tune-{loss}-{rate:g}": replace(row(drum, loss, FEW, TUNING_STEPS, 0), learning_rate=rate)
-        for loss in (LOSSES if drum in N_WITH_M else EVERYWHERE)
+        for loss in LOSSES
+        if loss in losses
         for rate in (*RATES, BEYOND)
     }
 
@@ -251,9 +253,7 @@ def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
     for drum in drums:
         study, rows = STUDIES[drum], named(drum)
         wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
-        losses = tuple(f"tune-{loss}-" for loss in {loss for loss, _ in wanted.values()})
-        tunes = {name: config for name, config in tuning(drum).items() if name.startswith(losses)}
-        study.do_all(in_folders(study, tunes))
+        study.do_all(in_folders(study, tuning(drum, {loss for loss, _ in wanted.values()})))
         tuned = {name: replace(row, learning_rate=study.tuned(loss, RATES)) for name, (loss, row) in wanted.items()}
         study.do_all(in_folders(study, tuned))
         if fresh:
