@@ -156,6 +156,10 @@ def _at_most(n: int) -> Iterator[None]:
         hook.remove()
 
 
+def _no_encoder(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is not an encoder of this library ({' '.join(str(error).split())})")
+
+
 def load_encoder(
     path: str | Path | None = None,
     device: torch.device | str = "cpu",
@@ -181,7 +185,10 @@ def load_encoder(
         raise ValueError(f"there is no encoder at {path}")
     header, state = read_tensors(path, "an encoder")
     try:
-        config = stored_config(header["dataset"], synthesizer, ear, str(path))
+        config = stored_config(header["dataset"], synthesizer, ear, str(path))  # whose ValueError names the file
+    except (KeyError, TypeError) as error:
+        raise _no_encoder(path, error) from error
+    try:
         # Older files do not name what was known: it was the first parameter, a drum's pitch.
         known = header.get("known", config.synthesizer.names[: len(config.synthesizer.names) - header["n_outputs"]])
         if header["n_outputs"] != (n := len(sought(config, known))):  # before a network is made
@@ -191,8 +198,8 @@ def load_encoder(
             encoder = Encoder(n, header["backbone"])
         encoder.load_state_dict(state)
         model = AudioEncoder(encoder, config, tuple(known), header.get("metadata"))
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if lacks_means(error):
             raise
-        raise ValueError(f"{path} is not an encoder of this library ({' '.join(str(error).split())})") from error
+        raise _no_encoder(path, error) from error
     return model.to(device).eval()

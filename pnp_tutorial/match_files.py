@@ -150,5 +150,5 @@ def _row(wav: Path, document: Path, source: dict[str, Any]) -> dict[str, Any]:
         words = {"undetermined": "; ".join(content["undetermined"])}
         effort = {name: content[name] for name in ("level_db", "noise_db", "n_heard", "n_iterations")}
         return values | spreads | words | content["distance"] | effort
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):  # KeyError: an older version of this package
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):  # KeyError: of an older version
         return {}

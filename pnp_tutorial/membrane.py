@@ -33,7 +33,9 @@ def constants(theta: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
 
 def _time_step(theta: ArrayLike, n_intervals: int) -> float:
-    """Half the largest stable step of the coarsest grid, refined with the square of the spacing."""
+    """Half the largest stable step of the coarsest grid, refined with the square of the spacing; checks n_intervals."""
+    if n_intervals < COARSEST or n_intervals % 5:
+        raise ValueError(f"expected n_intervals ≥ {COARSEST} and a multiple of 5, got {n_intervals}")
     S4, c2, _, d3 = (float(value) for value in constants(theta))
     alpha = float(np.asarray(theta)[4])
     gamma = 4 * (COARSEST / math.pi) ** 2 * (1 + 1 / alpha**2)  # largest eigenvalue of −Δ
@@ -56,8 +58,6 @@ def _motion(
     Nodes where `inside` is False are held still. The tension grows with the stretched area (Berger's equation): c² is
     multiplied by 1 + stretch · ⟨|∇u|²⟩, the mean square slope.
     """
-    if n_intervals < COARSEST or n_intervals % 5:
-        raise ValueError(f"expected n_intervals ≥ {COARSEST} and a multiple of 5, got {n_intervals}")
     S4, c2, d1, d3 = constants(theta)
     alpha = float(np.asarray(theta)[4])
     h1, h2 = math.pi / n_intervals, math.pi * alpha / n_intervals
@@ -140,17 +140,20 @@ def play(
     Raises
     ------
     ValueError
-        If n_intervals does not fit, rim or bend is none of the above, or strike or ear lies outside the rim.
+        If n_intervals does not fit, rim or bend is none of the above, strike or ear lies outside the rim, or
+        n_samples < 1.
     """
     if rim not in ("rectangle", "ellipse"):
         raise ValueError(f"expected rim 'rectangle' or 'ellipse', got {rim!r}")
     if not 0 <= bend < 3:  # half the stable step is stable under less than four times the tension
         raise ValueError(f"expected a bend of at least 0 and less than 3, got {bend}")
+    if n_samples < 1:
+        raise ValueError(f"expected n_samples ≥ 1, got {n_samples}")
+    k = _time_step(theta, n_intervals)
     y = np.arange(1, n_intervals) / n_intervals
     inside = np.ones((n_intervals - 1, n_intervals - 1), bool)
     if rim == "ellipse":
         inside = np.hypot(y[:, None] - 0.5, y - 0.5) < 0.5
-    k = _time_step(theta, n_intervals)
     n_steps = math.ceil(n_samples / SAMPLE_RATE / k) + 1
     node, ear = (tuple(round(f * n_intervals) - 1 for f in position) for position in (strike, POSITION))
     if not (min(node) >= 0 and max(node) < len(y) and inside[node] and inside[ear]):
@@ -160,11 +163,11 @@ def play(
         return _motion(theta, n_intervals, n_steps, strike, inside, stretch)
 
     stretch = 0.0
-    if bend:  # its widest motion comes at once: within a tenth of the time
+    if bend:  # its widest motion comes at once: within a tenth of the usual time, however short the sound is
         h1, h2 = math.pi / n_intervals, math.pi * float(np.asarray(theta)[4]) / n_intervals
         slopes = [
             np.square(np.diff(u, axis=0) / h1).mean() + np.square(np.diff(u, axis=1) / h2).mean()
-            for u in motion(n_steps // 10, 0.0)
+            for u in motion(math.ceil(N_SAMPLES / 10 / SAMPLE_RATE / k), 0.0)
         ]
         stretch = bend / max(slopes)
     x = soxr.resample(np.array([u[ear] for u in motion(n_steps, stretch)]), 1 / k, SAMPLE_RATE)[:n_samples]

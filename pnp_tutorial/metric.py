@@ -168,5 +168,5 @@ def condition_number(metric: Tensor, damping: float = 0.0) -> Tensor:
     Infinite where M + λI is singular (or, by rounding, below). Errors as in `eigen`.
     """
     values, _ = eigen(metric)
-    smallest = (values[..., 0] + damping).clamp_min(0)
-    return (values[..., -1] + damping) / smallest
+    smallest = values[..., 0] + damping
+    return torch.where(smallest > 0, (values[..., -1] + damping) / smallest, torch.inf)

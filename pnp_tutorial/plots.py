@@ -153,7 +153,7 @@ def scalogram(
     return ax
 
 
-def jtfs_paths(S: ArrayLike | Tensor, paths: pd.DataFrame, ax: Axes | None = None, vmax: float | None = None) -> Axes:
+def jtfs_paths(S: ArrayLike | Tensor, paths: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Second order of a JTFS: mean over the carriers, for each rate (across) and signed scale (up).
 
     The signed scale is scale × spin in cycles per octave: rising patterns above, falling ones below zero.
@@ -163,8 +163,6 @@ def jtfs_paths(S: ArrayLike | Tensor, paths: pd.DataFrame, ax: Axes | None = Non
     S : array or Tensor, shape (P,)
     paths : DataFrame
         `JTFS.paths`.
-    vmax : float, optional
-        Top of the colours, to be shared by pictures that are compared.
 
     Raises
     ------
@@ -177,7 +175,7 @@ def jtfs_paths(S: ArrayLike | Tensor, paths: pd.DataFrame, ax: Axes | None = Non
     ax = _axes(ax, (6.5, 3.2))
     second = paths.assign(S=S, signed=paths.scale * paths.spin)[(paths.order == 2) & paths.spin.notna()]
     table = second.pivot_table(index="signed", columns="rate", values="S", aggfunc="mean")
-    image = ax.imshow(table.to_numpy(), origin="lower", aspect="auto", vmin=0, vmax=vmax, cmap="cividis")
+    image = ax.imshow(table.to_numpy(), origin="lower", aspect="auto", vmin=0, cmap="cividis")
     ax.set_xticks(range(table.shape[1]), [f"{rate:.2g}" if rate < 10 else f"{rate:.0f}" for rate in table.columns])
     ax.set_yticks(range(table.shape[0]), [f"{scale:+.2g}" for scale in table.index])
     ax.set(xlabel="rate (Hz)", ylabel="scale × spin (cycles per octave)")

@@ -32,7 +32,7 @@ and K is how the recording is cut off, 4 ms around t_c,
 """
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ from .drum import CACHED, N_SAMPLES, SAMPLE_RATE, modal_sum
 from .runtime import float64_device, full_precision
 from .synthesizer import Parameter, Synthesizer, check_domain
 
-HIGHEST = 20.0  # zero j_mn of the highest mode, more than eight times the pitch
+HIGHEST = 20  # above zero j_mn of the highest mode: more than eight times the pitch
 N_ANGLES = 48  # of Bessel's integral, on half a circle: exact for m + j r < 2 · 48, up to rounding
 N_OCTAVES = 10  # below half the sample rate, at whose ends the spectrum of noise is N
 CUT = 0.004  # s, in which a sound is cut off
@@ -80,10 +80,11 @@ def check_theta(theta: Tensor) -> None:
     check_domain(theta, PARAMETERS, domain, "is not physical", with_lower_end=("log_p", "log_D", "radius", "bend"))
 
 
-@lru_cache(maxsize=8)
-def _membrane(highest: float) -> tuple[Tensor, Tensor, Tensor]:
-    """m, j_mn and J_m+1(j_mn)² of all modes with j_mn < highest, float64, the lowest first."""
-    zeros = [(j, m) for m in range(int(highest)) for j in jn_zeros(m, int(highest)) if j < highest]
+@cache
+@torch.inference_mode(False)  # of which tensors that are kept would refuse gradients ever after
+def _membrane() -> tuple[Tensor, Tensor, Tensor]:
+    """m, j_mn and J_m+1(j_mn)² of all modes with j_mn < HIGHEST, float64, the lowest first."""
+    zeros = [(j, m) for m in range(HIGHEST) for j in jn_zeros(m, HIGHEST) if j < HIGHEST]
     j, m = np.array(sorted(zeros)).T
     return torch.from_numpy(m.copy()), torch.from_numpy(j.copy()), torch.from_numpy(jv(m + 1, j) ** 2)
 
@@ -108,15 +109,13 @@ def noise_spectrum(omega: Tensor, f_n: Tensor, width: Tensor) -> Tensor:
     return torch.exp(log_N - log_N.detach().amax(-1, keepdim=True))
 
 
-def modes(theta: Tensor, highest: float = HIGHEST) -> tuple[Tensor, Tensor, Tensor]:
+def modes(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Frequencies, decay rates and amplitudes of the modes, as the skin comes to rest.
 
     Parameters
     ----------
     theta : Tensor, shape (..., 12)
         See `PARAMETERS`.
-    highest : float
-        Modes with j_mn below it are taken, up to about 40.
 
     Returns
     -------
@@ -130,7 +129,7 @@ def modes(theta: Tensor, highest: float = HIGHEST) -> tuple[Tensor, Tensor, Tens
     """
     check_theta(theta)
     log_omega, tau, log_p, log_D, radius, stick, *_ = theta.unsqueeze(-2).unbind(-1)  # each (..., 1)
-    m, j, norm = (values.to(theta) for values in _membrane(highest))
+    m, j, norm = (values.to(theta) for values in _membrane())
     p, D, s = 10**log_p, 10**log_D, (j / j[0]) ** 2
     sigma = (1 + p * (s - 1)) / tau
     omega = torch.sqrt(10 ** (2 * log_omega) * s * (1 + D**2 * (s - 1)) + (s - 1) * (1 - p) ** 2 / tau**2)
@@ -174,6 +173,7 @@ def _glide(modes: tuple[Tensor, Tensor, Tensor], bend: Tensor, n: int, rate: flo
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def _noise(n: int, sample_rate: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """White noise in octaves that overlap: their ω (k,), the octaves (k, n) and their mean products (k, k).
 
@@ -206,7 +206,6 @@ def round_drum(
     n_samples: int = N_SAMPLES,
     sample_rate: float = SAMPLE_RATE,
     *,
-    highest: float = HIGHEST,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The sound of the round drum: x = g(θ), of peak 1.
@@ -218,8 +217,6 @@ def round_drum(
     n_samples : int
     sample_rate : float, Hz
         Modes at or above half of it are left out, as in `modal_sum`.
-    highest : float
-        As in `modes`.
     dtype : torch.dtype, optional
         Of the sound; θ's if not given. What is small is formed in float64 in any case.
 
@@ -238,13 +235,13 @@ def round_drum(
     dtype, device = dtype or theta.dtype, theta.device
     rows = theta.reshape(-1, theta.shape[-1]).to(float64_device(device)).to(torch.float64)
     few = max(1, CACHED // 4 // n_samples) if rows.device.type == "cpu" else max(1, len(rows))
-    sounds = [_sounds(some, n_samples, sample_rate, highest, dtype) for some in rows.split(few)]
+    sounds = [_sounds(some, n_samples, sample_rate, dtype) for some in rows.split(few)]
     return torch.cat(sounds).reshape(*theta.shape[:-1], n_samples).to(device)
 
 
-def _sounds(theta: Tensor, n: int, sample_rate: float, highest: float, dtype: torch.dtype) -> Tensor:
+def _sounds(theta: Tensor, n: int, sample_rate: float, dtype: torch.dtype) -> Tensor:
     *_, stick, bend, level, noise_tau, noise_f, width, cut = theta.unsqueeze(-2).unbind(-1)  # each (..., 1)
-    skin = _glide(modes(theta, highest), bend, n, sample_rate, dtype)
+    skin = _glide(modes(theta), bend, n, sample_rate, dtype)
     omega, octaves, products = _noise(n, sample_rate, dtype, theta.device)
     N = noise_spectrum(omega, noise_f, width)  # (..., 11)
     loudness = 10 ** (level / 20) * N / (N @ products * N).sum(-1, keepdim=True).sqrt() / 3

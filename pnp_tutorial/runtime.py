@@ -199,6 +199,7 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
 
 def seal(document: Mapping[str, Any], *contents: bytes) -> str:
     """SHA-256 of a JSON document and of what belongs to it: kept beside both, it tells that they are as they were."""
+    document = json.loads(json.dumps(document))  # as it is read: with all keys as text, which sort otherwise
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
     for content in contents:
         digest.update(hashlib.sha256(content).digest())
@@ -207,7 +208,6 @@ def seal(document: Mapping[str, Any], *contents: bytes) -> str:
 
 def write_results(path: Path, results: Mapping[str, Any], indent: int | None = None) -> None:
     """Write the results of a study or a benchmark as JSON, whole or not at all, with their seal."""
-    results = json.loads(json.dumps(results))  # with all keys as text
     text = json.dumps({**results, "seal": seal(results)}, indent=indent) + ("\n" if indent else "")
     write_atomically({path: text.encode()})
 
@@ -290,7 +290,7 @@ def check_fields(config: "DataclassInstance") -> None:
                 raise ValueError(f"expected {name} to be one of {get_args(hint)}, got {value!r}")
             continue
         if get_origin(hint) is tuple:  # of words
-            if isinstance(value, str) or not all(isinstance(each, str) for each in value):
+            if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
                 raise ValueError(f"expected {name} to be a list of words, got {value!r}")
             continue
         kinds = tuple(Callable if get_origin(kind) is Callable else kind for kind in get_args(hint) or (hint,))

@@ -95,7 +95,7 @@ class JTFS(Transform):
         check_whole("J_fr", J_fr, 1, math.floor(math.log2(n_bins)))
         if F != "global":
             check_whole("F", F, 1, n_bins, '"global" or ')
-        self.Q, self.J_fr, self.Q_fr, self.F = Q, J_fr, Q_fr, F
+        self.Q, self.F = Q, F
 
         self.bank_2 = filter_bank(J, Q[1])
         self.levels_2 = [self._level(each.level) for each in self.bank_2]

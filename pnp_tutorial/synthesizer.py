@@ -125,7 +125,9 @@ class Synthesizer:
         check_last_axis(theta, "theta", self.parameters)
         low, high = self.ranges(theta.dtype, theta.device)
         is_log = self._is_log(theta.device)
-        base, ratio = torch.where(is_log, theta / low, 1), torch.where(is_log, high / low, math.e)
+        # Without log, all of this stays finite, and so does its gradient.
+        base = torch.where(is_log, theta / torch.where(is_log, low, 1), 1)
+        ratio = torch.where(is_log, high / low, math.e)
         return torch.where(is_log, 2 * base.log() / ratio.log() - 1, 2 * (theta - low) / (high - low) - 1)
 
     def slope(self, nu: Tensor) -> Tensor:

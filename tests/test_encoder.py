@@ -11,7 +11,7 @@ from pnp_tutorial.dataset import DatasetConfig, load
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder, save
 from pnp_tutorial.mss import CoarseSpectra
-from pnp_tutorial.runtime import read_tensors, tensor_file
+from pnp_tutorial.runtime import as_stored, read_tensors, tensor_file
 
 SMALL = DatasetConfig(n_samples=2048, J=6, T=64)
 BACKBONE = "test_efficientnet"
@@ -64,6 +64,12 @@ def test_file_keeps_the_encoder(tmp_path):
     assert (tmp_path / "f.safetensors").read_bytes() == (tmp_path / "e.safetensors").read_bytes()
 
 
+def test_keys_of_what_is_known_may_be_numbers(tmp_path):
+    scores = {2: 1.0, 10: 2.0, None: 0.5}
+    save(AudioEncoder(Encoder(5, BACKBONE), SMALL, metadata={"scores": scores}), tmp_path / "e.safetensors")
+    assert load_encoder(tmp_path / "e.safetensors").metadata == {"scores": {"2": 1.0, "10": 2.0, "null": 0.5}}
+
+
 def test_file_is_half_precision_with_a_readable_header(tmp_path):
     save(AudioEncoder(Encoder(5, BACKBONE), SMALL), tmp_path / "e.safetensors")
     with safetensors.safe_open(tmp_path / "e.safetensors", "pt") as file:
@@ -112,6 +118,23 @@ def test_a_file_cannot_ask_for_a_larger_network_than_it_holds(tmp_path):
     assert n_honest <= n_held, "what it says of itself is enough"
     assert sum(values.numel() for values in made if values is not None) < 5 * n_held
     assert Encoder(5, "resnet18").n_outputs == 5, "the bound is that of one file"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": "alexnot"}, "timm has no network 'alexnot'"),
+        ({"known": list(DRUM.names), "n_outputs": 0}, "expected n_outputs ≥ 1, got 0"),
+        ({"dataset": {**as_stored(SMALL), "J": 99}}, "J"),
+    ],
+)
+def test_what_a_file_asks_for_in_vain_is_said_with_its_name(tmp_path, change, message):
+    path = tmp_path / "e.safetensors"
+    save(AudioEncoder(Encoder(5, BACKBONE), SMALL), path)
+    header, tensors = read_tensors(path, "an encoder")
+    path.write_bytes(tensor_file(tensors, {**header, **change}))
+    with pytest.raises(ValueError, match=rf"e\.safetensors is not an encoder of this library \(.*{message}"):
+        load_encoder(path)
 
 
 def test_missing_file(tmp_path):

@@ -178,6 +178,11 @@ def a_digit_less(paths, encoder, folder):
     return {}
 
 
+def brackets(paths, encoder, folder):
+    (folder / "drum0_matched.json").write_text("[" * 10**5, encoding="utf-8")
+    return {}
+
+
 def half_a_sound(paths, encoder, folder):
     wav = folder / "drum0_matched.wav"
     wav.write_bytes(wav.read_bytes()[:1000])
@@ -185,7 +190,7 @@ def half_a_sound(paths, encoder, folder):
 
 
 CHANGES = [another_sound, another_encoder, another_version, an_older_one, less_than_is_wanted, another_seed]
-CHANGES += [a_digit_less, half_a_sound]
+CHANGES += [a_digit_less, half_a_sound, brackets]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -1,6 +1,7 @@
 """The closed form of the drum against a simulation of the membrane equation that shares nothing with it."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -52,9 +53,10 @@ def test_amplitudes_are_those_of_an_impulse():
 
 
 def test_grids_that_do_not_fit_are_refused():
-    for n_intervals in (5, 12):
-        with pytest.raises(ValueError, match=rf"multiple of 5, got {n_intervals}"):
-            membrane.simulate(DRUMS[0], n_intervals, DURATION_S)
+    for n_intervals in (-5, 0, 1, 5, 12):
+        for work in (partial(membrane.simulate, duration_s=DURATION_S), partial(membrane.play, n_samples=100)):
+            with pytest.raises(ValueError, match=rf"multiple of 5, got {n_intervals}"):
+                work(DRUMS[0], n_intervals=n_intervals)
 
 
 SLOW = [2.8, 0.3, -3.0, -3.0, 1.0]  # 100 Hz: few steps
@@ -109,6 +111,14 @@ def test_other_rims_and_bends_are_refused(options):
     (name, value) = next(iter(options.items()))
     with pytest.raises(ValueError, match=f"expected .*{name} .*, got {value!r}"):
         membrane.play(SLOW, n_samples=100, **options)
+
+
+@pytest.mark.parametrize("n_samples", [2, 10, 60])
+def test_the_shortest_sounds_glide_too(n_samples):
+    x = membrane.play(SLOW, bend=1.0, n_intervals=10, n_samples=n_samples)
+    assert np.abs(x).max() == 1
+    with pytest.raises(ValueError, match="expected n_samples ≥ 1, got 0"):
+        membrane.play(SLOW, n_samples=0)
 
 
 def test_the_largest_bend_is_stable():

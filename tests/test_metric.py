@@ -119,6 +119,7 @@ def test_eigenvalues_and_directions_of_a_known_metric():
     assert metric.rank(M, 1e-2) == 1
     assert metric.condition_number(torch.diag(known[1:])) == pytest.approx(1e10)
     assert metric.condition_number(torch.diag(known)) == torch.inf
+    assert metric.condition_number(torch.zeros(5, 5)) == torch.inf
     assert metric.condition_number(torch.diag(known), damping=1.0) == pytest.approx(10_001)
 
 

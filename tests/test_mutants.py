@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import mutants
 import pytest
 
 from pnp_tutorial.runtime import read_results
@@ -33,3 +34,15 @@ def test_nine_of_ten_are_found():
     planted = sum(row["planted"] for row in FOUND.values())
     since = [s for row in FOUND.values() for s in row["survivors"] if SINCE.fullmatch(s["verdict"])]
     assert sum(row["killed"] for row in FOUND.values()) + len(since) >= 0.9 * planted > 0
+
+
+def test_modules_that_are_named_are_done_again(tmp_path, monkeypatch):
+    tried, row = [], {"killed": 1, "planted": 1, "survivors": []}
+    monkeypatch.setattr(mutants, "RESULTS", tmp_path / "mutants.json")
+    monkeypatch.setattr(mutants.subprocess, "run", lambda *arguments, **options: None)
+    monkeypatch.setattr(mutants, "try_module", lambda name, copy, size: tried.append(name) or row)
+    mutants.main(["drum"], 1)
+    mutants.main(["drum"], 1)
+    assert tried == ["drum", "drum"]
+    mutants.main([], 1)
+    assert sorted(tried[2:]) == sorted({*mutants.TESTS} - {"drum"})

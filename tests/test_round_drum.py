@@ -19,6 +19,7 @@ from pnp_tutorial.round_drum import (
     PARAMETERS,
     ROUND_DRUM,
     SAMPLE_RATE,
+    _membrane,
     modes,
     noise_spectrum,
     round_drum,
@@ -299,6 +300,15 @@ def test_single_precision_agrees_with_double():
 
     for single, double in zip(differentiate(torch.float32), differentiate(torch.float64), strict=True):
         assert (single - double).norm() < 2e-5 * double.norm()
+
+
+def test_what_is_kept_from_inference_has_gradients():
+    theta, n = MIDDLE[None].clone().requires_grad_(), 300  # of no other test, so that nothing of it is kept before
+    _membrane.cache_clear()
+    with torch.inference_mode():
+        round_drum(theta, n)
+    round_drum(theta, n).square().sum().backward()
+    assert theta.grad.isfinite().all()
 
 
 def test_transforms_compose():

@@ -36,6 +36,13 @@ def test_some_rubbish(name, n, read):
     assert faults == {}
 
 
+def test_good_sounds_leave_no_file(tmp_path, monkeypatch):
+    """SD2 has its header in a file of its own, also where its sound goes to memory."""
+    monkeypatch.chdir(tmp_path)
+    torture_rubbish.sounds.__wrapped__()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_of_aliases_does_not_grow(read):
     """Nine lists of nine of the one before: 400 MB, if they were written out."""
     lines = ["n_sounds: &a [x, x, x, x, x, x, x, x, x]"]

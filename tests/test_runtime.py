@@ -31,6 +31,7 @@ class Config:
     rate: float | None = None
     shape: Literal["round", "square"] = "round"
     loud: bool = False
+    words: tuple[str, ...] = ()
 
 
 def test_files_are_written_together_or_not_at_all(tmp_path):
@@ -125,6 +126,9 @@ def test_differences_are_named():
         ({"shape": "flat"}, r"expected shape to be one of \('round', 'square'\), got 'flat'"),
         ({"loud": 1}, "expected loud to be of type bool, got 1"),
         ({"path": None}, "expected path to be of type str, got None"),
+        ({"words": None}, "expected words to be a list of words, got None"),
+        ({"words": "loud"}, "expected words to be a list of words, got 'loud'"),
+        ({"words": (3,)}, r"expected words to be a list of words, got \(3,\)"),
     ],
 )
 def test_fields_of_another_type(change, message):

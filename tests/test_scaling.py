@@ -1,5 +1,6 @@
 """The scaling study of chapter 8: its drums, and that its rows are comparable."""
 
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,9 @@ from pnp_tutorial.training import TrainingConfig
 DONE = {
     (drum, name): pair
     for drum in scaling.DRUMS
-    for name, pair in (scaling.named(drum) | {n: (None, c) for n, c in scaling.tuning(drum).items()}).items()
+    for name, pair in (
+        scaling.named(drum) | {name: (None, config) for name, config in scaling.tuning(drum, scaling.LOSSES).items()}
+    ).items()
     if scaling.STUDIES[drum].result(name).exists()
 }
 
@@ -115,6 +118,17 @@ def test_fresh_sounds_are_in_no_data_set_and_look_as_a_store_has_them(tmp_path):
     torch.testing.assert_close(seen.half(), stored.scalogram[:4], rtol=2e-3, atol=2e-3)
 
 
+def test_rows_are_judged_by_the_sounds_of_today(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = replace(scaling.data_sets("short")["data/scaling-short-all.zarr"], n_sounds=100, data="few.zarr")
+    for seed in (0, 1):
+        data = replace(data, metric=False, device="cpu", secant_step=None, seed=seed)
+        build(data, progress=False)
+        heard = rows.Judge(rows.Study("few", "scaling.yaml", None, sounds=data, n_test=2), "test")
+        assert max(heard(heard.rows.nu)["jtfs"]) < 1e-3
+        shutil.rmtree("few.zarr")
+
+
 def test_a_row_is_confirmed_with_its_last_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rows, "N_FRESH", 6)
@@ -123,10 +137,9 @@ def test_a_row_is_confirmed_with_its_last_weights(tmp_path, monkeypatch):
     data = replace(scaling.data_sets("short")["data/scaling-short-secant.zarr"], n_sounds=100, data="few.zarr")
     data = replace(data, device="cpu")
     study = rows.Study("few", "scaling.yaml", lambda path: build(data, progress=False), sounds=data, n_test=4)
-    study.prepare("few.zarr")
     config = replace(study.of(TrainingConfig), data="few.zarr", output_folder="row", backbone="test_efficientnet")
     config = replace(config, n_train=64, n_validation=4, n_epochs=2, batch_size=16, device="cpu")
-    study.confirm("row", config)
+    study.confirm_all({"row": config})
     row = study.read("fresh-row")
     found = rows.judge(study, "fresh")
     model = load_encoder("row/encoder.safetensors", "cpu", data.synthesizer)

@@ -7,6 +7,7 @@ from pathlib import Path
 import arpeggiator_study
 import matching_study
 import pytest
+import scaling
 import study
 import torch
 
@@ -40,6 +41,20 @@ def test_results_were_made_with_the_configuration_of_today(name):
     assert len(row["history"]) == config.n_epochs
     n_sounds = 128 if name.startswith("tune") else 512
     assert len(row["jtfs"]) == len(row["mss"]) == len(row["nu_hat"]) == n_sounds
+
+
+def test_a_row_wants_the_short_runs_of_its_own_loss(monkeypatch):
+    """And not those of losses whose names go on."""
+    done = []
+    monkeypatch.setattr(study.Study, "do_all", lambda self, named: done.append(list(named)))
+    monkeypatch.setattr(study.Study, "do_constant", lambda self: None)
+    monkeypatch.setattr(study, "prepare", lambda path: None)
+    study.main(["small-parameter-0"])
+    assert done == [[f"tune-parameter-{rate:g}" for rate in study.RATES], ["small-parameter-0"], []]
+    done.clear()
+    scaling.main(["diagonal"], ["parameter-4096-1280-0"], False)
+    rates = (*scaling.RATES, scaling.BEYOND)
+    assert done == [[f"tune-parameter-{rate:g}" for rate in rates], ["parameter-4096-1280-0"]]
 
 
 ARPEGGIOS = arpeggiator_study.rows() | {name: (None, row) for name, row in arpeggiator_study.tuning().items()}

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.func import jacfwd
+from torch.func import jacfwd, jacrev
 
 from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.drum import DRUM
@@ -57,6 +57,14 @@ def test_scaling_and_its_inverse_cancel(synthesizer):
 def test_slope_is_the_derivative_of_theta(synthesizer):
     nu = synthesizer.sample_uniform(1, seed=4)[0]
     torch.testing.assert_close(jacfwd(synthesizer.to_theta)(nu), synthesizer.slope(nu).diag())
+
+
+@pytest.mark.parametrize("low", [-3.0, 0.0])
+def test_gradients_of_nu_are_those_of_the_inverse(low):
+    synthesizer = replace(MIXED, parameters=(replace(MIXED.parameters[0], low=low), MIXED.parameters[1]))
+    nu = synthesizer.sample_uniform(1, seed=4)[0]
+    gradients = jacrev(synthesizer.to_nu)(synthesizer.to_theta(nu))
+    torch.testing.assert_close(gradients, (1 / synthesizer.slope(nu)).diag())
 
 
 def test_the_middle_of_a_logarithmic_range_is_its_geometric_mean():

@@ -44,12 +44,13 @@ def prepare(path: str) -> None:
 STUDY = Study("arpeggiator", "arpeggiator_study.yaml", prepare)
 
 
-def tuning() -> dict[str, TrainingConfig]:
-    """Short runs of every loss at every learning rate."""
+def tuning(losses: Iterable[str] = LOSSES) -> dict[str, TrainingConfig]:
+    """Short runs of losses at every learning rate."""
     base = replace(STUDY.of(TrainingConfig), n_epochs=2)
     named = {
         f"tune-{loss}-{rate:g}": replace(base, **change, learning_rate=rate)
         for loss, change in LOSSES.items()
+        if loss in losses
         for rate in RATES
     }
     return {name: replace(row, output_folder=str(STUDY.runs / name)) for name, row in named.items()}
@@ -74,8 +75,7 @@ def main(prefixes: list[str]) -> None:
 
     prepare(STUDY.data.data)
     named, short = rows(), tuning()
-    tunes = (*wanted, *(f"tune-{named[name][0]}-" for name in those(named)))
-    STUDY.do_all({name: short[name] for name in short if name.startswith(tunes)})
+    STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
     if those(named):
         STUDY.do_constant()
         wanted_rows = {name: named[name] for name in those(named)}

@@ -1,7 +1,7 @@
 """Plant bugs in the library, one at a time, and see whether its unit tests find them.
 
     python tools/mutants.py                # of every module that is missing from the results
-    python tools/mutants.py metric losses  # of these
+    python tools/mutants.py metric losses  # of these, again if they are there
     python tools/mutants.py --sample 8 training
 
 cosmic-ray knows the bugs: another operator, comparison or number, a condition turned round, a loop that does not run.
@@ -9,7 +9,7 @@ Of the places of a module where it could plant one, 16 are drawn, and one bug fo
 Each is planted in a copy of the last commit, and the module's tests run there, the quickest first, until one fails, or
 for three times the processor's time that they take without the bug. Bugs in annotations are none, and are not drawn.
 
-What was found is kept in pnp_tutorial/results/mutants.json, module by module; delete a module there to do it again.
+What was found is kept in pnp_tutorial/results/mutants.json, module by module.
 Each bug that survives wants a verdict, "equivalent: why", or "killed since by" and the name of a test:
 
     python tools/mutants.py --verdict metric 75 "killed since by tests/test_metric.py::test_gram"
@@ -211,7 +211,7 @@ def main(names: list[str], size: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), folder], check=True)
         for name in names or TESTS:
-            if name not in results():
+            if names or name not in results():
                 row = try_module(name, Path(folder), size)
                 write_results(RESULTS, results() | {name: row}, indent=1)  # with the verdicts of meanwhile
     for name, row in results().items():
@@ -221,7 +221,7 @@ def main(names: list[str], size: int) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("modules", nargs="*", help=f"all, if none is given: {', '.join(TESTS)}")
+    parser.add_argument("modules", nargs="*", help=f"all that are missing, if none is given: {', '.join(TESTS)}")
     parser.add_argument("--sample", type=int, default=16, help="bugs that are planted in each")
     parser.add_argument("--verdict", nargs=3, metavar=("MODULE", "LINE", "WORDS"), help="on a bug that has survived")
     arguments = parser.parse_args()

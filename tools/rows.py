@@ -29,9 +29,11 @@ from pnp_tutorial.encoder import AudioEncoder, load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
 from pnp_tutorial.mss import mss_distance
 from pnp_tutorial.runtime import (
+    as_stored,
     float64_device,
     read_results,
     refuse_difference,
+    seal,
     select_device,
     write_atomically,
     write_results,
@@ -139,7 +141,7 @@ class Study:
     def confirm_all(self, named: Mapping[str, TrainingConfig]) -> None:
         """Test those rows on fresh sounds that have not been."""
         missing = {name: config for name, config in named.items() if not self.result(f"fresh-{name}").exists()}
-        side_by_side(self.confirm, missing, lambda: judge(self, "fresh"))
+        self.on_data(self.confirm, missing, "fresh")
 
     def do_all(self, named: Mapping[str, TrainingConfig]) -> None:
         """Do the rows that are missing, side by side."""
@@ -147,9 +149,15 @@ class Study:
             if self.result(name).exists():
                 self.refuse_other_settings(name, config)
         missing = {name: config for name, config in named.items() if not self.result(name).exists()}
-        for path in {self.data.data, *(config.data for config in missing.values())} if missing else ():
+        self.on_data(self.do, missing, "validation", "test")
+
+    def on_data(
+        self, work: Callable[[str, TrainingConfig], None], named: Mapping[str, TrainingConfig], *splits: str
+    ) -> None:
+        """Do some work for every row, side by side, once their data sets and what is heard of splits are there."""
+        for path in {self.data.data, *(config.data for config in named.values())} if named else ():
             self.prepare(path)
-        side_by_side(self.do, missing, lambda: (judge(self, "validation"), judge(self, "test")))
+        side_by_side(work, named, lambda: [judge(self, split) for split in splits])
 
     def do_constant(self) -> None:
         """The floor: one ν, whatever the sound."""
@@ -221,7 +229,7 @@ class Judge:
             rows = drawn(rows, n_sounds, f"{split} sounds of {data.data}")
         self.synthesizer, self.device = data.synthesizer, study.device
         self.rows, self.features = Rows(rows.nu[:n_sounds], rows.scalogram[:n_sounds]), ear(data, study.device)
-        path = study.runs / f"features-{split}-{n_sounds}.pt"
+        path = study.runs / f"features-{split}-{n_sounds}-{seal(as_stored(data))[:8]}.pt"
         if not path.exists():
             with torch.no_grad():
                 S = [self.features(self.play(some)).cpu() for some in self.rows.nu.to(self.device).split(8)]

@@ -17,13 +17,14 @@ tools/rows.py.
 """
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import zarr
-from rows import Study, side_by_side, take_last_weights
+from rows import Study, take_last_weights
 from torch import Tensor
 from tqdm import tqdm
 
@@ -213,11 +214,12 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
     return found
 
 
-def tuning(drum: str) -> dict[str, TrainingConfig]:
-    """Short runs of every loss at every learning rate."""
+def tuning(drum: str, losses: Iterable[str]) -> dict[str, TrainingConfig]:
+    """Short runs of losses at every learning rate."""
     return {
         f"tune-{loss}-{rate:g}": replace(row(drum, loss, FEW, TUNING_STEPS, 0), learning_rate=rate)
-        for loss in (LOSSES if drum in N_WITH_M else EVERYWHERE)
+        for loss in LOSSES
+        if loss in losses
         for rate in (*RATES, BEYOND)
     }
 
@@ -239,10 +241,8 @@ def take_over(prefixes: list[str]) -> None:
     study, rows, firsts = STUDIES["short"], takeovers(), named("short")
     wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
     missing = {first for name, (first, _) in wanted.items() if not study.result(name).exists()}
-    for path in {firsts[first][1].data for first in missing}:
-        prepare(path)
     tuned = {first: replace(firsts[first][1], learning_rate=study.tuned(firsts[first][0], RATES)) for first in missing}
-    side_by_side(train, in_folders(study, tuned), lambda: None)
+    study.on_data(train, in_folders(study, tuned))
     study.do_all(in_folders(study, {name: config for name, (_, config) in wanted.items()}))
 
 
@@ -258,9 +258,7 @@ def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
     for drum in drums:
         study, rows = STUDIES[drum], named(drum)
         wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
-        losses = tuple(f"tune-{loss}-" for loss in {loss for loss, _ in wanted.values()})
-        tunes = {name: config for name, config in tuning(drum).items() if name.startswith(losses)}
-        study.do_all(in_folders(study, tunes))
+        study.do_all(in_folders(study, tuning(drum, {loss for loss, _ in wanted.values()})))
         tuned = {name: replace(row, learning_rate=study.tuned(loss, RATES)) for name, (loss, row) in wanted.items()}
         study.do_all(in_folders(study, tuned))
         if fresh:

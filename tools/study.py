@@ -109,12 +109,13 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
 HYBRID_RATE = 3e-4
 
 
-def tuning() -> dict[str, TrainingConfig]:
-    """Short runs of every loss at every learning rate."""
+def tuning(losses: Iterable[str] = LOSSES) -> dict[str, TrainingConfig]:
+    """Short runs of losses at every learning rate."""
     base = replace(STUDY.of(TrainingConfig), **SMALL, n_epochs=5)
     named = {
         f"tune-{name}-{rate:g}": replace(base, **change, learning_rate=rate)
         for name, change in LOSSES.items()
+        if name in losses
         for rate in RATES
     }
     return {name: replace(row, output_folder=str(STUDY.runs / name)) for name, row in named.items()}
@@ -218,8 +219,7 @@ def main(prefixes: list[str]) -> None:
     needed = {named[name][0] for name in (*those(named), *firsts)}
     prepare(STUDY.data.data)
     short = tuning()
-    tunes = (*wanted, *(f"tune-{loss}-" for loss in needed))
-    STUDY.do_all({name: short[name] for name in short if name.startswith(tunes)})
+    STUDY.do_all({name: short[name] for name in those(short)} | tuning(needed))
     if not (those(named) or taking_over):
         return
     STUDY.do_constant()

@@ -8,18 +8,15 @@ commit; delete a file to do its trial again. The exit status tells whether all p
 """
 
 import sys
-import time
-from typing import Any
 
 import torch
 import torture_damaged
 import torture_killed
 import torture_rubbish
 import torture_starved
-from measured import about
-from trials import RESULTS, Trial
+from trials import RESULTS, Trial, do
 
-from pnp_tutorial.runtime import read_results, write_results
+from pnp_tutorial.runtime import read_results
 
 PARTS: dict[str, dict[str, Trial]] = {
     "killed": torture_killed.TRIALS,
@@ -38,14 +35,6 @@ def named() -> dict[str, tuple[str, str, Trial]]:
     }
 
 
-def do(file: str, part: str, name: str, trial: Trial) -> None:
-    start = time.monotonic()
-    figures = trial.run()
-    row: dict[str, Any] = {"part": part, "name": name, "promise": trial.promise, "how": trial.how}
-    row |= {"mended": trial.mended, **figures, "seconds": round(time.monotonic() - start, 1), **about()}
-    write_results(RESULTS / f"{file}.json", row, indent=1)
-
-
 def main(prefixes: list[str]) -> int:
     torch.set_num_threads(1)  # what is compared bit for bit is computed in one
     broken = []
@@ -53,9 +42,7 @@ def main(prefixes: list[str]) -> int:
         if not file.startswith(tuple(prefixes) or ("",)):
             continue
         path = RESULTS / f"{file}.json"
-        if not path.exists():
-            do(file, part, name, trial)
-        row = read_results(path)
+        row = read_results(path) if path.exists() else do(file, part, name, trial)
         print(f"{file}: {row['kept']} of {row['trials']} kept, {row['seconds']:.0f} s", flush=True)
         if row["kept"] < row["trials"]:
             broken.append(file)

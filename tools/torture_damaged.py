@@ -26,7 +26,7 @@ import torch
 import zarr
 from repository import ROOT
 from torture_killed import BUDGET, CONTEXT, TRAINING, done_once, scratch, untimed
-from trials import Trial
+from trials import Trial, limit_memory
 
 import pnp_tutorial.__main__ as command_line
 import pnp_tutorial.bank as bank
@@ -187,11 +187,9 @@ def bounded() -> Any:
     def late(*rest: Any) -> None:
         raise TimeoutError(f"more than {LIMIT_S} s")
 
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
     signal.signal(signal.SIGALRM, late)
     signal.alarm(LIMIT_S)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
+    before = limit_memory(MEMORY)
     try:
         yield
     finally:
@@ -211,14 +209,18 @@ def flip(content: bytes, how: random.Random) -> bytes:
 
 def outcome(reader: Reader, folder: Path, expected: Any) -> str:
     """ "named", "the same", or what else reading has come to."""
+    begun = time.monotonic()
     try:
         with bounded():
-            found = reader.read(folder)
+            value = reader.read(folder)
     except (ValueError, OSError) as error:
-        return "named" if reader.name in str(error) else f"nameless: {type(error).__name__}: {error}"
+        found = "named" if reader.name in str(error) else f"nameless: {type(error).__name__}: {error}"
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "the same" if found == expected else "another value"
+        found = f"{type(error).__name__}: {error}"
+    else:
+        found = "the same" if value == expected else "another value"
+    seconds = time.monotonic() - begun
+    return f"{seconds:.0f} s: {found}" if seconds >= LIMIT_S else found  # readers may name a file for the alarm, too
 
 
 def new_folder() -> Path:

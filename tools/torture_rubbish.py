@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stdout
 from dataclasses import fields, replace
 from functools import cache, partial
 from hashlib import sha256
@@ -29,16 +29,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 import torch
-from measured import about
 from repository import ROOT
 from torture_killed import CONTEXT, scratch
-from trials import RESULTS, Trial
+from trials import RESULTS, Trial, do, limit_memory
 
 import pnp_tutorial.__main__ as command_line
 from pnp_tutorial.dataset import check as check_data
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.recording import load_recording
-from pnp_tutorial.runtime import read_results, write_results
+from pnp_tutorial.runtime import read_results
 from pnp_tutorial.training import check as check_training
 
 CORPUS = ROOT / "tests/data/rubbish"
@@ -133,6 +132,11 @@ def rubbish(seeds: list[bytes], how: random.Random, words: list[bytes]) -> bytes
 @cache
 def sounds() -> list[bytes]:
     """A drum in every format that soundfile writes, of one channel and of two."""
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):  # where SD2 leaves a file, its resource fork
+        return _sounds()
+
+
+def _sounds() -> list[bytes]:
     x = np.concatenate([np.zeros(50), SHORT(SHORT.sample_uniform(1)[0]).numpy()])
     found = []
     for kind in soundfile.available_formats():
@@ -241,11 +245,9 @@ KINDS = {
 def watched(said: int) -> Iterator[None]:
     """In little memory; standard error, that of C, too, goes to a file, and standard output nowhere."""
     here, output, error, nowhere = os.getcwd(), os.dup(1), os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
     os.dup2(nowhere, 1)
     os.dup2(said, 2)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
+    before = limit_memory(MEMORY)
     try:
         yield
     finally:
@@ -357,11 +359,8 @@ def main() -> int:
     arguments = parser.parse_args()
     broken = 0
     for name in arguments.kinds or KINDS:
-        begun, trial = time.monotonic(), TRIALS[name]
-        figures = read_rubbish(name, arguments.minutes)
-        row = {"part": "rubbish", "name": name, "promise": trial.promise, "how": trial.how, "mended": trial.mended}
-        row |= {**figures, "seconds": round(time.monotonic() - begun, 1), **about()}
-        write_results(RESULTS / f"rubbish-{name}.json", row, indent=1)
+        trial = TRIALS[name]._replace(run=partial(read_rubbish, name, arguments.minutes))
+        row = do(f"rubbish-{name}", "rubbish", name, trial)
         print(f"{name}: {row['kept']} of {row['trials']} kept", flush=True)
         broken += row["kept"] < row["trials"]
     return 1 if broken else 0

@@ -42,7 +42,7 @@ from torture_killed import (
     with_data,
     with_sounds,
 )
-from trials import Trial
+from trials import Trial, limit_memory
 
 import pnp_tutorial.__main__ as command_line
 from pnp_tutorial.match_files import match_files
@@ -316,11 +316,6 @@ def homeless() -> dict[str, Any]:
     return figures.sum()
 
 
-def _little_memory(megabytes: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + megabytes * 2**20)
-
-
 def memory(n: int = N_MEMORY, seed: int = 0) -> dict[str, Any]:
     """So much memory more than what the program takes when it starts: a command works, or says that it lacks memory."""
     how, figures = random.Random(seed), Figures()
@@ -328,7 +323,7 @@ def memory(n: int = N_MEMORY, seed: int = 0) -> dict[str, Any]:
     for name, command in COMMANDS.items():
         for _ in range(n):
             folder, megabytes = new_folder(name), round(2 ** how.uniform(0, 10))
-            end = run(name, folder, partial(_little_memory, megabytes))
+            end = run(name, folder, partial(limit_memory, megabytes * 2**20))
             words = ("memory", "allocate", "thread")
             if end.status == 0:
                 fault = "" if command.results(folder) == undisturbed(name)[0] else "another result"

@@ -1,9 +1,15 @@
 """What `make torture` is made of: trials, each of which holds a promise of the library to the test, and its figures."""
 
+import resource
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from measured import about
 from repository import ROOT
+
+from pnp_tutorial.runtime import write_results
 
 RESULTS = ROOT / "pnp_tutorial/results/torture"
 
@@ -19,3 +25,21 @@ class Trial(NamedTuple):
     how: str
     run: Callable[[], dict[str, Any]]
     mended: str = ""
+
+
+def do(file: str, part: str, name: str, trial: Trial) -> dict[str, Any]:
+    """Run a trial, and keep its row under the name of a file."""
+    start = time.monotonic()
+    figures = trial.run()
+    row: dict[str, Any] = {"part": part, "name": name, "promise": trial.promise, "how": trial.how}
+    row |= {"mended": trial.mended, **figures, "seconds": round(time.monotonic() - start, 1), **about()}
+    write_results(RESULTS / f"{file}.json", row, indent=1)
+    return row
+
+
+def limit_memory(more: int) -> tuple[int, int]:
+    """Let this process take so many bytes more than it has; returns its limits of before."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
+    return before
