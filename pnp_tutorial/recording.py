@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .synthesizer import Synthesizer
 
 SILENCE = 1e-4  # peak, of full scale: −80 dB, above the dither of 16 bits
+LOUDEST = 2.0**32  # of files of floats that were meant as integers; larger ones overflow where rates are converted
 ONSET = 0.02  # of the peak: −34 dB
 CANCELLED = 0.01  # peak of the channels' mean, of the loudest channel's: −40 dB
 PASSED = 0.9  # of the lower of two bands, when a file's rate is converted: SoXR fades out above
@@ -69,8 +70,8 @@ def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
     Raises
     ------
     ValueError
-        If the file is missing, no audio, empty, silent, holds NaN or infinite samples, cannot be decoded to its end, or
-        ends at its onset.
+        If the file is missing, no audio, empty, silent, absurdly loud, holds NaN or infinite samples, cannot be decoded
+        to its end, or ends at its onset.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,6 +80,10 @@ def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
     if survey.peak < SILENCE:
         raise ValueError(
             f"{path} is silent: its peak is {survey.peak:.1g} of full scale, expected at least {SILENCE:g}"
+        )
+    if survey.peak > LOUDEST:
+        raise ValueError(
+            f"{path} is no sound: its peak is {survey.peak:.1g} of full scale, expected at most {LOUDEST:.1g}"
         )
     n_samples, sample_rate = synthesizer.n_samples, synthesizer.sample_rate
     n = math.ceil((n_samples + 1) * survey.rate / sample_rate)

@@ -87,6 +87,15 @@ def test_dither_is_silence(tmp_path):
         load_audio(tmp_path / "x.wav")
 
 
+def test_floats_may_be_integers_but_not_absurd(tmp_path):
+    """Near the largest float32, a conversion of rates overflows."""
+    for gain in (2.0**31, 1e38):
+        soundfile.write(tmp_path / f"{gain:g}.wav", gain * drum(), 22018, subtype="FLOAT")
+    assert load_audio(tmp_path / f"{2.0**31:g}.wav").abs().max() == 1
+    with pytest.raises(ValueError, match="is no sound: its peak is .* of full scale, expected at most 4e[+]09"):
+        load_audio(tmp_path / "1e+38.wav")
+
+
 @pytest.mark.parametrize("n_left", [1, 3])
 def test_a_sound_in_the_last_samples(tmp_path, n_left):
     x = np.zeros(192_000)
