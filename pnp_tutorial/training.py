@@ -534,22 +534,27 @@ def resume(setup: Setup, state: State) -> None:
     if path.exists():
         try:
             with zipfile.ZipFile(path) as parts:  # torch compares no checksums
-                intact = parts.testzip() is None
-            saved = torch.load(path, map_location="cpu", weights_only=True) if intact else {}
+                if damaged := parts.testzip():
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            run, data, history = modern(saved["config"]), dict(saved["dataset"]), list(saved["history"])
+            weights, optimizer, damping, best = (saved[name] for name in ("weights", "optimizer", "damping", "best"))
         except Exception as error:  # whatever the damage does
             if lacks_means(error):
                 raise
             raise ValueError(f"{path} is damaged: delete {setup.folder} to start again") from error
-        if not intact:
-            raise ValueError(f"{path} is damaged: delete {setup.folder} to start again")
         ignored = ["data", "output_folder", "synthesizer", "ear", "tensorboard", "device"]
         ignored += ["n_epochs"] if config.final_learning_rate is None else []
-        refuse_difference(modern(saved["config"]), config, f"{setup.folder} holds a run", tuple(ignored))
-        refuse_difference(saved["dataset"], setup.data, f"{setup.folder} holds a run on data", ("data", "device"))
-        state.network.load_state_dict(saved["weights"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.damping = type(state.damping)(**saved["damping"])
-        state.best, state.history = saved["best"], saved["history"]
+        refuse_difference(run, config, f"{setup.folder} holds a run", tuple(ignored))
+        refuse_difference(data, setup.data, f"{setup.folder} holds a run on data", ("data", "device"))
+        if config.n_epochs < len(history):
+            raise ValueError(
+                f"{setup.folder} holds a run of {len(history)} epochs: expected n_epochs of no less, "
+                f"got {config.n_epochs}"
+            )
+        state.network.load_state_dict(weights)
+        state.optimizer.load_state_dict(optimizer)
+        state.damping, state.best, state.history = type(state.damping)(**damping), best, history
     setup.fabric.barrier()
 
 

@@ -533,6 +533,7 @@ def test_results_say_how_they_came_about(tiny_data, tiny_training):
         ({"loss": "PNP"}, r"loss to be one of \('parameter', .*got 'PNP'"),
         ({"batch_size": 1}, "batch_size ≥ 2"),
         ({"n_epochs": 0}, "n_epochs > 0, got 0"),
+        ({"n_epochs": 1}, "holds a run of 2 epochs: expected n_epochs of no less, got 1"),
         ({"learning_rate": math.nan}, "learning_rate > 0, got nan"),
         ({"seed": -1}, "seed ≥ 0, got -1"),
         ({"root": 0.0}, "root > 0, got 0"),
@@ -613,4 +614,15 @@ def test_a_damaged_checkpoint_is_named(tiny_training, tmp_path, length):
     whole = Path(tiny_training.output_folder, "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(whole[:length])
     with pytest.raises(ValueError, match="checkpoint.pt is damaged"):
+        fit(replace(tiny_training, output_folder=str(tmp_path)), progress=False)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], "config", "dataset", "history"])
+def test_a_checkpoint_of_something_else_is_named(tiny_training, tmp_path, content):
+    """Of another program, or without a part of what ours hold."""
+    if isinstance(content, str):
+        whole = torch.load(f"{tiny_training.output_folder}/checkpoint.pt", weights_only=True)
+        content = whole | {content: None}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged: delete .* to start again"):
         fit(replace(tiny_training, output_folder=str(tmp_path)), progress=False)
