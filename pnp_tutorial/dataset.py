@@ -324,17 +324,17 @@ def build(
     store = _open(path, "r+")
     stored = read_config(path, config.synthesizer)
     refuse_difference(as_stored(stored), config, f"{path} was built", ignored=("data", "device"))
-    missing = np.flatnonzero(~store["done"][:])
+    missing = np.flatnonzero(~_numbers(path, store, "done"))
     if len(missing):
         _refuse_another_version(path, store)
     fabric.barrier()  # all have read what is missing before any marks a chunk as done
     mine = missing[fabric.global_rank :: fabric.world_size].tolist()
-    parts = _parts(config, torch.from_numpy(store["nu"][:]), mine, metric)
+    parts = _parts(config, torch.from_numpy(_numbers(path, store, "nu")), mine, metric)
     name = path.name if fabric.world_size == 1 else f"{path.name}, process 1 of {fabric.world_size}"
     total = sum(len(part) for part, _ in parts.values())
     with tqdm(total=total, desc=name, unit="sound", disable=not (progress and fabric.is_global_zero and parts)) as bar:
         for i, computed in _in_parallel(parts, config, device):
-            if not store["done"][i]:  # by a process that knows nothing of this one
+            if not _numbers(path, store, "done", [i]).all():  # by a process that knows nothing of this one
                 _write(store, i * config.chunk_size, computed)
                 store["done"][i] = True  # last: a chunk is there or it is not
             bar.update(len(parts[i][0]))
@@ -373,7 +373,7 @@ def propose(config: DatasetConfig) -> str:
 
 
 def _refuse_another_version(path: Path, store: Any) -> None:
-    version = store.attrs["made_with"]["pnp_tutorial"]
+    version = _made_with(path, store)["pnp_tutorial"]
     if version != __version__:
         raise ValueError(
             f"{path} was begun by version {version} of this package, and this is {__version__}: "
@@ -409,7 +409,7 @@ def _write(store: Any, first: int, computed: dict[str, np.ndarray]) -> None:
 def _wait_for_others(path: Path, store: Any, patience_s: float) -> None:
     """Return when all chunks are done; raise ValueError if none has been for `patience_s` seconds."""
     before, since = -1, time.monotonic()
-    while not (done := store["done"][:]).all():
+    while not (done := _numbers(path, store, "done")).all():
         if done.sum() > before:
             before, since = done.sum(), time.monotonic()
         elif time.monotonic() - since > patience_s:
@@ -460,6 +460,13 @@ def _open(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:
     if not intact:
         raise ValueError(f"{path} is damaged (what it says of itself has changed): delete it and build it again")
     return store
+
+
+def _made_with(path: Path, store: Any) -> Mapping[str, Any]:
+    made_with = store.attrs.get("made_with")
+    if not isinstance(made_with, Mapping) or "pnp_tutorial" not in made_with:
+        raise ValueError(f"{path} is damaged (it does not say what it was made with): delete it and build it again")
+    return made_with
 
 
 def _seal(path: Path, attributes: Mapping[str, Any]) -> str:
@@ -515,32 +522,36 @@ def _rows(path: str | Path, split: str) -> tuple[Any, np.ndarray]:
     if split not in SPLITS:
         raise ValueError(f"expected a split of {SPLITS}, got {split!r}")
     store = _open(path)
-    if "config" not in store.attrs:
+    config = store.attrs.get("config")
+    if not isinstance(config, Mapping):
         raise ValueError(f"{path} is not a data set of this library")
     try:  # a store that only another version can read
-        stored_config({name: value for name, value in store.attrs["config"].items() if name != "synthesizer"})
+        stored_config({name: value for name, value in config.items() if name != "synthesizer"})
     except TypeError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    try:
-        done, rows = store["done"][:], np.flatnonzero(store["split"][:] == SPLITS.index(split))
-    except (KeyError, ValueError, RuntimeError) as error:
-        if lacks_means(error):
-            raise
-        raise ValueError(f"{path} is damaged ({error}): delete it and build it again") from error
+    done, rows = _numbers(path, store, "done"), np.flatnonzero(_numbers(path, store, "split") == SPLITS.index(split))
     if not done.all():
         raise ValueError(f"{path} has {done.sum()} of {len(done)} chunks: run `pnp dataset` again to finish it")
     return store, rows
 
 
+def _numbers(path: str | Path, store: Any, name: str, rows: Any = slice(None)) -> np.ndarray:
+    """Rows of an array of a store, all if none are given; raises ValueError, which names the store, if it is damaged.
+
+    Of chunks that are not there, what the array is filled with.
+    """
+    try:
+        return store[name].oindex[rows]
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # of zarr and its codecs
+        if lacks_means(error):
+            raise
+        raise ValueError(f"{path} is damaged ({name}: {error}): delete it and build it again") from error
+
+
 def _read(path: str | Path, store: Any, rows: np.ndarray, names: tuple[str, ...]) -> Rows:
     arrays = {}
     for name in names:
-        try:
-            values = torch.from_numpy(store[name].oindex[rows])
-        except (KeyError, ValueError, RuntimeError) as error:
-            if lacks_means(error):
-                raise
-            raise ValueError(f"{path} is damaged ({error}): delete it and build it again") from error
+        values = torch.from_numpy(_numbers(path, store, name, rows))
         if not values.isfinite().all():  # a chunk that is not there reads as NaN
             raise ValueError(f"{path} is damaged (rows of {name} are missing): delete it and build it again")
         arrays[name] = values
@@ -577,14 +588,14 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metr
 def describe(path: str | Path) -> dict[str, Any]:
     """What a data set is: configuration, provenance, how much is done; of its arrays, shape, dtype and bytes on disk.
 
-    Raises ValueError if there is no such store.
+    Raises ValueError if there is no such store, or it is damaged.
     """
     store = _open(path)
     try:
         config, made_with = dict(store.attrs["config"]), dict(store.attrs["made_with"])
-        done, split = store["done"][:], store["split"][:]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a data set of this library") from error
+    done, split = _numbers(path, store, "done"), _numbers(path, store, "split")
     arrays = {}
     for name in (name for name in Rows._fields if name in store):
         files = [file.stat().st_size for file in (Path(path) / name).rglob("*") if file.is_file()]
@@ -640,7 +651,8 @@ def verify(
     for start in tqdm(starts, desc="checksums", unit="chunk", disable=not progress):
         _read(path, store, np.arange(start, min(start + chunk, config.n_sounds)), ("nu", *names))
     nu, split = draw(config)
-    if not (np.array_equal(nu.numpy(), store["nu"][:]) and np.array_equal(split, store["split"][:])):
+    stored_nu, stored_split = _numbers(path, store, "nu"), _numbers(path, store, "split")
+    if not (np.array_equal(nu.numpy(), stored_nu) and np.array_equal(split, stored_split)):
         raise ValueError(f"{path} is damaged (nu or split are not those of its configuration): build it again")
     some = np.random.default_rng(seed).choice(len(starts), min(n_chunks, len(starts)), replace=False)
     parts, where = _parts(config, nu, some.tolist(), None), select_device(device)
@@ -648,9 +660,11 @@ def verify(
     worst = 0.0
     for i, rows in tqdm(computed, desc="computed again", total=len(parts), disable=not progress):
         for name, values in rows.items():
-            stored = store[name][i * chunk : i * chunk + len(values)].astype("float64").reshape(len(values), -1)
-            difference = np.linalg.norm(values.astype("float64").reshape(len(values), -1) - stored, axis=1)
-            error = float((difference / np.linalg.norm(stored, axis=1)).max())
+            stored = _numbers(path, store, name, slice(i * chunk, i * chunk + len(values)))
+            stored, anew = (each.astype("float64").reshape(len(values), -1) for each in (stored, values))
+            difference, size = (np.linalg.norm(each, axis=1) for each in (anew - stored, stored))
+            off = np.where(difference == 0, 0.0, np.inf)  # where nothing is stored: silence has no features
+            error = float(np.divide(difference, size, out=off, where=size > 0).max())
             if not error < 1e-2:
                 raise ValueError(
                     f"{path}: {name} of chunk {i} is {error:.2g} off what is computed anew: build it again"

@@ -250,6 +250,39 @@ def test_damage_is_noticed(tiny_data, tmp_path, damage, message):
     assert str(path) in str(error.value)
 
 
+def garble(path, name):
+    for chunk in (path / name / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"garbled" + chunk.read_bytes()[7:])
+
+
+@pytest.mark.parametrize("name", ["done", "nu", "split"])
+def test_damage_is_noticed_by_whoever_reads(tiny_data, tmp_path, name):
+    path = Path(shutil.copytree(tiny_data.data, tmp_path / "d.zarr"))
+    garble(path, name)
+    readers = {"build": lambda: build(replace(tiny_data, data=str(path)), progress=False)} if name != "split" else {}
+    readers |= {"load": lambda: load(path), "verify": lambda: verify(path, progress=False)}
+    readers |= {"describe": lambda: describe(path)} if name != "nu" else {}
+    for read in readers.values():
+        with pytest.raises(ValueError, match=rf"d.zarr is damaged \({name}: "):
+            read()
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("config", 5), ("made_with", None), ("made_with", {})])
+def test_damage_of_what_a_store_says_of_itself(tiny_data, tmp_path, attribute, value):
+    """Of one that is older than seals: every reader names it, or does without."""
+    path = Path(shutil.copytree(tiny_data.data, tmp_path / "d.zarr"))
+    store = zarr.open_group(path)
+    del store.attrs["seal"]
+    store.attrs[attribute] = value
+    store["done"][0] = False
+    readers = {"build": lambda: build(replace(tiny_data, data=str(path)), progress=False)}
+    readers |= {"load": lambda: load(path), "describe": lambda: describe(path)} if attribute == "config" else {}
+    for read in readers.values():
+        with pytest.raises(ValueError, match=r"d.zarr (is damaged \(it does not say|cannot be read|is not a data set)"):
+            read()
+
+
 def test_missing_store_and_split(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="there is no data set"):
         load(tmp_path / "nowhere.zarr")
@@ -318,6 +351,18 @@ def test_verify_finds_what_was_changed(full_data, tmp_path, change, message):
     change(zarr.open_group(path))
     with pytest.raises(ValueError, match=message):
         verify(path, n_chunks=6, device="cpu", progress=False)
+
+
+def test_verify_takes_silence_for_what_it_is(full_data, tmp_path, monkeypatch):
+    """Of sounds that are silent scalogram and metric are zero, rightly; what is not zero there is an error."""
+    config = replace(full_data, data=str(tmp_path / "s.zarr"), features=False, n_sounds=10)
+    compute = dataset._compute
+    monkeypatch.setattr(dataset, "_compute", lambda *args: {k: 0 * v for k, v in compute(*args).items()})
+    build(config, progress=False)
+    assert verify(config.data, n_chunks=3, device="cpu", progress=False) == 0.0
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="is inf off what is computed anew"):
+        verify(config.data, n_chunks=3, device="cpu", progress=False)
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, lose_a_chunk, truncate_a_chunk])
