@@ -200,7 +200,7 @@ def _arrays(config: DatasetConfig) -> dict[str, tuple[tuple[int, ...], str]]:
     return arrays
 
 
-def _create(config: DatasetConfig) -> None:
+def _create(config: DatasetConfig, metric_given: bool) -> None:
     """Make the store with its ν and empty arrays, under another name, and move it into place.
 
     If another process has been faster, its store is left as it is.
@@ -213,7 +213,8 @@ def _create(config: DatasetConfig) -> None:
     if size > (free := shutil.disk_usage(first_existing(path.parent)).free):
         raise ValueError(f"{path} needs {size / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free there")
     nu, split = draw(config)
-    made_with = {"pnp_tutorial": __version__, "torch": torch.__version__, "machine": platform.platform()}
+    made_with: dict[str, Any] = {"pnp_tutorial": __version__, "torch": torch.__version__}
+    made_with |= {"machine": platform.platform(), "metric_given": metric_given}
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(temporary_name())
     try:
@@ -311,15 +312,17 @@ def build(
     ------
     ValueError
         If the configuration is impossible, the synthesizer breaks a promise (see `check_synthesizer`), the store was
-        begun with another configuration or by another version of this package, the disk is too small, there are not as
-        many metrics as sounds, or other processes ended without their share.
+        begun with another configuration, by another version of this package, or with metrics that were given where none
+        are now (or none were), it is damaged, the disk is too small, there are not as many metrics as sounds, or other
+        processes ended without their share.
     """
     check(config, metric)
+    metric = metric if config.metric else None
     fabric = connect(select_device(config.device), patience_s=patience_s)
     path, device = Path(config.data), fabric.device
     if fabric.is_global_zero and not path.exists():
         _try(config, device, metric)
-        _create(config)
+        _create(config, metric is not None)
     fabric.barrier()
     store = _open(path, "r+")
     stored = read_config(path, config.synthesizer)
@@ -327,6 +330,7 @@ def build(
     missing = np.flatnonzero(~_numbers(path, store, "done"))
     if len(missing):
         _refuse_another_version(path, store)
+        _refuse_other_metrics(path, store, metric is not None)
     fabric.barrier()  # all have read what is missing before any marks a chunk as done
     mine = missing[fabric.global_rank :: fabric.world_size].tolist()
     parts = _parts(config, torch.from_numpy(_numbers(path, store, "nu")), mine, metric)
@@ -378,6 +382,16 @@ def _refuse_another_version(path: Path, store: Any) -> None:
         raise ValueError(
             f"{path} was begun by version {version} of this package, and this is {__version__}: "
             "finish it with that, or choose another path or delete it"
+        )
+
+
+def _refuse_other_metrics(path: Path, store: Any, given: bool) -> None:
+    before = _made_with(path, store).get("metric_given", given)  # older stores do not say
+    if before != given:
+        words = {True: "metrics that were given", False: "metrics that it computed"}
+        raise ValueError(
+            f"{path} was begun with {words[before]}, and is to go on with {words[given]}: "
+            "finish it as it was begun, or choose another path or delete it"
         )
 
 
@@ -622,6 +636,8 @@ def verify(
 ) -> float:
     """Check a data set: every checksum, ν against the configuration, and some chunks against a new computation.
 
+    Metrics that were given to `build` cannot be computed again: of these, the checksums alone are checked.
+
     Parameters
     ----------
     path : path of the store
@@ -655,7 +671,9 @@ def verify(
     if not (np.array_equal(nu.numpy(), stored_nu) and np.array_equal(split, stored_split)):
         raise ValueError(f"{path} is damaged (nu or split are not those of its configuration): build it again")
     some = np.random.default_rng(seed).choice(len(starts), min(n_chunks, len(starts)), replace=False)
-    parts, where = _parts(config, nu, some.tolist(), None), select_device(device)
+    given = _made_with(Path(path), store).get("metric_given")  # older stores do not say
+    metric = torch.from_numpy(_numbers(path, store, "metric")) if given else None
+    parts, where = _parts(config, nu, some.tolist(), metric), select_device(device)
     computed = _in_parallel(parts, config, where)
     worst = 0.0
     for i, rows in tqdm(computed, desc="computed again", total=len(parts), disable=not progress):

@@ -17,6 +17,7 @@ import zarr
 from conftest import contents, fields_of
 
 from pnp_tutorial import dataset
+from pnp_tutorial.__main__ import main
 from pnp_tutorial.curves import STEPS, curve_gram, near_metric
 from pnp_tutorial.dataset import DatasetConfig, build, describe, draw, ear, encoder_input, load, verify
 from pnp_tutorial.drum import DRUM, rectangular_drum
@@ -351,6 +352,35 @@ def test_verify_finds_what_was_changed(full_data, tmp_path, change, message):
     change(zarr.open_group(path))
     with pytest.raises(ValueError, match=message):
         verify(path, n_chunks=6, device="cpu", progress=False)
+
+
+def test_metrics_that_were_given_are_not_finished_with_others(full_data, tmp_path, capfd):
+    """Nor the other way round; what is finished is left alone. `verify` does not compute them again."""
+    M = torch.eye(5, dtype=torch.float64).expand(23, 5, 5)
+    for given, other in ((M, None), (None, M)):
+        config = replace(full_data, data=str(tmp_path / f"{given is None}.zarr"))
+        build(config, progress=False, metric=given)
+        assert verify(config.data, n_chunks=6, device="cpu", progress=False) < 1e-3
+        assert build(config, progress=False, metric=other).exists()
+        before = contents(config.data)
+        zarr.open_group(config.data)["done"][0] = False
+        with pytest.raises(ValueError, match="begun with metrics that .*, and is to go on with metrics that"):
+            build(config, progress=False, metric=other)
+        build(config, progress=False, metric=given)
+        assert contents(config.data) == before
+        assert main(["dataset", f"--data={config.data}", "--verify", "--device=cpu"]) == 0
+        assert ("which were given" in capfd.readouterr().out) == (given is not None)
+
+
+def test_a_store_that_does_not_say_if_metrics_were_given(tiny_data, tmp_path):
+    """Is older, and is finished with what is given now."""
+    config = replace(tiny_data, data=str(shutil.copytree(tiny_data.data, tmp_path / "old.zarr")))
+    store = zarr.open_group(config.data)
+    del store.attrs["seal"]
+    store.attrs["made_with"] = {k: v for k, v in store.attrs["made_with"].items() if k != "metric_given"}
+    store["done"][0] = False
+    M = torch.eye(5, dtype=torch.float64).expand(40, 5, 5)
+    assert torch.equal(load(build(config, progress=False, metric=M)).metric[0], M[0])
 
 
 def test_verify_takes_silence_for_what_it_is(full_data, tmp_path, monkeypatch):
