@@ -352,13 +352,15 @@ def propose(config: DatasetConfig) -> str:
     Forward mode costs about half as much as the features for every parameter, differences of the same features twice as
     much (results/metric_cost.json): so it is what `build` takes for any number of parameters. Differences of coarse
     spectra are a small part of both, but another metric.
+    Raises ValueError, as `build` does, if synthesizer or ear do not work.
     """
     if not config.metric or config.secant_step is not None:
         return ""
     device, synthesizer = select_device(config.device), config.synthesizer
-    features, coarse = ear(config, device), CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(device)
+    _try(config, device, None)
+    features, where = ear(config, device), float64_device(device)
     n_at_once = 1 if device.type == "cpu" else min(config.chunk_size, config.n_sounds)
-    nu = torch.zeros(n_at_once, len(synthesizer.parameters), dtype=torch.float64, device=float64_device(device))
+    nu = torch.zeros(n_at_once, len(synthesizer.parameters), dtype=torch.float64, device=where)
 
     def hours(metric: Callable[[], Tensor]) -> float:
         for _ in range(2):  # the first time warms up
@@ -367,9 +369,10 @@ def propose(config: DatasetConfig) -> str:
         return (time.perf_counter() - start) / n_at_once * config.n_sounds / 3600
 
     forward = hours(lambda: riemannian_metric(nu, features, synthesizer))
-    secant = hours(lambda: secant_metric(nu, coarse, lambda nu: synthesizer(nu, torch.float32)))
     if forward < 1:
         return ""
+    coarse = CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(where)
+    secant = hours(lambda: secant_metric(nu, coarse, lambda nu: synthesizer(nu, torch.float32)))
     return (
         f"metrics of {config.n_sounds} sounds take about {forward:.2g} hours here; those of coarse spectra, for steps "
         f"of a finite width, about {secant:.2g}: --secant_step 0.1"
