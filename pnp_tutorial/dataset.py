@@ -62,6 +62,7 @@ from .scattering import LogScattering
 from .synthesizer import REGISTRY, Synthesizer, stored_synthesizer
 
 SPLITS = ("train", "validation", "test")
+MOST_SEED = 2**32 - 1  # what training makes of a seed, an epoch and a process fits into torch's 64 bits
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,8 @@ def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
     for name, least in (("chunk_size", 1), ("seed", 0), ("n_samples", 1), ("n_cells", 1), ("n_grid_test", 0)):
         if getattr(config, name) < least:
             raise ValueError(f"expected {name} ≥ {least}, got {getattr(config, name)}")
+    if config.seed > MOST_SEED:
+        raise ValueError(f"expected seed ≤ {MOST_SEED}, got {config.seed}")
     limit = math.inf
     if config.sampling == "grid":
         limit = len(config.synthesizer.sample_jittered_grid(config.n_cells))
