@@ -149,7 +149,7 @@ class Rows(NamedTuple):
     """Rows of a data set: shapes and dtypes at the head of this module, with a leading axis n; None: not there."""
 
     nu: Tensor
-    scalogram: Tensor
+    scalogram: Tensor | None = None
     metric: Tensor | None = None
     features: Tensor | None = None
     curves: Tensor | None = None
@@ -579,14 +579,14 @@ def _read(path: str | Path, store: Any, rows: np.ndarray, names: tuple[str, ...]
 
 
 def _names(store: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those arrays that every store has, and those of `names` that this one has."""
+    """ν, and those of `names` that a store has: scalograms are in every one."""
     unknown = set(names) - set(Rows._fields)
     if unknown:
         raise ValueError(f"expected names of {Rows._fields}, got {sorted(unknown)}")
-    return ("nu", "scalogram", *(name for name in names if name in store and name not in ("nu", "scalogram")))
+    return ("nu", *(name for name in names if name != "nu" and (name in store or name == "scalogram")))
 
 
-def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metric",)) -> Rows:
+def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("scalogram", "metric")) -> Rows:
     """One split of a data set, in memory, in the order of the store.
 
     Parameters
@@ -594,7 +594,7 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metr
     path : path of the store
     split : "train", "validation" or "test"
     names : tuple of str
-        What to read besides ν and scalogram, if it is there: "metric", "features", "curves".
+        What to read besides ν, if it is there: "scalogram", "metric", "features", "curves".
 
     Raises
     ------

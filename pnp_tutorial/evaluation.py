@@ -87,6 +87,7 @@ def predict(model: AudioEncoder, rows: Rows) -> Tensor:
     """ν̃ (B, n), float64, of the scalograms of a data set; an encoder with known parameters is given the true ones."""
     device = next(model.parameters()).device
     with torch.no_grad():
+        assert rows.scalogram is not None
         batches = rows.scalogram.split(64)
         nu_hat = torch.cat([model.encoder(batch.to(device)) for batch in batches])
     return complete(nu_hat.to(rows.nu.device), rows.nu, sought(model.config, model.known))
@@ -183,8 +184,9 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     model = load_encoder(config.encoder, device, config.synthesizer, config.ear)
     data = read_config(config.data, config.synthesizer, config.ear)
     refuse_other_scalogram(model, data, config.data)
-    test, train = load(config.data, "test"), load(config.data, "train")
-    test = Rows(test.nu[: config.n_sounds], test.scalogram[: config.n_sounds], None)
+    test, train = load(config.data, "test", ("scalogram",)), load(config.data, "train", ())
+    assert test.scalogram is not None
+    test = Rows(test.nu[: config.n_sounds], test.scalogram[: config.n_sounds])
     if min(len(test.nu), config.n_sounds) < 2 or config.n_constant < 1:
         raise ValueError(
             f"expected n_sounds ≥ 2, of as many test sounds, and n_constant ≥ 1, got n_sounds = {config.n_sounds}, "

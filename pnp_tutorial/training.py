@@ -374,6 +374,7 @@ def as_batch(rows: Rows, columns: list[int], config: TrainingConfig, device: tor
     """A whole split, so that no step waits for it: a GPU holds the paper's 82 224 drums in 1.1 GB."""
     where = float64_device(device)
     features = None if rows.features is None else rows.features.to(where)
+    assert rows.scalogram is not None
     batch = Batch(rows.scalogram.to(device), rows.nu.to(where), features=features)
     if config.loss == "curves":
         assert rows.curves is not None
@@ -488,7 +489,7 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     fabric = connect(device, precision)
     data = read_config(config.data, config.synthesizer, config.ear)
     names = {"pnp": ("metric",), "spectral": ("features",), "curves": ("curves",)}.get(config.loss, ())
-    splits = {split: load(config.data, split, names) for split in ("train", "validation")}
+    splits = {split: load(config.data, split, ("scalogram", *names)) for split in ("train", "validation")}
     for split, rows in splits.items():
         if not len(rows.nu):
             raise ValueError(f"{config.data} has no sounds for {split}: build a larger one")

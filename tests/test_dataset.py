@@ -305,7 +305,9 @@ def test_features_are_kept_on_request(full_data, tiny_data):
     x = rectangular_drum(DRUM.to_theta(drums.nu), full_data.n_samples)
     torch.testing.assert_close(drums.features, ear(full_data)(x), rtol=1e-4, atol=1e-4)
     assert drums.metric is not None
-    assert load(full_data.data, "test").features is None  # not asked for
+    assert drums.scalogram is None  # not asked for
+    assert load(full_data.data, "test").features is None
+    assert [values is None for values in load(full_data.data, "test", ())] == [False, True, True, True, True]
     assert load(tiny_data.data, "test", ("features",)).features is None  # not there
     with pytest.raises(ValueError, match=r"expected names of .* got \['sound'\]"):
         load(full_data.data, "test", ("sound",))

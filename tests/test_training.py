@@ -83,7 +83,7 @@ def test_stored_features_are_the_target_of_the_spectral_loss(tiny_data, tiny_tra
     """They spare the loss a pass through the ear, and change nothing."""
     config = replace(tiny_data, data=str(tmp_path / "f.zarr"), features=True)
     build(config, progress=False)
-    drums = load(config.data, "test", ("features",))
+    drums = load(config.data, "test", ("scalogram", "features"))
     with_them = as_batch(drums, list(range(5)), replace(tiny_training, loss="spectral"), torch.device("cpu"))
     assert with_them.features is not None
     heard = []
@@ -485,7 +485,7 @@ def curved_data(tiny_data, tmp_path_factory):
 @pytest.mark.parametrize("delta", [None, 0.02])
 def test_curves_are_damped_and_rescaled_as_pnp_is(curved_data, tiny_training, known, delta):
     config = replace(tiny_training, data=curved_data.data, loss="curves", known=known, root=delta)
-    drums, columns = load(curved_data.data, "train", ("curves",)), slice(len(known), None)
+    drums, columns = load(curved_data.data, "train", ("scalogram", "curves")), slice(len(known), None)
     batch = as_batch(drums, list(range(len(known), 5)), config, "cpu")
     nu_hat = 0.5 * drums.nu[:, columns]
     whole = torch.cat([drums.nu[:, : len(known)], nu_hat], 1)
