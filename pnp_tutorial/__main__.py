@@ -78,12 +78,14 @@ def _first_process() -> bool:
 
 
 def run_dataset(
-    config: DatasetConfig, info: bool = False, check: bool = False, given: Mapping[str, Any] | None = None
+    config: DatasetConfig, info: bool = False, check: bool = False, objects: Mapping[str, Any] | None = None
 ) -> None:
     """Draw sounds; compute what the encoder sees of them, and their metrics. Resumes what was begun."""
     if check:
-        error = verify(config.data, device=config.device, **(given or {}))
-        print(f"{config.data}: checksums are right; computed again, two chunks differ by {error:.1g} at most")
+        error = verify(config.data, device=config.device, **(objects or {}))
+        given = describe(config.data)["made_with"].get("metric_given")
+        but = " (but for the metrics, which were given and not computed)" if given else ""
+        print(f"{config.data}: checksums are right; computed again, two chunks differ by {error:.1g} at most{but}")
     elif info:
         print(yaml.safe_dump(describe(config.data), sort_keys=False, default_flow_style=None), end="")
     else:
@@ -281,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
         objects = {name: _object(name, given.pop(name)) for name in OBJECTS if given.get(name)}
         given = {name: value for name, value in given.items() if name not in OBJECTS}
         if actions.get("check"):
-            actions["given"] = objects
+            actions["objects"] = objects
         run(config(**given, **objects), **actions)
     except (argparse.ArgumentError, ValueError, OSError) as error:
         _forget(error)

@@ -62,6 +62,7 @@ from .scattering import LogScattering
 from .synthesizer import REGISTRY, Synthesizer, stored_synthesizer
 
 SPLITS = ("train", "validation", "test")
+MOST_SEED = 2**32 - 1  # what training makes of a seed, an epoch and a process fits into torch's 64 bits
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class Rows(NamedTuple):
     """Rows of a data set: shapes and dtypes at the head of this module, with a leading axis n; None: not there."""
 
     nu: Tensor
-    scalogram: Tensor
+    scalogram: Tensor | None = None
     metric: Tensor | None = None
     features: Tensor | None = None
     curves: Tensor | None = None
@@ -200,7 +201,7 @@ def _arrays(config: DatasetConfig) -> dict[str, tuple[tuple[int, ...], str]]:
     return arrays
 
 
-def _create(config: DatasetConfig) -> None:
+def _create(config: DatasetConfig, metric_given: bool) -> None:
     """Make the store with its ν and empty arrays, under another name, and move it into place.
 
     If another process has been faster, its store is left as it is.
@@ -213,7 +214,8 @@ def _create(config: DatasetConfig) -> None:
     if size > (free := shutil.disk_usage(first_existing(path.parent)).free):
         raise ValueError(f"{path} needs {size / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free there")
     nu, split = draw(config)
-    made_with = {"pnp_tutorial": __version__, "torch": torch.__version__, "machine": platform.platform()}
+    made_with: dict[str, Any] = {"pnp_tutorial": __version__, "torch": torch.__version__}
+    made_with |= {"machine": platform.platform(), "metric_given": metric_given}
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(temporary_name())
     try:
@@ -277,6 +279,8 @@ def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
     for name, least in (("chunk_size", 1), ("seed", 0), ("n_samples", 1), ("n_cells", 1), ("n_grid_test", 0)):
         if getattr(config, name) < least:
             raise ValueError(f"expected {name} ≥ {least}, got {getattr(config, name)}")
+    if config.seed > MOST_SEED:
+        raise ValueError(f"expected seed ≤ {MOST_SEED}, got {config.seed}")
     limit = math.inf
     if config.sampling == "grid":
         limit = len(config.synthesizer.sample_jittered_grid(config.n_cells))
@@ -311,30 +315,33 @@ def build(
     ------
     ValueError
         If the configuration is impossible, the synthesizer breaks a promise (see `check_synthesizer`), the store was
-        begun with another configuration or by another version of this package, the disk is too small, there are not as
-        many metrics as sounds, or other processes ended without their share.
+        begun with another configuration, by another version of this package, or with metrics that were given where none
+        are now (or none were), it is damaged, the disk is too small, there are not as many metrics as sounds, or other
+        processes ended without their share.
     """
     check(config, metric)
+    metric = metric if config.metric else None
     fabric = connect(select_device(config.device), patience_s=patience_s)
     path, device = Path(config.data), fabric.device
     if fabric.is_global_zero and not path.exists():
         _try(config, device, metric)
-        _create(config)
+        _create(config, metric is not None)
     fabric.barrier()
     store = _open(path, "r+")
     stored = read_config(path, config.synthesizer)
     refuse_difference(as_stored(stored), config, f"{path} was built", ignored=("data", "device"))
-    missing = np.flatnonzero(~store["done"][:])
+    missing = np.flatnonzero(~_numbers(path, store, "done"))
     if len(missing):
         _refuse_another_version(path, store)
+        _refuse_other_metrics(path, store, metric is not None)
     fabric.barrier()  # all have read what is missing before any marks a chunk as done
     mine = missing[fabric.global_rank :: fabric.world_size].tolist()
-    parts = _parts(config, torch.from_numpy(store["nu"][:]), mine, metric)
+    parts = _parts(config, torch.from_numpy(_numbers(path, store, "nu")), mine, metric)
     name = path.name if fabric.world_size == 1 else f"{path.name}, process 1 of {fabric.world_size}"
     total = sum(len(part) for part, _ in parts.values())
     with tqdm(total=total, desc=name, unit="sound", disable=not (progress and fabric.is_global_zero and parts)) as bar:
         for i, computed in _in_parallel(parts, config, device):
-            if not store["done"][i]:  # by a process that knows nothing of this one
+            if not _numbers(path, store, "done", [i]).all():  # by a process that knows nothing of this one
                 _write(store, i * config.chunk_size, computed)
                 store["done"][i] = True  # last: a chunk is there or it is not
             bar.update(len(parts[i][0]))
@@ -348,13 +355,15 @@ def propose(config: DatasetConfig) -> str:
     Forward mode costs about half as much as the features for every parameter, differences of the same features twice as
     much (results/metric_cost.json): so it is what `build` takes for any number of parameters. Differences of coarse
     spectra are a small part of both, but another metric.
+    Raises ValueError, as `build` does, if synthesizer or ear do not work.
     """
     if not config.metric or config.secant_step is not None:
         return ""
     device, synthesizer = select_device(config.device), config.synthesizer
-    features, coarse = ear(config, device), CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(device)
+    _try(config, device, None)
+    features, where = ear(config, device), float64_device(device)
     n_at_once = 1 if device.type == "cpu" else min(config.chunk_size, config.n_sounds)
-    nu = torch.zeros(n_at_once, len(synthesizer.parameters), dtype=torch.float64, device=float64_device(device))
+    nu = torch.zeros(n_at_once, len(synthesizer.parameters), dtype=torch.float64, device=where)
 
     def hours(metric: Callable[[], Tensor]) -> float:
         for _ in range(2):  # the first time warms up
@@ -363,9 +372,10 @@ def propose(config: DatasetConfig) -> str:
         return (time.perf_counter() - start) / n_at_once * config.n_sounds / 3600
 
     forward = hours(lambda: riemannian_metric(nu, features, synthesizer))
-    secant = hours(lambda: secant_metric(nu, coarse, lambda nu: synthesizer(nu, torch.float32)))
     if forward < 1:
         return ""
+    coarse = CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(where)
+    secant = hours(lambda: secant_metric(nu, coarse, lambda nu: synthesizer(nu, torch.float32)))
     return (
         f"metrics of {config.n_sounds} sounds take about {forward:.2g} hours here; those of coarse spectra, for steps "
         f"of a finite width, about {secant:.2g}: --secant_step 0.1"
@@ -373,11 +383,21 @@ def propose(config: DatasetConfig) -> str:
 
 
 def _refuse_another_version(path: Path, store: Any) -> None:
-    version = store.attrs["made_with"]["pnp_tutorial"]
+    version = _made_with(path, store)["pnp_tutorial"]
     if version != __version__:
         raise ValueError(
             f"{path} was begun by version {version} of this package, and this is {__version__}: "
             "finish it with that, or choose another path or delete it"
+        )
+
+
+def _refuse_other_metrics(path: Path, store: Any, given: bool) -> None:
+    before = _made_with(path, store).get("metric_given", given)  # older stores do not say
+    if before != given:
+        words = {True: "metrics that were given", False: "metrics that it computed"}
+        raise ValueError(
+            f"{path} was begun with {words[before]}, and is to go on with {words[given]}: "
+            "finish it as it was begun, or choose another path or delete it"
         )
 
 
@@ -409,7 +429,7 @@ def _write(store: Any, first: int, computed: dict[str, np.ndarray]) -> None:
 def _wait_for_others(path: Path, store: Any, patience_s: float) -> None:
     """Return when all chunks are done; raise ValueError if none has been for `patience_s` seconds."""
     before, since = -1, time.monotonic()
-    while not (done := store["done"][:]).all():
+    while not (done := _numbers(path, store, "done")).all():
         if done.sum() > before:
             before, since = done.sum(), time.monotonic()
         elif time.monotonic() - since > patience_s:
@@ -460,6 +480,13 @@ def _open(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:
     if not intact:
         raise ValueError(f"{path} is damaged (what it says of itself has changed): delete it and build it again")
     return store
+
+
+def _made_with(path: Path, store: Any) -> Mapping[str, Any]:
+    made_with = store.attrs.get("made_with")
+    if not isinstance(made_with, Mapping) or "pnp_tutorial" not in made_with:
+        raise ValueError(f"{path} is damaged (it does not say what it was made with): delete it and build it again")
+    return made_with
 
 
 def _seal(path: Path, attributes: Mapping[str, Any]) -> str:
@@ -515,32 +542,36 @@ def _rows(path: str | Path, split: str) -> tuple[Any, np.ndarray]:
     if split not in SPLITS:
         raise ValueError(f"expected a split of {SPLITS}, got {split!r}")
     store = _open(path)
-    if "config" not in store.attrs:
+    config = store.attrs.get("config")
+    if not isinstance(config, Mapping):
         raise ValueError(f"{path} is not a data set of this library")
     try:  # a store that only another version can read
-        stored_config({name: value for name, value in store.attrs["config"].items() if name != "synthesizer"})
+        stored_config({name: value for name, value in config.items() if name != "synthesizer"})
     except TypeError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    try:
-        done, rows = store["done"][:], np.flatnonzero(store["split"][:] == SPLITS.index(split))
-    except (KeyError, ValueError, RuntimeError) as error:
-        if lacks_means(error):
-            raise
-        raise ValueError(f"{path} is damaged ({error}): delete it and build it again") from error
+    done, rows = _numbers(path, store, "done"), np.flatnonzero(_numbers(path, store, "split") == SPLITS.index(split))
     if not done.all():
         raise ValueError(f"{path} has {done.sum()} of {len(done)} chunks: run `pnp dataset` again to finish it")
     return store, rows
 
 
+def _numbers(path: str | Path, store: Any, name: str, rows: Any = slice(None)) -> np.ndarray:
+    """Rows of an array of a store, all if none are given; raises ValueError, which names the store, if it is damaged.
+
+    Of chunks that are not there, what the array is filled with.
+    """
+    try:
+        return store[name].oindex[rows]
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # of zarr and its codecs
+        if lacks_means(error):
+            raise
+        raise ValueError(f"{path} is damaged ({name}: {error}): delete it and build it again") from error
+
+
 def _read(path: str | Path, store: Any, rows: np.ndarray, names: tuple[str, ...]) -> Rows:
     arrays = {}
     for name in names:
-        try:
-            values = torch.from_numpy(store[name].oindex[rows])
-        except (KeyError, ValueError, RuntimeError) as error:
-            if lacks_means(error):
-                raise
-            raise ValueError(f"{path} is damaged ({error}): delete it and build it again") from error
+        values = torch.from_numpy(_numbers(path, store, name, rows))
         if not values.isfinite().all():  # a chunk that is not there reads as NaN
             raise ValueError(f"{path} is damaged (rows of {name} are missing): delete it and build it again")
         arrays[name] = values
@@ -548,14 +579,14 @@ def _read(path: str | Path, store: Any, rows: np.ndarray, names: tuple[str, ...]
 
 
 def _names(store: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Those arrays that every store has, and those of `names` that this one has."""
+    """ν, and those of `names` that a store has: scalograms are in every one."""
     unknown = set(names) - set(Rows._fields)
     if unknown:
         raise ValueError(f"expected names of {Rows._fields}, got {sorted(unknown)}")
-    return ("nu", "scalogram", *(name for name in names if name in store and name not in ("nu", "scalogram")))
+    return ("nu", *(name for name in names if name != "nu" and (name in store or name == "scalogram")))
 
 
-def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metric",)) -> Rows:
+def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("scalogram", "metric")) -> Rows:
     """One split of a data set, in memory, in the order of the store.
 
     Parameters
@@ -563,7 +594,7 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metr
     path : path of the store
     split : "train", "validation" or "test"
     names : tuple of str
-        What to read besides ν and scalogram, if it is there: "metric", "features", "curves".
+        What to read besides ν, if it is there: "scalogram", "metric", "features", "curves".
 
     Raises
     ------
@@ -577,14 +608,14 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("metr
 def describe(path: str | Path) -> dict[str, Any]:
     """What a data set is: configuration, provenance, how much is done; of its arrays, shape, dtype and bytes on disk.
 
-    Raises ValueError if there is no such store.
+    Raises ValueError if there is no such store, or it is damaged.
     """
     store = _open(path)
     try:
         config, made_with = dict(store.attrs["config"]), dict(store.attrs["made_with"])
-        done, split = store["done"][:], store["split"][:]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a data set of this library") from error
+    done, split = _numbers(path, store, "done"), _numbers(path, store, "split")
     arrays = {}
     for name in (name for name in Rows._fields if name in store):
         files = [file.stat().st_size for file in (Path(path) / name).rglob("*") if file.is_file()]
@@ -610,6 +641,8 @@ def verify(
     ear: str | Map | None = None,
 ) -> float:
     """Check a data set: every checksum, ν against the configuration, and some chunks against a new computation.
+
+    Metrics that were given to `build` cannot be computed again: of these, the checksums alone are checked.
 
     Parameters
     ----------
@@ -640,17 +673,22 @@ def verify(
     for start in tqdm(starts, desc="checksums", unit="chunk", disable=not progress):
         _read(path, store, np.arange(start, min(start + chunk, config.n_sounds)), ("nu", *names))
     nu, split = draw(config)
-    if not (np.array_equal(nu.numpy(), store["nu"][:]) and np.array_equal(split, store["split"][:])):
+    stored_nu, stored_split = _numbers(path, store, "nu"), _numbers(path, store, "split")
+    if not (np.array_equal(nu.numpy(), stored_nu) and np.array_equal(split, stored_split)):
         raise ValueError(f"{path} is damaged (nu or split are not those of its configuration): build it again")
     some = np.random.default_rng(seed).choice(len(starts), min(n_chunks, len(starts)), replace=False)
-    parts, where = _parts(config, nu, some.tolist(), None), select_device(device)
+    given = _made_with(Path(path), store).get("metric_given")  # older stores do not say
+    metric = torch.from_numpy(_numbers(path, store, "metric")) if given else None
+    parts, where = _parts(config, nu, some.tolist(), metric), select_device(device)
     computed = _in_parallel(parts, config, where)
     worst = 0.0
     for i, rows in tqdm(computed, desc="computed again", total=len(parts), disable=not progress):
         for name, values in rows.items():
-            stored = store[name][i * chunk : i * chunk + len(values)].astype("float64").reshape(len(values), -1)
-            difference = np.linalg.norm(values.astype("float64").reshape(len(values), -1) - stored, axis=1)
-            error = float((difference / np.linalg.norm(stored, axis=1)).max())
+            stored = _numbers(path, store, name, slice(i * chunk, i * chunk + len(values)))
+            stored, anew = (each.astype("float64").reshape(len(values), -1) for each in (stored, values))
+            difference, size = (np.linalg.norm(each, axis=1) for each in (anew - stored, stored))
+            off = np.where(difference == 0, 0.0, np.inf)  # where nothing is stored: silence has no features
+            error = float(np.divide(difference, size, out=off, where=size > 0).max())
             if not error < 1e-2:
                 raise ValueError(
                     f"{path}: {name} of chunk {i} is {error:.2g} off what is computed anew: build it again"

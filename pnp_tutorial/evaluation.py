@@ -72,11 +72,6 @@ def _in_batches(function: Callable[[Tensor], Tensor], rows: Tensor, progress: bo
         return torch.cat([function(batch) for batch in batches])
 
 
-def ear_distance(x_hat: Tensor, x: Tensor, features: Map) -> Tensor:
-    """‖Φ(x̃) − Φ(x)‖₂ (B,), of each pair of sounds (B, n_samples); Φ is `features`, such as `paper_features()`."""
-    return torch.linalg.vector_norm(_in_batches(features, x_hat) - _in_batches(features, x), dim=-1)
-
-
 def best_constant(nu: Tensor, features: Map, synthesizer: Map, progress: bool = False) -> Tensor:
     """The ν (n,), among the rows of ν (B, n) and the centre 0, of the least mean distance to all rows in features.
 
@@ -92,6 +87,7 @@ def predict(model: AudioEncoder, rows: Rows) -> Tensor:
     """ν̃ (B, n), float64, of the scalograms of a data set; an encoder with known parameters is given the true ones."""
     device = next(model.parameters()).device
     with torch.no_grad():
+        assert rows.scalogram is not None
         batches = rows.scalogram.split(64)
         nu_hat = torch.cat([model.encoder(batch.to(device)) for batch in batches])
     return complete(nu_hat.to(rows.nu.device), rows.nu, sought(model.config, model.known))
@@ -188,10 +184,14 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     model = load_encoder(config.encoder, device, config.synthesizer, config.ear)
     data = read_config(config.data, config.synthesizer, config.ear)
     refuse_other_scalogram(model, data, config.data)
-    test, train = load(config.data, "test"), load(config.data, "train")
-    test = Rows(test.nu[: config.n_sounds], test.scalogram[: config.n_sounds], None)
-    if len(test.nu) < 2 or config.n_constant < 1:
-        raise ValueError(f"expected two test sounds and n_constant ≥ 1, got {len(test.nu)} and {config.n_constant}")
+    test, train = load(config.data, "test", ("scalogram",)), load(config.data, "train", ())
+    assert test.scalogram is not None
+    test = Rows(test.nu[: config.n_sounds], test.scalogram[: config.n_sounds])
+    if min(len(test.nu), config.n_sounds) < 2 or config.n_constant < 1:
+        raise ValueError(
+            f"expected n_sounds ≥ 2, of as many test sounds, and n_constant ≥ 1, got n_sounds = {config.n_sounds}, "
+            f"{len(test.nu)} test sounds and n_constant = {config.n_constant}"
+        )
 
     where = float64_device(device)  # of ν
     features, synthesizer = ear(data, where), data.synthesizer

@@ -48,7 +48,7 @@ from scipy.optimize import OptimizeResult, differential_evolution, least_squares
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .dataset import ear
+from .dataset import MOST_SEED, ear
 from .encoder import AudioEncoder
 from .metric import Map, eigen, gram, jacobian
 from .mss import CoarseSpectra
@@ -452,7 +452,7 @@ def undetermined(spreads: Tensor, directions: Tensor, names: Sequence[str]) -> l
     rest = span * spreads[is_unsure] * ~alone[:, None]
     _, combinations = eigen(rest @ rest.mT)
     words = [name for name, is_alone in zip(names, alone.tolist(), strict=True) if is_alone]
-    for vector in combinations.T.flip(0)[: span.shape[1] - len(words)].tolist():
+    for vector in combinations.T.flip(0)[: max(0, span.shape[1] - len(words))].tolist():
         terms = sorted(zip(vector, names, strict=True), key=lambda term: -abs(term[0]))
         terms = [term for term in terms if abs(term[0]) > MINOR] or terms[:3]
         signed = " ".join(f"{'−' if component < 0 else '+'} {abs(component):.1f} {name}" for component, name in terms)
@@ -520,8 +520,9 @@ def match(
     ------
     ValueError
         If the file is not usable (see `load_recording`), the sound has another length, is not finite or nothing but
-        zeros, or the encoder needs a known parameter.
+        zeros in float32, the seed is no whole number from 0 to 2³² − 1, or the encoder needs a known parameter.
     """
+    check_whole("seed", seed, 0, MOST_SEED)
     if model.known:
         raise ValueError(f"this encoder was trained with known {', '.join(model.known)}: it cannot match a sound alone")
     device, synthesizer = next(model.parameters()).device, model.config.synthesizer
@@ -593,7 +594,7 @@ def _search(
     settled = _settle(v, distances, AS_CLOSE * refined) if refined > alike else v
     if not torch.equal(settled, v):
         S_v, J = jacobian(settled[None], features, h)
-        v, refined, M = settled, float((S_v[0] - S).norm()), gram(J[0].cpu().double())
+        v, refined, M = settled, float((S_v[0] - S).norm()), gram(J[0]).cpu()
         story.note(Step("refine", story.steps[-1].n_heard + 1, refined, v.tolist()))
     distance = {"constant": far, "encoder": predicted, "scan": float(heard.min()), "match": refined}
     return v, M, nu_encoder, nu_constant, distance
@@ -622,7 +623,7 @@ def _settle(v: Tensor, distances: Map, limit: float) -> Tensor:
     """v (n,), but with what stands at an end of its range as far inside as keeps the distance below a limit."""
     for j in (v.abs() > EDGE).nonzero().flatten().tolist():
         others = v.repeat(len(INSIDE), 1)
-        others[:, j] = v[j].sign() * v.new_tensor(INSIDE)
+        others[:, j] = v[j].sign() * v.new_tensor(INSIDE) + 0.0  # which makes 0 of −0
         will_do = others[distances(others) <= limit]
         v = will_do[0] if len(will_do) else v
     return v
@@ -649,11 +650,15 @@ def _recording(audio: Tensor | Recording | str | Path, synthesizer: Synthesizer)
     n_samples = synthesizer.n_samples
     if audio.shape != (n_samples,) or not audio.is_floating_point():
         raise ValueError(f"expected audio of shape ({n_samples},), got {audio.dtype} of shape {tuple(audio.shape)}")
+    audio = audio.detach()
+    if synthesizer.peak_normalized and audio.any():  # before it is rounded: whatever its gain
+        audio = audio / audio.abs().max()
+    audio = audio.to(torch.float32)
     if not audio.isfinite().all():
         raise ValueError("expected finite audio, got NaN or infinite samples")
     if not audio.any():
         raise ValueError("expected a sound, got nothing but zeros")
-    return Recording(audio / audio.abs().max() if synthesizer.peak_normalized else audio, 1.0)
+    return Recording(audio, 1.0)
 
 
 class _Story:

@@ -17,7 +17,7 @@ from auraloss.freq import MultiResolutionSTFTLoss
 from torch import Tensor, nn
 
 from .runtime import at_least_one, full_precision
-from .scalogram import log_compress
+from .scalogram import check_whole, log_compress
 
 CACHED = 2**18  # samples whose spectra fit a CPU's cache
 
@@ -44,13 +44,13 @@ class MSS(nn.Module):
             resolution.register_buffer("window", window, persistent=False)
 
     def rows(self, x: Tensor) -> Tensor:
-        """Audio (..., n_samples) as (B, n_samples) of the windows' dtype, once it is known to be long enough."""
+        """Audio (..., n_samples) as (B, n_samples) where the windows are, in their dtype, if it is long enough."""
         shortest = max(resolution.fft_size for resolution in self.resolutions) // 2 + 1
         if x.ndim == 0 or x.shape[-1] < shortest:
             raise ValueError(f"expected audio of shape (..., n_samples), n_samples ≥ {shortest}, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"expected floating-point audio, got {x.dtype}")
-        return x.reshape(x.shape[:-1].numel(), x.shape[-1]).to(self.resolutions[0].window.dtype)
+        return x.reshape(x.shape[:-1].numel(), x.shape[-1]).to(self.resolutions[0].window)
 
     @staticmethod
     def spectrum(rows: Tensor, r: Any) -> Tensor:
@@ -157,6 +157,7 @@ class CoarseSpectra(nn.Module):
     sample_rate : float, Hz
 
     Called on audio (..., n_samples) it returns (..., P), in float32.
+    Raises ValueError unless n_samples is a whole number, at least 8: two samples are the shortest frame.
     """
 
     LONGEST = 4096  # samples of a frame
@@ -165,6 +166,7 @@ class CoarseSpectra(nn.Module):
 
     def __init__(self, n_samples: int, sample_rate: float) -> None:
         super().__init__()
+        check_whole("n_samples", n_samples, 8)
         self.n_fft = min(self.LONGEST, n_samples // 4)
         hz = torch.fft.rfftfreq(self.n_fft, 1 / sample_rate)
         lowest, semitone = 35.0, 2 ** (1 / 12)
@@ -181,8 +183,8 @@ class CoarseSpectra(nn.Module):
     @full_precision()
     def forward(self, x: Tensor) -> Tensor:
         n_rows = x.shape[:-1].numel()
-        rows = at_least_one(x.reshape(n_rows, x.shape[-1]).float())
-        few = max(1, CACHED // x.shape[-1]) if x.device.type == "cpu" else len(rows)
+        rows = at_least_one(x.reshape(n_rows, x.shape[-1]).to(self.window))
+        few = max(1, CACHED // x.shape[-1]) if rows.device.type == "cpu" else len(rows)
         C = torch.cat([self._spectra(part) for part in rows.split(few)])
         return C[:n_rows].reshape(*x.shape[:-1], C.shape[-1])
 

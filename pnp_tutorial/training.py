@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from . import __version__
 from .curves import STEPS, curve_form, near_metric
 from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping, Shape, damping_matrix, largest_damping
-from .dataset import DatasetConfig, Rows, ear, load, read_config
+from .dataset import MOST_SEED, DatasetConfig, Rows, ear, load, read_config
 from .drum import DRUM
 from .encoder import AudioEncoder, Encoder, complete, load_encoder, refuse_other_scalogram, save, sought
 from .losses import mean_of_form, mss_loss, parameter_loss, pnp_loss, spectral_loss
@@ -214,16 +214,20 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     Returns
     -------
     history : DataFrame, one row an epoch
-        epoch, damping (the λ of that epoch), training_loss (as minimized), validation_loss (without damping, in
-        squared features for "pnp" and "spectral", or in features where they are roots), record, seconds (of its steps,
-        without validation).
+        epoch, damping (the λ of that epoch), training_loss (as minimized), validation_loss (without damping), record,
+        seconds (of its steps, without validation). Of "pnp", "curves" and "spectral", validation_loss is half the
+        squared distance in features (of "curves", in coarse spectra), or with `root` what `losses.root` makes of that
+        square; with `unit_trace` it has no unit.
 
     Raises
     ------
     ValueError
         If the configuration is impossible, the data set is missing, unfinished, damaged or of another
-        synthesizer, the losses are not finite, the output folder holds a damaged run or one of another configuration,
-        the encoder to start from is missing or of another kind, or TensorBoard is asked for and not installed.
+        synthesizer, the losses are not finite, the output folder holds a damaged run, one of another configuration or
+        one of more epochs, the encoder to start from is missing or of another kind, or TensorBoard is asked for and not
+        installed.
+    OSError
+        If the output folder cannot be written to.
     """
     setup, state = set_up(config)
     fabric = setup.fabric
@@ -370,6 +374,7 @@ def as_batch(rows: Rows, columns: list[int], config: TrainingConfig, device: tor
     """A whole split, so that no step waits for it: a GPU holds the paper's 82 224 drums in 1.1 GB."""
     where = float64_device(device)
     features = None if rows.features is None else rows.features.to(where)
+    assert rows.scalogram is not None
     batch = Batch(rows.scalogram.to(device), rows.nu.to(where), features=features)
     if config.loss == "curves":
         assert rows.curves is not None
@@ -436,7 +441,10 @@ def _first_damping(config: TrainingConfig, rows: Batch) -> tuple[ConstantDamping
 
 
 def check(config: TrainingConfig) -> None:
-    """Raise ValueError, before any work, if a training cannot be as `config` has it."""
+    """Raise ValueError, before any work, if a training cannot be as `config` has it.
+
+    Raises OSError if the output folder cannot be written to.
+    """
     check_fields(config)
     for name in ("n_epochs", "learning_rate"):
         if not 0 < getattr(config, name) < math.inf:
@@ -457,8 +465,8 @@ def check(config: TrainingConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"expected {name} ≥ 0, got {value}")
-    if Path(config.output_folder).exists() and not Path(config.output_folder).is_dir():
-        raise ValueError(f"expected output_folder to be a folder, or to be made, got the file {config.output_folder}")
+    if config.seed > MOST_SEED:
+        raise ValueError(f"expected seed ≤ {MOST_SEED}, got {config.seed}")
     check_writable(config.output_folder)
     data = read_config(config.data, config.synthesizer, config.ear)
     if unknown := [name for name in config.known if name not in data.synthesizer.names]:
@@ -481,7 +489,7 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     fabric = connect(device, precision)
     data = read_config(config.data, config.synthesizer, config.ear)
     names = {"pnp": ("metric",), "spectral": ("features",), "curves": ("curves",)}.get(config.loss, ())
-    splits = {split: load(config.data, split, names) for split in ("train", "validation")}
+    splits = {split: load(config.data, split, ("scalogram", *names)) for split in ("train", "validation")}
     for split, rows in splits.items():
         if not len(rows.nu):
             raise ValueError(f"{config.data} has no sounds for {split}: build a larger one")
@@ -492,9 +500,14 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     batch_size, world = min(config.batch_size, len(train.nu)), fabric.world_size
     if batch_size % world:
         raise ValueError(f"expected a batch size that {world} processes can share equally, got {batch_size}")
+    if batch_size < 2 * (1 if fabric.device.type == "cuda" else world):  # GPUs share their statistics
+        raise ValueError(
+            f"expected two sounds a step or more for each of {world} processes, which batch normalization needs, "
+            f"got batch_size = {config.batch_size} and {len(train.nu)} sounds to train on (n_train = {config.n_train})"
+        )
     damping, d, m = _first_damping(config, train)
     unit = m if config.root is None else math.sqrt(m)
-    loss = make_loss(config, data, d, m, fabric.device)
+    loss = make_loss(config, data, d, m, float64_device(fabric.device))  # where ν and stored features are
     n_steps = max(1, int(config.epoch_share * len(train.nu)) // batch_size)
 
     torch.manual_seed(config.seed)
@@ -534,22 +547,27 @@ def resume(setup: Setup, state: State) -> None:
     if path.exists():
         try:
             with zipfile.ZipFile(path) as parts:  # torch compares no checksums
-                intact = parts.testzip() is None
-            saved = torch.load(path, map_location="cpu", weights_only=True) if intact else {}
+                if damaged := parts.testzip():
+                    raise ValueError(f"the checksum of {damaged} is wrong")
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            run, data, history = modern(saved["config"]), dict(saved["dataset"]), list(saved["history"])
+            weights, optimizer, damping, best = (saved[name] for name in ("weights", "optimizer", "damping", "best"))
         except Exception as error:  # whatever the damage does
             if lacks_means(error):
                 raise
             raise ValueError(f"{path} is damaged: delete {setup.folder} to start again") from error
-        if not intact:
-            raise ValueError(f"{path} is damaged: delete {setup.folder} to start again")
         ignored = ["data", "output_folder", "synthesizer", "ear", "tensorboard", "device"]
         ignored += ["n_epochs"] if config.final_learning_rate is None else []
-        refuse_difference(modern(saved["config"]), config, f"{setup.folder} holds a run", tuple(ignored))
-        refuse_difference(saved["dataset"], setup.data, f"{setup.folder} holds a run on data", ("data", "device"))
-        state.network.load_state_dict(saved["weights"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.damping = type(state.damping)(**saved["damping"])
-        state.best, state.history = saved["best"], saved["history"]
+        refuse_difference(run, config, f"{setup.folder} holds a run", tuple(ignored))
+        refuse_difference(data, setup.data, f"{setup.folder} holds a run on data", ("data", "device"))
+        if config.n_epochs < len(history):
+            raise ValueError(
+                f"{setup.folder} holds a run of {len(history)} epochs: expected n_epochs of no less, "
+                f"got {config.n_epochs}"
+            )
+        state.network.load_state_dict(weights)
+        state.optimizer.load_state_dict(optimizer)
+        state.damping, state.best, state.history = type(state.damping)(**damping), best, history
     setup.fabric.barrier()
 
 

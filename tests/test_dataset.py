@@ -17,6 +17,7 @@ import zarr
 from conftest import contents, fields_of
 
 from pnp_tutorial import dataset
+from pnp_tutorial.__main__ import main
 from pnp_tutorial.curves import STEPS, curve_gram, near_metric
 from pnp_tutorial.dataset import DatasetConfig, build, describe, draw, ear, encoder_input, load, verify
 from pnp_tutorial.drum import DRUM, rectangular_drum
@@ -250,6 +251,39 @@ def test_damage_is_noticed(tiny_data, tmp_path, damage, message):
     assert str(path) in str(error.value)
 
 
+def garble(path, name):
+    for chunk in (path / name / "c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(b"garbled" + chunk.read_bytes()[7:])
+
+
+@pytest.mark.parametrize("name", ["done", "nu", "split"])
+def test_damage_is_noticed_by_whoever_reads(tiny_data, tmp_path, name):
+    path = Path(shutil.copytree(tiny_data.data, tmp_path / "d.zarr"))
+    garble(path, name)
+    readers = {"build": lambda: build(replace(tiny_data, data=str(path)), progress=False)} if name != "split" else {}
+    readers |= {"load": lambda: load(path), "verify": lambda: verify(path, progress=False)}
+    readers |= {"describe": lambda: describe(path)} if name != "nu" else {}
+    for read in readers.values():
+        with pytest.raises(ValueError, match=rf"d.zarr is damaged \({name}: "):
+            read()
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("config", 5), ("made_with", None), ("made_with", {})])
+def test_damage_of_what_a_store_says_of_itself(tiny_data, tmp_path, attribute, value):
+    """Of one that is older than seals: every reader names it, or does without."""
+    path = Path(shutil.copytree(tiny_data.data, tmp_path / "d.zarr"))
+    store = zarr.open_group(path)
+    del store.attrs["seal"]
+    store.attrs[attribute] = value
+    store["done"][0] = False
+    readers = {"build": lambda: build(replace(tiny_data, data=str(path)), progress=False)}
+    readers |= {"load": lambda: load(path), "describe": lambda: describe(path)} if attribute == "config" else {}
+    for read in readers.values():
+        with pytest.raises(ValueError, match=r"d.zarr (is damaged \(it does not say|cannot be read|is not a data set)"):
+            read()
+
+
 def test_missing_store_and_split(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="there is no data set"):
         load(tmp_path / "nowhere.zarr")
@@ -271,7 +305,9 @@ def test_features_are_kept_on_request(full_data, tiny_data):
     x = rectangular_drum(DRUM.to_theta(drums.nu), full_data.n_samples)
     torch.testing.assert_close(drums.features, ear(full_data)(x), rtol=1e-4, atol=1e-4)
     assert drums.metric is not None
-    assert load(full_data.data, "test").features is None  # not asked for
+    assert drums.scalogram is None  # not asked for
+    assert load(full_data.data, "test").features is None
+    assert [values is None for values in load(full_data.data, "test", ())] == [False, True, True, True, True]
     assert load(tiny_data.data, "test", ("features",)).features is None  # not there
     with pytest.raises(ValueError, match=r"expected names of .* got \['sound'\]"):
         load(full_data.data, "test", ("sound",))
@@ -318,6 +354,47 @@ def test_verify_finds_what_was_changed(full_data, tmp_path, change, message):
     change(zarr.open_group(path))
     with pytest.raises(ValueError, match=message):
         verify(path, n_chunks=6, device="cpu", progress=False)
+
+
+def test_metrics_that_were_given_are_not_finished_with_others(full_data, tmp_path, capfd):
+    """Nor the other way round; what is finished is left alone. `verify` does not compute them again."""
+    M = torch.eye(5, dtype=torch.float64).expand(23, 5, 5)
+    for given, other in ((M, None), (None, M)):
+        config = replace(full_data, data=str(tmp_path / f"{given is None}.zarr"))
+        build(config, progress=False, metric=given)
+        assert verify(config.data, n_chunks=6, device="cpu", progress=False) < 1e-3
+        assert build(config, progress=False, metric=other).exists()
+        before = contents(config.data)
+        zarr.open_group(config.data)["done"][0] = False
+        with pytest.raises(ValueError, match="begun with metrics that .*, and is to go on with metrics that"):
+            build(config, progress=False, metric=other)
+        build(config, progress=False, metric=given)
+        assert contents(config.data) == before
+        assert main(["dataset", f"--data={config.data}", "--verify", "--device=cpu"]) == 0
+        assert ("which were given" in capfd.readouterr().out) == (given is not None)
+
+
+def test_a_store_that_does_not_say_if_metrics_were_given(tiny_data, tmp_path):
+    """Is older, and is finished with what is given now."""
+    config = replace(tiny_data, data=str(shutil.copytree(tiny_data.data, tmp_path / "old.zarr")))
+    store = zarr.open_group(config.data)
+    del store.attrs["seal"]
+    store.attrs["made_with"] = {k: v for k, v in store.attrs["made_with"].items() if k != "metric_given"}
+    store["done"][0] = False
+    M = torch.eye(5, dtype=torch.float64).expand(40, 5, 5)
+    assert torch.equal(load(build(config, progress=False, metric=M)).metric[0], M[0])
+
+
+def test_verify_takes_silence_for_what_it_is(full_data, tmp_path, monkeypatch):
+    """Of sounds that are silent scalogram and metric are zero, rightly; what is not zero there is an error."""
+    config = replace(full_data, data=str(tmp_path / "s.zarr"), features=False, n_sounds=10)
+    compute = dataset._compute
+    monkeypatch.setattr(dataset, "_compute", lambda *args: {k: 0 * v for k, v in compute(*args).items()})
+    build(config, progress=False)
+    assert verify(config.data, n_chunks=3, device="cpu", progress=False) == 0.0
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="is inf off what is computed anew"):
+        verify(config.data, n_chunks=3, device="cpu", progress=False)
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, lose_a_chunk, truncate_a_chunk])

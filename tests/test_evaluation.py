@@ -15,7 +15,6 @@ from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import (
     EvaluationConfig,
     best_constant,
-    ear_distance,
     evaluate,
     paired_gain,
     predict,
@@ -29,22 +28,6 @@ SYNTHESIZER = replace(DRUM, n_samples=2048)
 @pytest.fixture(scope="module")
 def features():
     return ear(DatasetConfig(n_samples=2048))
-
-
-@pytest.fixture(scope="module")
-def sounds(tiny_data):
-    return SYNTHESIZER(load(tiny_data.data).nu[:11])  # more than a batch
-
-
-def test_ear_distance_of_a_sound_to_itself_is_zero(sounds, features):
-    assert (ear_distance(sounds, sounds, features) == 0).all()
-
-
-def test_ear_distance_is_that_of_the_features(sounds, features):
-    other = sounds.flip(0)
-    expected = (features(other) - features(sounds)).norm(dim=-1)
-    assert torch.allclose(ear_distance(other, sounds, features), expected, rtol=1e-3)
-    assert torch.allclose(ear_distance(sounds, other, features), expected, rtol=1e-3)
 
 
 def test_best_constant_is_the_medoid():
@@ -65,7 +48,9 @@ def test_perfect_predictions(tiny_data, features):
     table = evaluate(nu, nu, torch.zeros(5, dtype=torch.float64), features, SYNTHESIZER)
     assert len(table) == 9
     assert (table[["ear", *(f"error_{name}" for name in DRUM.names)]] == 0).all(axis=None)
-    assert (table.ear_constant > 0).all()
+    S = features(SYNTHESIZER(nu))
+    expected = (S - features(SYNTHESIZER(torch.zeros(5, dtype=torch.float64)))).norm(dim=-1)
+    assert table.ear_constant.to_numpy() == pytest.approx(expected.numpy(), rel=1e-3)
     assert (table.ear_gain == table.ear_constant).all()
 
 
@@ -123,6 +108,15 @@ def test_report_refuses_other_scalograms(tiny_data, tiny_training, tmp_path):
     encoder = str(Path(tiny_training.output_folder) / "encoder.safetensors")
     with pytest.raises(ValueError, match="scalograms with J = 6, but .* has 7"):
         report(EvaluationConfig(encoder, other.data, str(tmp_path), device="cpu"), progress=False)
+
+
+@pytest.mark.parametrize("change", [{"n_sounds": -2}, {"n_sounds": 1}, {"n_constant": 0}])
+def test_report_refuses_too_few_sounds(tiny_data, tiny_training, tmp_path, change):
+    encoder = f"{tiny_training.output_folder}/encoder.safetensors"
+    config = EvaluationConfig(encoder, tiny_data.data, str(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match="expected n_sounds ≥ 2, .* and n_constant ≥ 1, got n_sounds = "):
+        report(replace(config, **change), progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_paired_gain_of_one_seed_is_the_bootstrap_over_sounds():

@@ -14,13 +14,13 @@ from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.dataset import ear
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
-from pnp_tutorial.evaluation import ear_distance
 from pnp_tutorial.matching import (
     LEVEL_DB,
     UNSURE,
     Budget,
     Step,
     _opening,
+    _recording,
     _settle,
     covariance,
     heard_through,
@@ -324,6 +324,16 @@ def test_parameters_in_the_span_of_unsure_directions_are_named():
     assert undetermined(spreads[:1], nearly, DRUM.names) == ["log_omega"]
 
 
+def test_no_parameter_is_named_twice():
+    """Of many, more may lie in the span, up to a tenth each, than it has dimensions."""
+    n = 12
+    left_out = torch.full((n, 1), n**-0.5, dtype=torch.float64)
+    Q = torch.linalg.qr(torch.cat([left_out, torch.eye(n, dtype=torch.float64)[:, 1:]], 1))[0].roll(-1, 1)
+    spreads = torch.tensor([0.57] * (n - 1) + [0.1], dtype=torch.float64)
+    names = [f"p{j}" for j in range(n)]
+    assert undetermined(spreads, Q, names) == names
+
+
 @pytest.fixture(scope="module")
 def result(model):
     return match(rectangular_drum(THETA, 2048), model)
@@ -347,7 +357,7 @@ def test_match_is_consistent(model, result):
     for name, nu in (("encoder", result.nu_encoder), ("match", result.nu), ("constant", result.nu_constant)):
         level = 10 ** (result.level_db / 20) if name == "match" else 1
         heard = level * rectangular_drum(DRUM.to_theta(nu), 2048, dtype=torch.float32) + noise
-        distance = ear_distance(heard[None], x.float()[None], features)
+        distance = (features(heard) - features(x.float())).norm()
         assert result.distance[name] == pytest.approx(float(distance), rel=1e-4, abs=1e-3), name
     assert torch.equal(result.x_hat, rectangular_drum(result.theta, 2048, dtype=torch.float32))
 
@@ -428,7 +438,7 @@ def test_settling_hears_each_parameter_where_the_others_have_settled():
 
     v = torch.tensor([-1.0, -1.0, 1.0, 0.5])
     settled = _settle(v, distances, 1.005)
-    assert settled.tolist() == [0.0, 0.0, 1.0, 0.5]
+    assert list(map(str, settled.tolist())) == ["0.0", "0.0", "1.0", "0.5"]  # not −0
     assert v.tolist() == [-1.0, -1.0, 1.0, 0.5]
     assert torch.equal(_settle(v, lambda v: v.new_full((len(v),), 2.0), 1.0), v)
 
@@ -509,7 +519,8 @@ def test_constant_is_the_best_that_the_encoder_knows(model):
     assert found.nu_constant.tolist() == constant
     noise = 10 ** (found.noise_db / 20) * torch.randn(2048, generator=torch.Generator().manual_seed(0))
     heard = rectangular_drum(DRUM.to_theta(found.nu_constant), 2048, dtype=torch.float32) + noise
-    own = float(ear_distance(heard[None], x.float()[None], ear(model.config)))  # what that drum's noise alone does
+    features = ear(model.config)
+    own = float((features(heard) - features(x.float())).norm())  # what that drum's noise alone does
     assert found.distance["constant"] == pytest.approx(own, abs=1e-3)
     assert own < 1e-2
     assert found.distance["encoder"] > 1
@@ -552,7 +563,8 @@ def test_noise_ends_where_the_recording_ends(model):
     assert (noise[1200:] == 0).all()
     heard = rectangular_drum(DRUM.to_theta(found.nu_encoder), 2048, dtype=torch.float32)
     heard = heard + 10 ** (found.noise_db / 20) * noise
-    distance = float(ear_distance(heard[None], found.x[None], ear(model.config)))
+    features = ear(model.config)
+    distance = float((features(heard) - features(found.x)).norm())
     assert found.distance["encoder"] == pytest.approx(distance, rel=1e-4)
 
 
@@ -590,6 +602,29 @@ def test_the_gain_makes_no_difference(model, gain):
     assert found.distance["encoder"] == pytest.approx(expected.distance["encoder"], rel=1e-4)
     if gain == 2.0**-20:
         assert torch.equal(found.nu, expected.nu)
+
+
+def test_a_gain_beyond_float32_makes_no_difference_either(model):
+    """And a sound that is part of a graph is matched as one that is not."""
+    x = rectangular_drum(THETA, 2048)
+    expected, *found = (
+        match(sound, model, budget=QUICK).nu for sound in (x, 1e-60 * x, 1e60 * x, x.clone().requires_grad_())
+    )
+    for nu in found:
+        torch.testing.assert_close(nu, expected)
+
+
+@pytest.mark.parametrize(("gain", "message"), [(1e-60, "nothing but zeros"), (1e60, "finite audio")])
+def test_sounds_with_a_level_that_float32_lacks(gain, message):
+    synthesizer = replace(DRUM, n_samples=2048, peak_normalized=False)
+    with pytest.raises(ValueError, match=message):
+        _recording(gain * rectangular_drum(THETA, 2048), synthesizer)
+
+
+@pytest.mark.parametrize("seed", [-1, 10**20, 0.5])
+def test_seeds_that_cannot_be(model, seed):
+    with pytest.raises(ValueError, match=r"seed must be a whole number in \[0, .*, got"):
+        match(torch.ones(2048), model, seed=seed)
 
 
 def test_audio_of_integers(model):

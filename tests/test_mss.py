@@ -8,7 +8,7 @@ from torch.func import jvp, vmap
 
 from pnp_tutorial import losses, metric
 from pnp_tutorial.drum import DRUM, rectangular_drum
-from pnp_tutorial.mss import MSS, mss_distance
+from pnp_tutorial.mss import MSS, CoarseSpectra, mss_distance
 
 N = 4096
 SOUNDS = rectangular_drum(DRUM.to_theta(DRUM.sample_uniform(6, seed=3)), N)
@@ -113,6 +113,20 @@ def test_bad_audio_is_named(function):
         function(torch.zeros(4096, dtype=torch.long))
     with pytest.raises(ValueError, match=r"got \(\)"):
         function(torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("features", [MSS(), CoarseSpectra(N, 22050)])
+def test_audio_is_taken_to_where_the_windows_are(features):
+    """As sounds in float64 on a CPU are to an Apple GPU, which has none."""
+    assert features.to("meta")(SOUNDS).device.type == "meta"
+
+
+@pytest.mark.parametrize("n_samples", [0, 4, 7, 100.0])
+def test_sounds_too_short_for_coarse_spectra(n_samples):
+    with pytest.raises(ValueError, match=r"n_samples must be a whole number in \[8, inf\], got"):
+        CoarseSpectra(n_samples, 22050)
+    for shortest in (8, 9, 12):
+        assert CoarseSpectra(shortest, 22050)(torch.ones(shortest)).isfinite().all()
 
 
 def test_pairs_of_two_shapes_are_named():

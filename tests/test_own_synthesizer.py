@@ -265,6 +265,18 @@ def test_synthesizers_are_listed(whistle, capfd):
     assert "is no Synthesizer, but of type function" in capfd.readouterr().err
 
 
+def test_a_synthesizer_that_does_not_work_is_told_in_one_line(whistle, tmp_path, capfd):
+    """By its promises, and before it is measured how long its metrics would take."""
+    broken = WHISTLE.replace("hz, level = theta.unsqueeze(-2).unbind(-1)", "hz, level = theta")
+    (tmp_path / "broken.py").write_text(broken, encoding="utf-8")
+    assert main(["dataset", "--data=x.zarr", "--synthesizer=broken.py:WHISTLE", *SMALL]) == 2
+    assert capfd.readouterr().err.startswith("pnp dataset: whistle breaks its promises: a batch of θ of shape")
+    (tmp_path / "deaf.py").write_text("def deaf(x):\n    raise TypeError('of their own')\n", encoding="utf-8")
+    options = ["--synthesizer=whistle.py:WHISTLE", "--ear=deaf.py:deaf", *SMALL]
+    assert main(["dataset", "--data=x.zarr", *options]) == 2
+    assert capfd.readouterr().err.endswith(", ear = deaf: of their own\n")
+
+
 def test_what_takes_hours_is_told_before_it_begins(whistle):
     config = DatasetConfig(data="x.zarr", synthesizer=whistle, n_sounds=40, device="cpu")
     assert propose(config) == "", "this takes seconds"

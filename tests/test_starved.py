@@ -31,7 +31,7 @@ def read_encoder(data, run):
 # Of each reader of a file: what may lack something, and how it is called.
 READERS = {
     "data set": ("zarr.open_group", lambda data, run: dataset.load(data.data)),
-    "chunk": ("torch.from_numpy", lambda data, run: dataset.load(data.data)),
+    "chunk": ("zarr.Array.get_orthogonal_selection", lambda data, run: dataset.load(data.data)),
     "encoder": ("safetensors.safe_open", read_encoder),
     "network": ("timm.create_model", read_encoder),
     "checkpoint": ("torch.load", lambda data, run: training.fit(run, progress=False)),

@@ -83,7 +83,7 @@ def test_stored_features_are_the_target_of_the_spectral_loss(tiny_data, tiny_tra
     """They spare the loss a pass through the ear, and change nothing."""
     config = replace(tiny_data, data=str(tmp_path / "f.zarr"), features=True)
     build(config, progress=False)
-    drums = load(config.data, "test", ("features",))
+    drums = load(config.data, "test", ("scalogram", "features"))
     with_them = as_batch(drums, list(range(5)), replace(tiny_training, loss="spectral"), torch.device("cpu"))
     assert with_them.features is not None
     heard = []
@@ -283,6 +283,30 @@ def test_processes_share_a_batch_equally(tiny_training, tmp_path, monkeypatch):
         fit(replace(tiny_training, output_folder=str(tmp_path)), progress=False)
 
 
+def test_every_process_has_what_batch_normalization_needs(tiny_training, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "connect", lambda *args: SimpleNamespace(device=torch.device("cpu"), world_size=8))
+    with pytest.raises(ValueError, match="two sounds a step or more for each of 8 processes, .* got batch_size = 8"):
+        fit(replace(tiny_training, output_folder=str(tmp_path)), progress=False)
+
+
+@pytest.mark.parametrize("loss", ["spectral", "mss", "parameter", "pnp"])
+def test_losses_are_taken_where_float64_is(tiny_data, tiny_training, tmp_path, monkeypatch, loss):
+    """Of a GPU that has none, as Apple's, on the CPU; here a device that has no numbers at all takes its place."""
+    meta = torch.device("meta")
+    monkeypatch.setattr(training, "connect", lambda *args: SimpleNamespace(device=meta, world_size=1))
+    monkeypatch.setattr(training, "float64_device", lambda device: torch.device("cpu"))
+    setup, _ = training.set_up(replace(tiny_training, loss=loss, output_folder=str(tmp_path)))
+    assert setup.train.S.device == meta
+    batch = Batch(*(None if values is None else values[:2] for values in setup.train))
+    assert setup.loss((0.9 * batch.nu).requires_grad_(), batch, 1.0).item() > 0
+
+
+def test_the_largest_seed_is_one_of_torch(tiny_training):
+    setup, _ = training.set_up(replace(tiny_training, seed=2**32 - 1, output_folder=tiny_training.output_folder))
+    fabric = SimpleNamespace(world_size=1000, global_rank=999)
+    assert next(training.shuffled(setup._replace(fabric=fabric), 10**5)) is not None
+
+
 def test_same_seed_same_run(tiny_training, tmp_path):
     again = replace(tiny_training, output_folder=str(tmp_path / "a"))
     other = replace(tiny_training, output_folder=str(tmp_path / "b"), seed=1)
@@ -461,7 +485,7 @@ def curved_data(tiny_data, tmp_path_factory):
 @pytest.mark.parametrize("delta", [None, 0.02])
 def test_curves_are_damped_and_rescaled_as_pnp_is(curved_data, tiny_training, known, delta):
     config = replace(tiny_training, data=curved_data.data, loss="curves", known=known, root=delta)
-    drums, columns = load(curved_data.data, "train", ("curves",)), slice(len(known), None)
+    drums, columns = load(curved_data.data, "train", ("scalogram", "curves")), slice(len(known), None)
     batch = as_batch(drums, list(range(len(known), 5)), config, "cpu")
     nu_hat = 0.5 * drums.nu[:, columns]
     whole = torch.cat([drums.nu[:, : len(known)], nu_hat], 1)
@@ -533,8 +557,11 @@ def test_results_say_how_they_came_about(tiny_data, tiny_training):
         ({"loss": "PNP"}, r"loss to be one of \('parameter', .*got 'PNP'"),
         ({"batch_size": 1}, "batch_size ≥ 2"),
         ({"n_epochs": 0}, "n_epochs > 0, got 0"),
+        ({"n_epochs": 1}, "holds a run of 2 epochs: expected n_epochs of no less, got 1"),
         ({"learning_rate": math.nan}, "learning_rate > 0, got nan"),
         ({"seed": -1}, "seed ≥ 0, got -1"),
+        ({"seed": 10**20}, "seed ≤ 4294967295, got 100000000000000000000"),
+        ({"n_train": 1}, r"two sounds a step .* got batch_size = 8 and 1 sounds to train on \(n_train = 1\)"),
         ({"root": 0.0}, "root > 0, got 0"),
         ({"loss": "mss", "root": 0.1}, "no root with the loss mss"),
         ({"n_train": 0}, "n_train > 0, got 0"),
@@ -574,7 +601,7 @@ def test_a_refusal_leaves_nothing_behind(plain_data, tmp_path, monkeypatch, chan
 
 def test_an_output_folder_that_is_a_file(plain_data, tmp_path):
     (tmp_path / "run").write_text("in the way", encoding="utf-8")
-    with pytest.raises(ValueError, match="expected output_folder to be a folder, .* got the file .*run"):
+    with pytest.raises(NotADirectoryError, match="run"):
         fit(TrainingConfig(plain_data, str(tmp_path / "run"), loss="parameter"), progress=False)
     assert (tmp_path / "run").read_text(encoding="utf-8") == "in the way"
 
@@ -613,4 +640,15 @@ def test_a_damaged_checkpoint_is_named(tiny_training, tmp_path, length):
     whole = Path(tiny_training.output_folder, "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(whole[:length])
     with pytest.raises(ValueError, match="checkpoint.pt is damaged"):
+        fit(replace(tiny_training, output_folder=str(tmp_path)), progress=False)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], "config", "dataset", "history"])
+def test_a_checkpoint_of_something_else_is_named(tiny_training, tmp_path, content):
+    """Of another program, or without a part of what ours hold."""
+    if isinstance(content, str):
+        whole = torch.load(f"{tiny_training.output_folder}/checkpoint.pt", weights_only=True)
+        content = whole | {content: None}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="checkpoint.pt is damaged: delete .* to start again"):
         fit(replace(tiny_training, output_folder=str(tmp_path)), progress=False)

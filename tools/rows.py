@@ -162,7 +162,7 @@ class Study:
     def do_constant(self) -> None:
         """The floor: one ν, whatever the sound."""
         if not self.result("constant").exists():
-            heard, train = judge(self, "test"), load(self.data.data).nu[:256].to(self.device)
+            heard, train = judge(self, "test"), load(self.data.data, names=()).nu[:256].to(self.device)
             nu = best_constant(train, heard.features, heard.play, progress=True).cpu()
             write_results(self.result("constant"), heard(nu.expand_as(heard.rows.nu)))
 
@@ -224,7 +224,7 @@ class Judge:
 
     def __init__(self, study: Study, split: str) -> None:
         data, n_sounds = study.data, study.splits[split]
-        rows = fresh(data, n_sounds) if split == "fresh" else load(data.data, split, ())
+        rows = fresh(data, n_sounds) if split == "fresh" else load(data.data, split, ("scalogram",))
         if data.sampling == "grid" and split != "fresh":
             rows = drawn(rows, n_sounds, f"{split} sounds of {data.data}")
         self.synthesizer, self.device = data.synthesizer, study.device
