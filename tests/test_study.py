@@ -18,8 +18,6 @@ from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.runtime import read_results
 
 ROWS = study.rows() | {name: (None, config) for name, config in study.tuning().items()}
-if all(study.STUDY.result(name).exists() for name in study.tuning()):
-    ROWS |= {name: (None, config) for name, (_, config) in study.hybrids().items()}
 DONE = [name for name in ROWS if study.STUDY.result(name).exists()]
 
 
@@ -27,7 +25,6 @@ def test_rows_differ_and_have_folders_of_their_own():
     configs = [replace(config, output_folder="") for _, config in ROWS.values()]
     assert len(set(configs)) == len(ROWS)
     assert len({config.output_folder for _, config in ROWS.values()}) == len(ROWS)
-    assert all(first in ROWS for first, _ in study.HYBRIDS.values())
 
 
 @pytest.mark.parametrize("name", DONE)
@@ -50,7 +47,7 @@ def test_a_row_wants_the_short_runs_of_its_own_loss(monkeypatch):
     monkeypatch.setattr(study.Study, "do_constant", lambda self: None)
     monkeypatch.setattr(study, "prepare", lambda path: None)
     study.main(["small-parameter-0"])
-    assert done == [[f"tune-parameter-{rate:g}" for rate in study.RATES], ["small-parameter-0"], []]
+    assert done == [[f"tune-parameter-{rate:g}" for rate in study.RATES], ["small-parameter-0"]]
     done.clear()
     scaling.main(["diagonal"], ["parameter-4096-1280-0"], False)
     rates = (*scaling.RATES, scaling.BEYOND)

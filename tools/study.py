@@ -24,7 +24,7 @@ from pnp_tutorial.dataset import build
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.metric import Map
 from pnp_tutorial.runtime import as_stored, refuse_difference
-from pnp_tutorial.training import TrainingConfig, fit
+from pnp_tutorial.training import TrainingConfig
 
 SEEDS = (0, 1, 2)
 UNDAMPED = {"damping": "constant", "lambda_0": 0.0}
@@ -97,17 +97,6 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 # Rows that are trained once more, on a CPU: a GPU's row beside a CPU's shows what another machine changes.
 AGAIN = ("parameter-cpu-0", "small-falling-parameter-cpu-1")
 
-# One loss that takes over from another, for a few epochs at a low rate: the row whose encoder goes on, and with what.
-# The same loss at that rate is the control: what only the low rate brings.
-HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "hybrid-parameter-parameter": ("small-parameter-0", {**LOSSES["parameter"], "n_epochs": 5}),
-    "hybrid-parameter-pnp": ("small-parameter-0", {**LOSSES["pnp"], **UNDAMPED, "n_epochs": 5}),
-    "hybrid-parameter-secant": ("small-parameter-0", {**LOSSES["secant"], **UNDAMPED, "n_epochs": 5}),
-    "hybrid-secant-secant": ("small-secant-0", {**LOSSES["secant"], **UNDAMPED, "n_epochs": 5}),
-    "hybrid-secant-mss": ("small-secant-0", {**LOSSES["mss"], "n_epochs": 2}),
-}
-HYBRID_RATE = 3e-4
-
 
 def tuning(losses: Iterable[str] = LOSSES) -> dict[str, TrainingConfig]:
     """Short runs of losses at every learning rate."""
@@ -136,18 +125,6 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
         loss, config = named[name.replace("-cpu", "")]
         named[name] = loss, replace(config, device="cpu")
     return {name: (loss, replace(row, output_folder=str(STUDY.runs / name))) for name, (loss, row) in named.items()}
-
-
-def hybrids() -> dict[str, tuple[TrainingConfig, TrainingConfig]]:
-    """The rows in which one loss takes over from another: both configurations."""
-    named = {}
-    for name, (first, change) in HYBRIDS.items():
-        loss, config = rows()[first]
-        config = replace(config, learning_rate=STUDY.tuned(loss, RATES))
-        start = {"start_from": f"{config.output_folder}/encoder.safetensors", "output_folder": str(STUDY.runs / name)}
-        own = {"data": STUDY.data.data, "damping": "adaptive", "learning_rate": HYBRID_RATE}
-        named[name] = config, replace(config, **(start | own | change))
-    return named
 
 
 def build_copy(path: str, nu: Tensor, metric: Tensor) -> None:
@@ -214,22 +191,13 @@ def main(prefixes: list[str]) -> None:
     def those(names: Iterable[str]) -> list[str]:
         return [name for name in names if name.startswith(wanted)]
 
-    named, taking_over = rows(), those(HYBRIDS)
-    firsts = {HYBRIDS[name][0] for name in taking_over if not STUDY.result(name).exists()}
-    needed = {named[name][0] for name in (*those(named), *firsts)}
+    named, short = rows(), tuning()
     prepare(STUDY.data.data)
-    short = tuning()
-    STUDY.do_all({name: short[name] for name in those(short)} | tuning(needed))
-    if not (those(named) or taking_over):
-        return
-    STUDY.do_constant()
-    wanted_rows = {name: named[name] for name in (*those(named), *firsts)}
-    tuned = {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, (loss, row) in wanted_rows.items()}
-    STUDY.do_all({name: tuned[name] for name in those(named)})
-    for first in firsts:
-        prepare(tuned[first].data)
-        fit(tuned[first])  # it is trained again if its encoder is gone
-    STUDY.do_all({name: hybrids()[name][1] for name in taking_over})
+    STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
+    if those(named):
+        STUDY.do_constant()
+        chosen = ((name, *named[name]) for name in those(named))
+        STUDY.do_all({name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, loss, row in chosen})
 
 
 if __name__ == "__main__":
