@@ -27,6 +27,11 @@ DONE = {
     ).items()
     if scaling.STUDIES[drum].result(name).exists()
 }
+DONE |= {
+    ("short", name): (None, config)
+    for name, (_, config) in scaling.takeovers().items()
+    if scaling.STUDIES["short"].result(name).exists()
+}
 
 
 @pytest.mark.parametrize("drum", ["short", "diagonal"])
@@ -170,3 +175,14 @@ def test_a_row_may_leave_its_precision_open(monkeypatch):
     study.refuse_other_settings("row", replace(config, precision="bf16-mixed"))
     with pytest.raises(ValueError, match='precision = "bf16-mixed", not "32-true"'):
         study.refuse_other_settings("row", replace(config, precision="32-true"))
+
+
+def test_what_takes_over_begins_where_another_row_has_ended():
+    rows, named = scaling.takeovers(), scaling.named("short")
+    for name, (first, config) in rows.items():
+        assert Path(config.start_from) == scaling.STUDIES["short"].runs / first / "last.safetensors"
+        assert first in named
+        assert config.seed == named[first][1].seed == int(name[-1])
+        assert config.backbone == named[first][1].backbone
+        assert config.n_epochs * scaling.STEPS_AN_EPOCH == int(name.split("-")[-2])
+    assert len({replace(config, output_folder="") for _, config in rows.values()}) == len(rows)
