@@ -578,12 +578,12 @@ def _read(path: str | Path, store: Any, rows: np.ndarray, names: tuple[str, ...]
     return Rows(**arrays)
 
 
-def _names(store: Any, names: tuple[str, ...]) -> tuple[str, ...]:
-    """ν, and those of `names` that a store has: scalograms are in every one."""
+def _names(path: str | Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    """ν, and those of `names` that a store has, damaged or not: scalograms are in every one."""
     unknown = set(names) - set(Rows._fields)
     if unknown:
         raise ValueError(f"expected names of {Rows._fields}, got {sorted(unknown)}")
-    return ("nu", *(name for name in names if name != "nu" and (name in store or name == "scalogram")))
+    return ("nu", *(name for name in names if name != "nu" and (name == "scalogram" or Path(path, name).exists())))
 
 
 def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("scalogram", "metric")) -> Rows:
@@ -602,7 +602,7 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("scal
         If there is no such split or store, or if the store is unfinished or damaged.
     """
     store, rows = _rows(path, split)
-    return _read(path, store, rows, _names(store, names))
+    return _read(path, store, rows, _names(path, names))
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -617,10 +617,11 @@ def describe(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a data set of this library") from error
     done, split = _numbers(path, store, "done"), _numbers(path, store, "split")
     arrays = {}
-    for name in (name for name in Rows._fields if name in store):
-        files = [file.stat().st_size for file in (Path(path) / name).rglob("*") if file.is_file()]
-        array = store[name]
-        arrays[name] = {"shape": list(array.shape), "dtype": str(array.dtype), "bytes_on_disk": sum(files)}
+    for name in _names(path, Rows._fields):
+        files = [file.stat().st_size for file in Path(path, name).rglob("*") if file.is_file()]
+        none = _numbers(path, store, name, slice(0))  # of its rows
+        shape = [len(split), *none.shape[1:]]
+        arrays[name] = {"shape": shape, "dtype": str(none.dtype), "bytes_on_disk": sum(files)}
     return {
         "path": str(path),
         "config": {"synthesizer": DRUM.to_dict(), "ear": "jtfs"} | config,  # older stores say neither

@@ -284,6 +284,20 @@ def test_damage_of_what_a_store_says_of_itself(tiny_data, tmp_path, attribute, v
             read()
 
 
+@pytest.mark.parametrize("name", ["nu", "scalogram", "metric", "done"])
+@pytest.mark.parametrize("content", [None, "{", '{"zarr_format": 3, "node_type": "group", "attributes": {}}'])
+def test_an_array_that_is_none_is_noticed(tiny_data, tmp_path, name, content):
+    """In a store that is older than seals, too."""
+    path = Path(shutil.copytree(tiny_data.data, tmp_path / "d.zarr"))
+    del zarr.open_group(path).attrs["seal"]
+    (path / name / "zarr.json").unlink()
+    if content:
+        (path / name / "zarr.json").write_text(content, encoding="utf-8")
+    for read in (load, describe):
+        with pytest.raises(ValueError, match=rf"d.zarr is damaged \({name}: "):
+            read(path)
+
+
 def test_missing_store_and_split(tiny_data, tmp_path):
     with pytest.raises(ValueError, match="there is no data set"):
         load(tmp_path / "nowhere.zarr")
