@@ -54,6 +54,10 @@ class MatchConfig:
         Of the search.
     device
         "auto", "cpu", "cuda" or "mps".
+    synthesizer
+        Of the encoder, if it is none of the library: module:OBJECT or file.py:OBJECT.
+    ear
+        Likewise.
     """
 
     audio: str
