@@ -334,7 +334,7 @@ TRIALS = {
         "drums in every format that soundfile writes, with one to six random changes each: bits, numbers, parts that "
         f"are left out, doubled or mixed; within {LIMIT_S} s and 1 GB, and nothing else on standard error",
         partial(read_rubbish, "sounds", MINUTES),
-        "A header that asks for a wrong place in the file made Python print tracebacks; absurdly loud files became NaN.",
+        "A header that asks for a wrong place in the file made Python print tracebacks; absurdly loud files gave NaN.",
     ),
     "options": Trial(
         "A file that is no file of options is named",
