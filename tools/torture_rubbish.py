@@ -41,7 +41,7 @@ from pnp_tutorial.runtime import read_results
 from pnp_tutorial.training import check as check_training
 
 CORPUS = ROOT / "tests/data/rubbish"
-BATCH = 200  # inputs to a process
+BATCH = 1000  # inputs to a process, which takes a second to start
 MINUTES = 5.0  # of processor time, of each kind, if a kind has no figures yet
 LIMIT_S = 20
 MEMORY = 2**30  # bytes that a reader may take, beyond those that the program has
