@@ -62,7 +62,7 @@ from .scattering import LogScattering
 from .synthesizer import REGISTRY, Synthesizer, stored_synthesizer
 
 SPLITS = ("train", "validation", "test")
-MOST_SEED = 2**32 - 1  # what training makes of a seed, an epoch and a process fits into torch's 64 bits
+MOST_SEED = 2**53  # JSON keeps larger whole numbers only roughly, and torch has 64 bits
 
 
 @dataclass(frozen=True)
@@ -618,10 +618,10 @@ def describe(path: str | Path) -> dict[str, Any]:
     done, split = _numbers(path, store, "done"), _numbers(path, store, "split")
     arrays = {}
     for name in _names(path, Rows._fields):
+        _numbers(path, store, name, slice(0))  # that it is an array
         files = [file.stat().st_size for file in Path(path, name).rglob("*") if file.is_file()]
-        none = _numbers(path, store, name, slice(0))  # of its rows
-        shape = [len(split), *none.shape[1:]]
-        arrays[name] = {"shape": shape, "dtype": str(none.dtype), "bytes_on_disk": sum(files)}
+        shape, dtype = list(store[name].shape), str(store[name].dtype)
+        arrays[name] = {"shape": shape, "dtype": dtype, "bytes_on_disk": sum(files)}
     return {
         "path": str(path),
         "config": {"synthesizer": DRUM.to_dict(), "ear": "jtfs"} | config,  # older stores say neither

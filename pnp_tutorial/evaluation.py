@@ -189,8 +189,8 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     test = Rows(test.nu[: config.n_sounds], test.scalogram[: config.n_sounds])
     if min(len(test.nu), config.n_sounds) < 2 or config.n_constant < 1:
         raise ValueError(
-            f"expected n_sounds ≥ 2, of as many test sounds, and n_constant ≥ 1, got n_sounds = {config.n_sounds}, "
-            f"{len(test.nu)} test sounds and n_constant = {config.n_constant}"
+            f"expected at least two test sounds, n_sounds ≥ 2 and n_constant ≥ 1, got {len(test.nu)} test sounds, "
+            f"n_sounds = {config.n_sounds} and n_constant = {config.n_constant}"
         )
 
     where = float64_device(device)  # of ν

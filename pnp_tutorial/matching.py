@@ -520,7 +520,7 @@ def match(
     ------
     ValueError
         If the file is not usable (see `load_recording`), the sound has another length, is not finite or nothing but
-        zeros in float32, the seed is no whole number from 0 to 2³² − 1, or the encoder needs a known parameter.
+        zeros in float32, the seed is no whole number from 0 to 2⁵³, or the encoder needs a known parameter.
     """
     check_whole("seed", seed, 0, MOST_SEED)
     if model.known:
@@ -657,7 +657,7 @@ def _recording(audio: Tensor | Recording | str | Path, synthesizer: Synthesizer)
     if not audio.isfinite().all():
         raise ValueError("expected finite audio, got NaN or infinite samples")
     if not audio.any():
-        raise ValueError("expected a sound, got nothing but zeros")
+        raise ValueError("expected a sound, got nothing but zeros in float32")
     return Recording(audio, 1.0)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .synthesizer import Synthesizer
 
 SILENCE = 1e-4  # peak, of full scale: −80 dB, above the dither of 16 bits
-LOUDEST = 2.0**32  # of files of floats that were meant as integers; larger ones overflow where rates are converted
+LOUDEST = 2.0**32  # floats may be integers of 32 bits; near the largest floats, a conversion of rates gives NaN
 ONSET = 0.02  # of the peak: −34 dB
 CANCELLED = 0.01  # peak of the channels' mean, of the loudest channel's: −40 dB
 PASSED = 0.9  # of the lower of two bands, when a file's rate is converted: SoXR fades out above

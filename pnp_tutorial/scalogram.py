@@ -36,7 +36,7 @@ def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
 def check_whole(name: str, value: Any, low: int, high: float = math.inf, otherwise: str = "") -> None:
     """Raise ValueError unless a value is a whole number in [low, high]; `otherwise` says what else it may be."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise ValueError(f"{name} must be {otherwise}a whole number in [{low}, {high:g}], got {value!r}")
+        raise ValueError(f"{name} must be {otherwise}a whole number in [{low}, {high}], got {value!r}")
 
 
 class Transform(nn.Module):

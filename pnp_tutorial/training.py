@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from . import __version__
 from .curves import STEPS, curve_form, near_metric
 from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping, Shape, damping_matrix, largest_damping
-from .dataset import MOST_SEED, DatasetConfig, Rows, ear, load, read_config
+from .dataset import DatasetConfig, Rows, ear, load, read_config
 from .drum import DRUM
 from .encoder import AudioEncoder, Encoder, complete, load_encoder, refuse_other_scalogram, save, sought
 from .losses import mean_of_form, mss_loss, parameter_loss, pnp_loss, spectral_loss
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 CHECKPOINT = "checkpoint.pt"
+MOST_SEED = 2**32 - 1  # what is made of a seed, an epoch and a process fits into torch's 64 bits
 
 
 @dataclass(frozen=True)
@@ -502,8 +503,8 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
         raise ValueError(f"expected a batch size that {world} processes can share equally, got {batch_size}")
     if batch_size < 2 * (1 if fabric.device.type == "cuda" else world):  # GPUs share their statistics
         raise ValueError(
-            f"expected two sounds a step or more for each of {world} processes, which batch normalization needs, "
-            f"got batch_size = {config.batch_size} and {len(train.nu)} sounds to train on (n_train = {config.n_train})"
+            f"expected at least two sounds a step for each process, which batch normalization needs, got {batch_size} "
+            f"for {world}: batch_size = {config.batch_size}, and there are {len(train.nu)} sounds to train on"
         )
     damping, d, m = _first_damping(config, train)
     unit = m if config.root is None else math.sqrt(m)

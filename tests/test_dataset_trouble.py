@@ -27,7 +27,7 @@ from pnp_tutorial.dataset import DatasetConfig, build, load
         ({"n_sounds": 100_001, "sampling": "grid"}, "n_sounds from 10 to 100000"),
         ({"chunk_size": 0}, "chunk_size ≥ 1"),
         ({"seed": -1}, "seed ≥ 0, got -1"),
-        ({"seed": 10**20}, "seed ≤ 4294967295, got 100000000000000000000"),
+        ({"seed": 10**20}, "seed ≤ 9007199254740992, got 100000000000000000000"),
         ({"secant_step": 0.0}, r"secant_step in \(0, 2\]"),
         ({"secant_step": math.nan}, r"secant_step in \(0, 2\], got nan"),
         ({"device": "abacus"}, "device 'abacus' is not available here"),

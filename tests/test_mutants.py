@@ -13,10 +13,7 @@ FOUND = read_results(ROOT / "pnp_tutorial/results/mutants.json")
 SINCE = re.compile(r"killed since by (tests/test_\w+\.py)::(test_\w+)")
 
 
-MODULES = "synthesizer drum path_sums scattering metric losses damping dataset training matching".split()
-
-
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", mutants.TESTS)
 def test_survivors_are_accounted_for(name):
     """By a reason why the bug changes nothing, or by a test that finds it now."""
     row = FOUND[name]

@@ -35,7 +35,7 @@ def test_a_reader_that_hangs_breaks_its_promise_whatever_it_says(tmp_path, monke
     assert outcome(after(0), tmp_path, 3) == "the same"
     assert outcome(after(0), tmp_path, 4) == "another value"
     assert outcome(after(0, OSError("gone")), tmp_path, 3) == "named"
-    assert outcome(after(3), tmp_path, 3) == "1 s: named"
+    assert outcome(after(3), tmp_path, 3).endswith(" s: named")
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 

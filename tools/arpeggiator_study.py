@@ -7,7 +7,7 @@ What a row is, and how it is kept: tools/rows.py. The losses keep the learning r
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,7 @@ def prepare(path: str) -> None:
 STUDY = Study("arpeggiator", "arpeggiator_study.yaml", prepare)
 
 
-def tuning(losses: Iterable[str] = LOSSES) -> dict[str, TrainingConfig]:
+def tuning(losses: Collection[str] = LOSSES) -> dict[str, TrainingConfig]:
     """Short runs of losses at every learning rate."""
     base = replace(STUDY.of(TrainingConfig), n_epochs=2)
     named = {

@@ -174,15 +174,19 @@ def side_by_side(
 
     A row that is alone has one thread, too: with more it would have other numbers.
     """
-    n_threads = torch.get_num_threads()
-    n = min(n_threads, len(named))
-    if n <= 1:
-        torch.set_num_threads(1)
-        for name, config in named.items():
-            work(name, config)
-        torch.set_num_threads(n_threads)
+    if not named:
         return
     first()
+    n_threads = torch.get_num_threads()
+    n = min(n_threads, len(named))
+    if n == 1:
+        torch.set_num_threads(1)
+        try:
+            for name, config in named.items():
+                work(name, config)
+        finally:
+            torch.set_num_threads(n_threads)
+        return
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), worker) as pool:
         for _ in tqdm(pool.map(work, named, named.values()), total=len(named), unit="row"):
             pass

@@ -17,7 +17,7 @@ tools/rows.py.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,8 +154,10 @@ def judged_on(drum: str) -> str:
 
 
 def prepare(path: str) -> None:
-    config = data_sets(path.split("-")[1])[path]
-    build(config, metric=heard_secants(config) if path.endswith("heard.zarr") and not Path(path).exists() else None)
+    config, given = data_sets(path.split("-")[1])[path], None
+    if path.endswith("heard.zarr") and not (Path(path).exists() and zarr.open_group(path, mode="r")["done"][:].all()):
+        given = heard_secants(config)
+    build(config, metric=given)
 
 
 def heard_secants(config: DatasetConfig) -> Tensor:
@@ -214,7 +216,7 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
     return found
 
 
-def tuning(drum: str, losses: Iterable[str]) -> dict[str, TrainingConfig]:
+def tuning(drum: str, losses: Collection[str]) -> dict[str, TrainingConfig]:
     """Short runs of losses at every learning rate."""
     return {
         f"tune-{loss}-{rate:g}": replace(row(drum, loss, FEW, TUNING_STEPS, 0), learning_rate=rate)
@@ -241,6 +243,7 @@ def take_over(prefixes: list[str]) -> None:
     study, rows, firsts = STUDIES["short"], takeovers(), named("short")
     wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
     missing = {first for name, (first, _) in wanted.items() if not study.result(name).exists()}
+    study.do_all(in_folders(study, tuning("short", {firsts[first][0] for first in missing})))
     tuned = {first: replace(firsts[first][1], learning_rate=study.tuned(firsts[first][0], RATES)) for first in missing}
     study.on_data(train, in_folders(study, tuned))
     study.do_all(in_folders(study, {name: config for name, (_, config) in wanted.items()}))
@@ -275,6 +278,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drums", nargs="+", choices=list(DRUMS), default=list(DRUMS))
     parser.add_argument("--rows", nargs="+", default=[""], help="beginnings of their names")
-    parser.add_argument("--fresh", action="store_true", help="test them on fresh sounds, too")
+    parser.add_argument("--fresh", action="store_true", help="test them on fresh sounds, too, but for rows after-…")
     arguments = parser.parse_args()
     main(arguments.drums, arguments.rows, arguments.fresh)

@@ -9,7 +9,7 @@ What a row is, and how it is kept: tools/rows.py.
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 AGAIN = ("parameter-cpu-0", "small-falling-parameter-cpu-1")
 
 
-def tuning(losses: Iterable[str] = LOSSES) -> dict[str, TrainingConfig]:
+def tuning(losses: Collection[str] = LOSSES) -> dict[str, TrainingConfig]:
     """Short runs of losses at every learning rate."""
     base = replace(STUDY.of(TrainingConfig), **SMALL, n_epochs=5)
     named = {
