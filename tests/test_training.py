@@ -285,7 +285,7 @@ def test_processes_share_a_batch_equally(tiny_training, tmp_path, monkeypatch):
 
 def test_every_process_has_what_batch_normalization_needs(tiny_training, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "connect", lambda *args: SimpleNamespace(device=torch.device("cpu"), world_size=8))
-    with pytest.raises(ValueError, match="two sounds a step or more for each of 8 processes, .* got batch_size = 8"):
+    with pytest.raises(ValueError, match="two sounds a step for each process, .* got 8 for 8: batch_size = 8"):
         fit(replace(tiny_training, output_folder=str(tmp_path)), progress=False)
 
 
@@ -561,7 +561,7 @@ def test_results_say_how_they_came_about(tiny_data, tiny_training):
         ({"learning_rate": math.nan}, "learning_rate > 0, got nan"),
         ({"seed": -1}, "seed ≥ 0, got -1"),
         ({"seed": 10**20}, "seed ≤ 4294967295, got 100000000000000000000"),
-        ({"n_train": 1}, r"two sounds a step .* got batch_size = 8 and 1 sounds to train on \(n_train = 1\)"),
+        ({"n_train": 1}, "two sounds a step .* got 1 for 1: batch_size = 8, and there are 1 sounds to train on"),
         ({"root": 0.0}, "root > 0, got 0"),
         ({"loss": "mss", "root": 0.1}, "no root with the loss mss"),
         ({"n_train": 0}, "n_train > 0, got 0"),
