@@ -26,6 +26,7 @@ ONSET = 0.02  # of the peak: −34 dB
 CANCELLED = 0.01  # peak of the channels' mean, of the loudest channel's: −40 dB
 PASSED = 0.9  # of the lower of two bands, when a file's rate is converted: SoXR fades out above
 BLOCK = 2**18  # samples, of all channels together, that are read at once: 1 MB
+PACKED = 2**15  # samples that a byte may stand for: FLAC needs one for some hundreds of silence
 LEAD = 64  # samples before the onset from which a rate is converted: what a filter hears there is no silence
 QUIET = 2**13  # samples of which the mean is taken for zero, where they vary least: 0.2 s at 44.1 kHz
 NOISE = 2**18  # samples from the beginning in which the noise before the onset is measured: 6 s at 44.1 kHz
@@ -70,8 +71,8 @@ def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
     Raises
     ------
     ValueError
-        If the file is missing, no audio, empty, silent, absurdly loud, holds NaN or infinite samples, cannot be decoded
-        to its end, or ends at its onset.
+        If the file is missing, no audio, empty, silent, absurdly loud, holds NaN, infinite samples or more samples than
+        its bytes can hold, cannot be decoded to its end, or ends at its onset.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,10 +107,14 @@ def _blocks(path: Path) -> Iterator[tuple[int, np.ndarray]]:
         with open(path, "rb"):  # whose errors say more than its own
             pass
         with _Stream(str(path) if sys.platform == "win32" else os.fsencode(path)) as stream:
+            n_left = PACKED * path.stat().st_size
             while True:
                 block = stream.read(max(1, BLOCK // stream.channels), dtype="float32", always_2d=True)
                 if not len(block):
                     return
+                n_left -= block.size
+                if n_left < 0:  # some decoders go on with zeros for as long as the header says
+                    raise ValueError(f"{path} has more samples than its {path.stat().st_size} bytes can hold")
                 if not np.isfinite(block).all():
                     raise ValueError(f"{path} holds NaN or infinite samples")
                 yield stream.samplerate, np.stack([block.mean(1, dtype=np.float64), *block.T.astype(np.float64)])
