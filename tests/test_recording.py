@@ -87,6 +87,13 @@ def test_dither_is_silence(tmp_path):
         load_audio(tmp_path / "x.wav")
 
 
+def test_a_long_silence_takes_few_bytes_and_is_a_sound(tmp_path):
+    x = np.concatenate([drum(), np.zeros(60 * 22050)])
+    soundfile.write(tmp_path / "x.flac", np.stack([x] * 8, 1), 22050)
+    assert x.size * 8 > 60 * (tmp_path / "x.flac").stat().st_size
+    assert load_audio(tmp_path / "x.flac").abs().max() == 1
+
+
 def test_floats_may_be_integers_but_not_absurd(tmp_path):
     """Near the largest float32, a conversion of rates overflows."""
     for gain in (2.0**31, 1e38):
