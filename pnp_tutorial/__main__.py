@@ -179,8 +179,11 @@ def _from_file(stage: str, path: str) -> list[str]:
     """The keys of a YAML file that are fields of a stage, as options; raises ValueError on a key that no stage has."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("expected no aliases: a few lines of them stand for more than memory holds")
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("expected no aliases: a few lines of them stand for more than memory holds")
+            if getattr(event, "tag", None):
+                raise ValueError(f"expected no tags, got {event.tag}")
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no UTF-8, 2024-99-99
         raise ValueError(f"{path} cannot be read as YAML ({error})") from error

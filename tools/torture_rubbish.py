@@ -356,7 +356,7 @@ TRIALS = {
         "A file that is no file of options is named",
         "the parameter files of the book, changed in the same way and by what YAML may hold",
         partial(read_rubbish, "options", MINUTES),
-        "A few lines of aliases could stand for more than memory holds.",
+        "A few lines of aliases could stand for more than memory holds; an empty number with a tag was a traceback.",
     ),
     "commands": Trial(
         "A command line that is rubbish ends in one line",
