@@ -96,6 +96,20 @@ def test_match_a_folder(encoder, sound, tmp_path):
     assert float(table.match[2]) == document["distance"]["match"]
 
 
+def test_a_folder_of_ten_thousand_names(tmp_path, capfd):
+    """None of which is a sound: each has its row, in a few milliseconds."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = [f"{i} – ü, <b>&{i % 7}.wav" for i in range(10_000)]
+    for i, name in enumerate(names):
+        (folder / name).write_bytes(b"RIFF" * (i % 2))
+    assert main(["match", str(folder), f"--output_folder={tmp_path / 'out'}"]) == 2
+    table = pd.read_csv(tmp_path / "out/matches.csv", encoding="utf-8")
+    assert {Path(name).name for name in table.file} == set(names)
+    assert table.error.str.contains("cannot be read as audio").all()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_an_interrupted_folder_has_a_table_of_what_is_done(sound, tmp_path, monkeypatch, capfd):
     def interrupted(*options, **given):
         yield {"file": "bad.wav", "error": "bad.wav is silent"}
