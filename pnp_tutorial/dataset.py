@@ -360,8 +360,7 @@ def propose(config: DatasetConfig) -> str:
     if not config.metric or config.secant_step is not None:
         return ""
     device, synthesizer = select_device(config.device), config.synthesizer
-    _try(config, device, None)
-    features, where = ear(config, device), float64_device(device)
+    where = float64_device(device)
     n_at_once = 1 if device.type == "cpu" else min(config.chunk_size, config.n_sounds)
     nu = torch.zeros(n_at_once, len(synthesizer.parameters), dtype=torch.float64, device=where)
 
@@ -371,7 +370,12 @@ def propose(config: DatasetConfig) -> str:
             metric().cpu()
         return (time.perf_counter() - start) / n_at_once * config.n_sounds / 3600
 
-    forward = hours(lambda: riemannian_metric(nu, features, synthesizer))
+    try:
+        features = ear(config, device)
+        forward = hours(lambda: riemannian_metric(nu, features, synthesizer))
+    except Exception:
+        _try(config, device, None)  # which says what is wrong
+        raise
     if forward < 1:
         return ""
     coarse = CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(where)
