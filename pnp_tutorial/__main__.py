@@ -136,11 +136,13 @@ def run_match(config: MatchConfig) -> None:
         if folder and rows:
             table = pd.DataFrame(rows).to_csv(index=False)
             write_atomically({Path(config.output_folder, "matches.csv"): table.encode()})
-    if all(row["error"] for row in rows):
-        raise ValueError("; ".join(row["error"] for row in rows))
-    for row in rows:
-        if row["error"]:
-            print(f"pnp match: {row['error']}", file=sys.stderr)
+    errors = [row["error"] for row in rows if row["error"]]
+    if errors and not folder:
+        raise ValueError(errors[0])
+    for error in errors:
+        print(f"pnp match: {error}", file=sys.stderr)
+    if len(errors) == len(rows):
+        raise ValueError(f"none of the {len(rows)} sound files of {path} could be matched")
 
 
 def _say_match(row: dict[str, Any], document: Path) -> None:
