@@ -49,16 +49,6 @@ N_WITH_M = {"short": 20_000, "diagonal": 6_000}  # sounds of the grid whose metr
 N_VALIDATION = {"diagonal": 448}  # other than the usual 512: of 6 000 sounds, 450 are for validation
 N_TEST = {"full": 512, "short": 512, "diagonal": 512}
 NETWORKS = {"full": "mobilenetv3_small_100"}  # and for short sounds one that is half as wide
-# Numbers of sounds, of steps and of seeds, in the order in which they are done: first one seed of everything, or three.
-# M and curves are not there for all of them.
-PLAN = {
-    "full": [(MOST, LONG_RUN, 1), (FEW, SHORT_RUN, 5)],
-    "short": [
-        *[(FEW, SHORT_RUN, 3), (MORE, LONG_RUN, 1), (MOST, LONG_RUN, 1), (FEW, LONG_RUN, 1)],
-        *[(FEW, SHORT_RUN, 5), (MORE, LONG_RUN, 3), (MOST, LONG_RUN, 3), (FEW, LONG_RUN, 3)],
-    ],
-    "diagonal": [(FEW, SHORT_RUN, 5)],
-}
 VALIDATED = (64, 1500)  # validation sounds, other than the usual 512
 
 SECANT = {"loss": "pnp", "damping": "scheduled"}
@@ -107,6 +97,21 @@ TAKEOVER_RATE = 1e-3
 # Beginnings of losses that want data sets of their own, and which.
 STORED = {"pnp": "metric", "trace": "metric", "curves": "curves"}
 EVERYWHERE = tuple(name for name in LOSSES if not name.startswith(tuple(STORED)))
+
+ROOTS = ("parameter-root", "secant-root")
+# Numbers of sounds, of steps and of seeds, and the losses: in the order in which they are done.
+PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
+    "full": [(MOST, LONG_RUN, 1, ROOTS)],
+    "short": [
+        (FEW, SHORT_RUN, 5, tuple(LOSSES)),
+        (MORE, LONG_RUN, 3, (*ROOTS, "pnp-adaptive", "pnp-root", "trace-root")),
+        (MOST, LONG_RUN, 3, ROOTS),
+        (FEW, LONG_RUN, 3, ROOTS),
+    ],
+    "diagonal": [
+        (FEW, SHORT_RUN, 3, ("parameter", "parameter-root", "pnp-adaptive", "pnp-root", "trace", "trace-root")),
+    ],
+}
 
 
 def diagonal_drum(theta: Tensor, n_samples: int, sample_rate: float, *, dtype: torch.dtype) -> Tensor:
@@ -200,11 +205,10 @@ def row(drum: str, loss: str, n_train: int, n_steps: int, seed: int, **change: A
 def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
     """The rows of a drum, in the order in which they are done: loss, and configuration without a learning rate."""
     found = {}
-    for n_train, n_steps, seeds in PLAN[drum]:
+    for n_train, n_steps, seeds, losses in PLAN[drum]:
         for seed in range(seeds):
-            for loss in LOSSES:
-                if loss in EVERYWHERE or n_train <= N_WITH_M.get(drum, 0):
-                    found[f"{loss}-{n_train}-{n_steps}-{seed}"] = loss, row(drum, loss, n_train, n_steps, seed)
+            for loss in losses:
+                found[f"{loss}-{n_train}-{n_steps}-{seed}"] = loss, row(drum, loss, n_train, n_steps, seed)
     if drum == "short":
         for n_validation in VALIDATED:
             for seed in range(3):
