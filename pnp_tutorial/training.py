@@ -525,7 +525,7 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
 
 
 def _first_weights(config: TrainingConfig, network: Encoder, data: DatasetConfig) -> dict[str, Tensor]:
-    model = load_encoder(config.start_from, "cpu", config.synthesizer, config.ear)
+    model = load_encoder(config.start_from, "cpu", config.synthesizer)  # whichever ear it was trained for
     first = model.encoder
     if (first.name, model.known) != (network.name, config.known):
         raise ValueError(

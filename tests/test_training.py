@@ -135,6 +135,21 @@ def test_a_loss_takes_over_where_another_ended(tiny_training, tmp_path):
         torch.testing.assert_close(new, old, atol=1e-6, rtol=1e-3, msg=name)
 
 
+def loudness(x):
+    """An ear of the user's own."""
+    return x.unflatten(-1, (16, -1)).square().mean(-1)
+
+
+def test_another_ear_takes_over_too(tiny_data, tiny_training, tmp_path):
+    """One of the user's own, from an encoder that was trained for the library's."""
+    data = replace(tiny_data, data=str(tmp_path / "own.zarr"), metric=False, ear=loudness)
+    build(data, progress=False)
+    first = f"{tiny_training.output_folder}/encoder.safetensors"
+    config = replace(tiny_training, data=data.data, ear=loudness, loss="spectral", start_from=first, n_epochs=1)
+    history = fit(replace(config, output_folder=str(tmp_path / "run")), progress=False)
+    assert history.training_loss[0] > 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
