@@ -317,4 +317,20 @@ def rectangular_drum(
     return modal_sum(omega, sigma, amplitude, n_samples, sample_rate, normalize=normalize, dtype=dtype, device=device)
 
 
+def diagonal_drum(
+    theta: Tensor, n_samples: int = N_SAMPLES, sample_rate: float = SAMPLE_RATE, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The drum of the papers' first experiments: the same, but that of its modes only those with m₁ = m₂ sound.
+
+    Arguments and errors are as in `rectangular_drum`.
+    """
+    n_modes = 10
+    diagonal = torch.arange(n_modes) * (n_modes + 1)
+    heard = diagonal[mode_shapes(n_modes, POSITION, POSITION)[diagonal].abs() > 1e-12]
+    device, dtype = theta.device, dtype or theta.dtype
+    theta = theta.to(float64_device(device)).to(torch.float64)
+    parts = (value[..., heard.to(theta.device)] for value in modes(theta, n_modes))
+    return modal_sum(*parts, n_samples, sample_rate, dtype=dtype, device=device)
+
+
 DRUM = Synthesizer("drum", PARAMETERS, rectangular_drum, N_SAMPLES, SAMPLE_RATE, peak_normalized=True)

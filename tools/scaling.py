@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial.dataset import DatasetConfig, build, ear, load
-from pnp_tutorial.drum import DRUM, POSITION, modal_sum, mode_shapes, modes
+from pnp_tutorial.drum import DRUM, diagonal_drum
 from pnp_tutorial.encoder import load_encoder, save
 from pnp_tutorial.metric import Map, secant_metric
 from pnp_tutorial.synthesizer import Synthesizer
@@ -118,15 +118,6 @@ PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
         (FEW, SHORT_RUN, 3, ("parameter", "parameter-root", "pnp-adaptive", "pnp-root", "trace", "trace-root")),
     ],
 }
-
-
-def diagonal_drum(theta: Tensor, n_samples: int, sample_rate: float, *, dtype: torch.dtype) -> Tensor:
-    """The drum with those modes only of which m₁ = m₂."""
-    n_modes = 10
-    diagonal = torch.arange(n_modes) * (n_modes + 1)
-    heard = diagonal[mode_shapes(n_modes, POSITION, POSITION)[diagonal].abs() > 1e-12]
-    parts = (value[..., heard.to(theta.device)] for value in modes(theta.to(torch.float64), n_modes))
-    return modal_sum(*parts, n_samples, sample_rate, dtype=dtype, device=theta.device)
 
 
 def shorter(name: str, synthesizer: Synthesizer) -> Synthesizer:
