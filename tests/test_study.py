@@ -72,6 +72,13 @@ def test_every_row_of_the_arpeggiator_is_there_with_the_configuration_of_today(n
     assert len(row["jtfs"]) == len(row["mss"]) == len(row["nu_hat"]) == (128 if name.startswith("tune") else 512)
 
 
+def test_the_encoder_that_ships_is_a_row_of_the_scaling_study():
+    model = load_encoder()
+    name = f"secant-root-{scaling.MOST}-{scaling.LONG_RUN}-0"
+    assert model.metadata["training"] == scaling.STUDIES["full"].read(name)["training"]
+    assert model.metadata["evaluation"]["n_sounds"] == 512
+
+
 def test_the_arpeggiator_that_ships_is_a_row_of_its_study():
     model = load_encoder(shipped("arpeggiator.safetensors"))
     assert model.config.synthesizer == ARPEGGIATOR

@@ -107,7 +107,7 @@ EVERYWHERE = tuple(name for name in LOSSES if not name.startswith(tuple(STORED))
 ROOTS = ("parameter-root", "secant-root")
 # Numbers of sounds, of steps and of seeds, and the losses: in the order in which they are done.
 PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
-    "full": [(MOST, LONG_RUN, 1, ROOTS)],
+    "full": [(MOST, LONG_RUN, 2, ROOTS)],
     "short": [
         (FEW, SHORT_RUN, 5, tuple(LOSSES)),
         (MORE, LONG_RUN, 3, (*ROOTS, "pnp-adaptive", "pnp-root", "trace-root")),
