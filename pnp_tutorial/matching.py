@@ -65,6 +65,7 @@ MINOR = 0.3  # component of a unit vector that is not worth a word: less than a 
 DESCENTS = 3  # in a run of the scan, from sounds that are at least APART in a parameter
 APART = 0.05
 ZOOM = 0.1  # around the closest sound, on either side
+AROUND = 0.4  # the same, around a start
 ITSELF = 1.1  # times the distance of a sound from itself through another noise: as close as noise allows
 FAR = 3.0  # distance in features above which, if noise does not explain it, both ears choose
 REFINEMENTS = 3  # of sounds that are apart, where both ears choose
@@ -204,7 +205,7 @@ def scan(
     those will do. From the three closest that differ, `refine` descends in coarse spectra. If none ends close enough,
     the closest evolve further at full length, among others around the best of all, which descends once more. All that
     now and then ends in a wrong valley. So it is run again, from other sounds, until one comes close enough or the
-    budget is spent.
+    budget is spent. Where a sound may be just that of x, a quarter of them are then around `start`.
 
     Close enough is a thousandth of ‖C(x)‖, or as close as the sound is to itself through another noise. Of a recording
     that no sound of the synthesizer can match exactly, three thousandths will do, or two runs that end at one distance,
@@ -216,7 +217,7 @@ def scan(
     synthesizer : callable
         v (B, n), float64, to sounds (B, n_samples).
     start : Tensor, shape (n,)
-        One of those at the beginning of the first run, such as the encoder's. All others are random.
+        One of those at the beginning of the first run, such as the encoder's. All others of it are random.
     sample_rate : float, Hz
     seed : int
     budget : Budget
@@ -242,6 +243,8 @@ def scan(
         population = torch.from_numpy(random.uniform(-1, 1, (budget.n_sounds, len(start))))
         if run == 0:
             population[0] = start  # in one run only: that two agree should say something
+        elif exact:
+            population[::4] = (start + AROUND * population[::4]).clamp(-1, 1)
         population = closest.evolve(population, opening or synthesizer, random)
         ends.append(math.inf)
 
