@@ -29,7 +29,8 @@ by u_j,
     Σ = (M / d² + 3 I)⁻¹,    u_j = √Σ_jj,  at most 1/√3, where nothing is known of v_j.
 
 Of drums in coloured noise, in rooms or struck where no drum of the model is, about half of the errors are smaller than
-u_j/4, four of five than u_j, and one in twenty is larger than 6 u_j (chapter 9): the tails are those of a wrong model.
+u_j/3, four of five than 1.3 u_j, and one in twenty is larger than 6 u_j (chapter 9): the tails are those of a wrong
+model.
 
 Where one parameter can make up for another, both are unsure, but not what they do together. That is told by the
 eigenvectors of Σ, or rather of its n × n block for ν: directions, each with a spread of its own.
