@@ -329,8 +329,8 @@ def diagonal_drum(
     heard = diagonal[mode_shapes(n_modes, POSITION, POSITION)[diagonal].abs() > 1e-12]
     device, dtype = theta.device, dtype or theta.dtype
     theta = theta.to(float64_device(device)).to(torch.float64)
-    parts = (value[..., heard.to(theta.device)] for value in modes(theta, n_modes))
-    return modal_sum(*parts, n_samples, sample_rate, dtype=dtype, device=device)
+    omega, sigma, amplitude = (value[..., heard.to(theta.device)] for value in modes(theta, n_modes))
+    return modal_sum(omega, sigma, amplitude, n_samples, sample_rate, dtype=dtype, device=device)
 
 
 DRUM = Synthesizer("drum", PARAMETERS, rectangular_drum, N_SAMPLES, SAMPLE_RATE, peak_normalized=True)

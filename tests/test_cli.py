@@ -108,7 +108,8 @@ def test_a_folder_of_ten_thousand_names(tmp_path, capfd):
     assert {Path(name).name for name in table.file} == set(names)
     assert table.error.str.contains("cannot be read as audio").all()
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == len(names) + 1 and all(line.startswith("pnp match: ") for line in lines)
+    assert len(lines) == len(names) + 1
+    assert all(line.startswith("pnp match: ") for line in lines)
     assert lines[-1] == f"pnp match: none of the 10000 sound files of {folder} could be matched"
 
 
