@@ -9,6 +9,7 @@ import pytest
 import rows
 import scaling
 import torch
+from linear_spectra import linear_spectra
 
 from pnp_tutorial.checks import check_synthesizer
 from pnp_tutorial.dataset import build, draw, encoder_input, load
@@ -16,6 +17,7 @@ from pnp_tutorial.drum import DRUM, modes
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import predict
 from pnp_tutorial.losses import root
+from pnp_tutorial.mss import MSS
 from pnp_tutorial.runtime import as_stored
 from pnp_tutorial.training import TrainingConfig
 
@@ -88,7 +90,7 @@ def test_every_row_has_its_steps_and_its_data(drum):
         assert int(config.epoch_share * config.n_train) // config.batch_size == scaling.STEPS_AN_EPOCH, name
         data = scaling.data_sets(drum)[config.data]
         assert data.curves == (config.loss == "curves")
-        assert bool(data.secant_step) == (loss in scaling.EVERYWHERE)
+        assert bool(data.secant_step) == (not loss.startswith(tuple(scaling.STORED)))
         assert n_train(data) >= config.n_train
 
 
@@ -175,6 +177,13 @@ def test_a_row_may_leave_its_precision_open(monkeypatch):
     study.refuse_other_settings("row", replace(config, precision="bf16-mixed"))
     with pytest.raises(ValueError, match='precision = "bf16-mixed", not "32-true"'):
         study.refuse_other_settings("row", replace(config, precision="32-true"))
+
+
+def test_linear_spectra_are_those_of_mss_without_the_logarithm():
+    mss, x = MSS(), scaling.DRUMS["short"](DRUM.sample_uniform(2, seed=3), torch.float32)
+    sizes = [mss.spectrum(x, r)[0].numel() for r in mss.resolutions]
+    scale = torch.cat([torch.full((size,), (3 * size) ** 0.5) for size in sizes])
+    torch.testing.assert_close(linear_spectra(x) * scale, (mss(x) * scale).exp(), rtol=1e-4, atol=1e-6)
 
 
 def test_what_takes_over_begins_where_another_row_has_ended():

@@ -102,7 +102,6 @@ TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
 TAKEOVER_RATE = 1e-3
 # Beginnings of losses that want data sets of their own, and which.
 STORED = {"pnp": "metric", "trace": "metric", "curves": "curves"}
-EVERYWHERE = tuple(name for name in LOSSES if not name.startswith(tuple(STORED)))
 
 ROOTS = ("parameter-root", "secant-root")
 # Numbers of sounds, of steps and of seeds, and the losses: in the order in which they are done.
