@@ -76,7 +76,8 @@ class DatasetConfig:
     synthesizer
         g: of the library, or any `Synthesizer`.
     ear
-        Φ: "jtfs", "mss" or "coarse"; or any differentiable map from sounds (..., n_samples) to vectors (..., P).
+        Φ: "jtfs", "mss", "mss-linear" or "coarse"; or any differentiable map from sounds (..., n_samples) to vectors
+        (..., P).
     sampling
         "uniform" over [−1, 1]ⁿ, or "grid": one point in each cell of a regular grid, as both papers have it.
     n_sounds

@@ -281,6 +281,7 @@ def rectangular_drum(
     n_modes: int = 10,
     strike: tuple[float, float] = POSITION,
     ear: tuple[float, float] = POSITION,
+    diagonal: bool = False,
     normalize: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -294,6 +295,8 @@ def rectangular_drum(
         As in `modal_sum`.
     n_modes, strike, ear
         As in `modes`.
+    diagonal : bool
+        Only the modes with m₁ = m₂ sound: the drum of the papers' first experiments.
     dtype : torch.dtype, optional
         Of the sound and of the large matrix product; θ's if not given. The small factors are
         formed in float64 in any case, so float32 sounds err by 10⁻⁶.
@@ -312,25 +315,11 @@ def rectangular_drum(
     dtype = dtype or theta.dtype
     theta = theta.to(float64_device(device)).to(torch.float64)  # phases need it
     heard = mode_shapes(n_modes, strike, ear).abs() > 1e-12  # not a node of strike or ear
-    heard = heard.nonzero()[:, 0].to(theta.device)
+    heard = heard.nonzero()[:, 0]
+    heard = heard[heard % (n_modes + 1) == 0] if diagonal else heard
+    heard = heard.to(theta.device)
     omega, sigma, amplitude = (value[..., heard] for value in modes(theta, n_modes, strike, ear))
     return modal_sum(omega, sigma, amplitude, n_samples, sample_rate, normalize=normalize, dtype=dtype, device=device)
-
-
-def diagonal_drum(
-    theta: Tensor, n_samples: int = N_SAMPLES, sample_rate: float = SAMPLE_RATE, *, dtype: torch.dtype | None = None
-) -> Tensor:
-    """The drum of the papers' first experiments: the same, but that of its modes only those with m₁ = m₂ sound.
-
-    Arguments and errors are as in `rectangular_drum`.
-    """
-    n_modes = 10
-    diagonal = torch.arange(n_modes) * (n_modes + 1)
-    heard = diagonal[mode_shapes(n_modes, POSITION, POSITION)[diagonal].abs() > 1e-12]
-    device, dtype = theta.device, dtype or theta.dtype
-    theta = theta.to(float64_device(device)).to(torch.float64)
-    omega, sigma, amplitude = (value[..., heard.to(theta.device)] for value in modes(theta, n_modes))
-    return modal_sum(omega, sigma, amplitude, n_samples, sample_rate, dtype=dtype, device=device)
 
 
 DRUM = Synthesizer("drum", PARAMETERS, rectangular_drum, N_SAMPLES, SAMPLE_RATE, peak_normalized=True)

@@ -1,4 +1,7 @@
-"""Ears Φ by name: `jtfs`, that of the papers; `mss`, its rival; `coarse`, a plain one. Or any map of one's own."""
+"""Ears Φ by name, or any map of one's own.
+
+`jtfs` is that of the papers, `mss` its rival, `mss-linear` the same without logarithms, `coarse` a plain one.
+"""
 
 import math
 from collections.abc import Callable
@@ -20,6 +23,7 @@ def jtfs(n_samples: int, sample_rate: float) -> LogScattering:
 EARS: dict[str, Callable[[int, float], Map]] = {
     "jtfs": jtfs,
     "mss": lambda n_samples, sample_rate: MSS(),
+    "mss-linear": lambda n_samples, sample_rate: MSS(log=False),
     "coarse": CoarseSpectra,
 }
 

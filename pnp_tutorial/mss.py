@@ -29,14 +29,17 @@ class MSS(nn.Module):
     ----------
     dtype : torch.dtype, optional
         Of the windows, and so of the features; torch's default dtype if not given.
+    log : bool
+        Take the logarithm of magnitudes. Without it, what is loud counts most.
 
     Called on audio (..., n_samples) it returns (..., P): about 14 times as many values as samples.
     Raises ValueError on audio that is not of a floating-point type, or has less than 1025 samples, half the longest
     transform.
     """
 
-    def __init__(self, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, dtype: torch.dtype | None = None, log: bool = True) -> None:
         super().__init__()
+        self.log = log
         self.resolutions = MultiResolutionSTFTLoss().stft_losses
         for resolution in self.resolutions:  # windows as buffers, which follow the module's dtype and device
             window = resolution.window.to(dtype or torch.get_default_dtype())
@@ -65,8 +68,9 @@ class MSS(nn.Module):
     @full_precision()
     def forward(self, x: Tensor) -> Tensor:
         rows = at_least_one(self.rows(x))
-        logs = [self.magnitude(self.spectrum(rows, r), r).log().flatten(1) for r in self.resolutions]
-        S = torch.cat([log / math.sqrt(len(logs) * log.shape[-1]) for log in logs], -1)
+        parts = [self.magnitude(self.spectrum(rows, r), r).flatten(1) for r in self.resolutions]
+        parts = [part.log() for part in parts] if self.log else parts
+        S = torch.cat([part / math.sqrt(len(parts) * part.shape[-1]) for part in parts], -1)
         return S[: x.shape[:-1].numel()].reshape(*x.shape[:-1], S.shape[-1])
 
 

@@ -105,6 +105,14 @@ def test_serves_as_features_of_metric_and_spectral_loss():
     assert losses.pnp_loss((nu + step)[None], nu[None], M[None]).item() == pytest.approx(loss.item(), rel=1e-2)
 
 
+def test_linear_magnitudes_are_those_whose_logarithm_mss_takes():
+    mss, x = MSS(), SOUNDS.float()
+    scale = torch.cat(
+        [torch.full((n,), (3 * n) ** 0.5) for n in (mss.spectrum(x, r)[0].numel() for r in mss.resolutions)]
+    )
+    torch.testing.assert_close(MSS(log=False)(x) * scale, (mss(x) * scale).exp(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("function", [MSS(), lambda x: mss_distance(x, x)])
 def test_bad_audio_is_named(function):
     with pytest.raises(ValueError, match=r"n_samples ≥ 1025, got \(2, 1024\)"):

@@ -9,15 +9,15 @@ import pytest
 import rows
 import scaling
 import torch
-from linear_spectra import linear_spectra
+from random_paths import RandomPaths
 
 from pnp_tutorial.checks import check_synthesizer
 from pnp_tutorial.dataset import build, draw, encoder_input, load
 from pnp_tutorial.drum import DRUM, modes
+from pnp_tutorial.ears import jtfs
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import predict
 from pnp_tutorial.losses import root
-from pnp_tutorial.mss import MSS
 from pnp_tutorial.runtime import as_stored
 from pnp_tutorial.training import TrainingConfig
 
@@ -179,11 +179,23 @@ def test_a_row_may_leave_its_precision_open(monkeypatch):
         study.refuse_other_settings("row", replace(config, precision="32-true"))
 
 
-def test_linear_spectra_are_those_of_mss_without_the_logarithm():
-    mss, x = MSS(), scaling.DRUMS["short"](DRUM.sample_uniform(2, seed=3), torch.float32)
-    sizes = [mss.spectrum(x, r)[0].numel() for r in mss.resolutions]
-    scale = torch.cat([torch.full((size,), (3 * size) ** 0.5) for size in sizes])
-    torch.testing.assert_close(linear_spectra(x) * scale, (mss(x) * scale).exp(), rtol=1e-4, atol=1e-6)
+def test_random_paths_hear_target_and_answer_alike_and_the_next_pair_by_another():
+    drum = scaling.DRUMS["short"]
+    x = drum(drum.sample_uniform(3, seed=3), torch.float32)
+    ear, again = (RandomPaths(drum.n_samples, drum.sample_rate) for _ in range(2))
+    whole, paths = jtfs(drum.n_samples, drum.sample_rate), ear.whole.transform.paths
+    drawn = []
+    for _ in range(20):
+        target, answer = ear(x), ear(x[:2])
+        n2, n_fr = ear.path
+        chosen = ((paths.order == 2) & (paths.n2 == n2) & (paths.n_fr == n_fr)).to_numpy()
+        torch.testing.assert_close(target, whole(x)[:, torch.tensor(chosen)])
+        torch.testing.assert_close(answer, target[:2])
+        assert torch.equal(again(x), target)
+        again(x)
+        drawn.append(ear.path)
+    assert len(set(drawn)) > 15
+    assert {pair for pair in zip(paths.n2, paths.n_fr, strict=True) if pair[0] >= 0} == set(ear.choices)
 
 
 def test_what_takes_over_begins_where_another_row_has_ended():

@@ -19,20 +19,22 @@ tools/rows.py.
 import argparse
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import zarr
-from linear_spectra import linear_spectra
+from random_paths import RandomPaths
 from rows import Study, take_last_weights
 from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial.dataset import DatasetConfig, build, ear, load
-from pnp_tutorial.drum import DRUM, diagonal_drum
+from pnp_tutorial.drum import DRUM, rectangular_drum
+from pnp_tutorial.ears import EARS
 from pnp_tutorial.encoder import load_encoder, save
-from pnp_tutorial.metric import Map, secant_metric
+from pnp_tutorial.metric import secant_metric
 from pnp_tutorial.synthesizer import Synthesizer
 from pnp_tutorial.training import TrainingConfig, drawn, fit
 
@@ -86,7 +88,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # secants of Φ itself, of the same width
     "heard-scheduled": ("secant-root", {"data": "data/scaling-short-heard.zarr"}),
 }
-SPECTRA: dict[str, str | Map] = {"log": "mss", "linear": linear_spectra}  # ears of MSS by one kind of magnitude
+EARS["paths"] = RandomPaths
+RIVALS = {"log": "mss", "linear": "mss-linear", "paths": "paths"}  # ears: MSS by one kind of magnitude; as in SCRAPL
 # What takes over from the root of P-loss, for how many steps, all at the same rate, which falls. The longer ones take
 # less time than those of JTFS. Each δ, in features, is small beside the distances that are left.
 TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
@@ -94,7 +97,7 @@ TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
     "mss-128": ({"loss": "mss"}, 128),
     **{
         f"{name}-128": ({"loss": "spectral", "root": 0.1, "ear": ear, "data": f"data/scaling-short-{name}.zarr"}, 128)
-        for name, ear in SPECTRA.items()
+        for name, ear in RIVALS.items()
     },
     "jtfs-128": ({"loss": "spectral", "root": 1.0}, 128),
     **{f"{loss}-{SHORT_RUN}": (LOSSES[loss], SHORT_RUN) for loss in ("parameter-root", "secant-root")},
@@ -130,7 +133,7 @@ def shorter(name: str, synthesizer: Synthesizer) -> Synthesizer:
 DRUMS = {
     "full": DRUM,
     "short": shorter("short_drum", DRUM),
-    "diagonal": shorter("diagonal_drum", replace(DRUM, function=diagonal_drum)),
+    "diagonal": shorter("diagonal_drum", replace(DRUM, function=partial(rectangular_drum, diagonal=True))),
 }
 
 
@@ -145,7 +148,7 @@ def data_sets(drum: str) -> dict[str, DatasetConfig]:
         if drum == "short":
             found |= {f"secant{h}": replace(found["metric"], secant_step=h) for h in WIDTHS}
             found["heard"] = found["secant"]
-            found |= {name: replace(found["curves"], curves=False, ear=ear) for name, ear in SPECTRA.items()}
+            found |= {name: replace(found["curves"], curves=False, ear=ear) for name, ear in RIVALS.items()}
     configs = [replace(config, data=f"data/scaling-{drum}-{name}.zarr") for name, config in found.items()]
     return {config.data: config for config in configs}
 
