@@ -173,7 +173,7 @@ STAGES: dict[str, tuple[Any, Any]] = {
 }
 OBJECTS = {
     "synthesizer": f"{', '.join(REGISTRY)}, or your own: file.py:OBJECT or module:OBJECT",
-    "ear": "jtfs, mss, coarse, or your own: file.py:OBJECT or module:OBJECT",
+    "ear": "jtfs, mss, mss-linear, coarse, or your own: file.py:OBJECT or module:OBJECT",
 }
 
 

@@ -235,7 +235,7 @@ def test_the_papers_two_splits():
         ({"n_grid_test": 900}, "and 900 sounds around them for testing"),
         ({"n_cells": 10_000}, "expected a grid of 1 to 10,000,000 cells, got 10000 along each of 2 axes"),
         ({"n_sounds": 901}, "n_sounds from 10 to 900"),
-        ({"ear": "nose"}, "the ear 'nose' is not one of this library, jtfs, mss, coarse"),
+        ({"ear": "nose"}, "the ear 'nose' is not one of this library, jtfs, mss, mss-linear, coarse"),
     ],
 )
 def test_impossible_grids_and_ears_are_named(whistle, change, message):
