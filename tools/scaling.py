@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import zarr
 from random_paths import RandomPaths
-from rows import Study, take_last_weights
+from rows import Study, judge, take_last_weights
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,7 +34,9 @@ from pnp_tutorial.dataset import DatasetConfig, build, ear, load
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.ears import EARS
 from pnp_tutorial.encoder import load_encoder, save
+from pnp_tutorial.evaluation import predict
 from pnp_tutorial.metric import secant_metric
+from pnp_tutorial.runtime import write_results
 from pnp_tutorial.synthesizer import Synthesizer
 from pnp_tutorial.training import TrainingConfig, drawn, fit
 
@@ -254,11 +256,16 @@ def take_over(prefixes: list[str]) -> None:
 
 
 def train(name: str, config: TrainingConfig) -> None:
-    """Train a row, and keep the weights of its last epoch, which were not chosen by any validation loss."""
+    """Train a row, keep the weights of its last epoch, which were not chosen by any validation loss, and test them:
+    trained again, on another machine perhaps, they need not be those of the row.
+    """
     fit(config, progress=False)
-    model = load_encoder(f"{config.output_folder}/encoder.safetensors", "cpu", config.synthesizer)
+    study = STUDIES["short"]
+    model = load_encoder(f"{config.output_folder}/encoder.safetensors", study.device, config.synthesizer)
     take_last_weights(model, config)
     save(model, f"{config.output_folder}/last.safetensors")
+    heard = judge(study, "test")
+    write_results(study.result(f"begun-{name}"), {"jtfs": heard(predict(model, heard.rows))["jtfs"]})
 
 
 def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
