@@ -20,6 +20,11 @@ from .runtime import full_precision
 HALO, FRAMES = 8, 32  # of the filter that halves a rate: its reach, and frames filtered at once
 
 
+def least(dtype: torch.dtype) -> float:
+    """The least modulus whose square is no subnormal number: below it a modulus may be 0 though Z is not."""
+    return torch.finfo(dtype).tiny ** 0.5
+
+
 def unit(Z: Tensor, modulus: Tensor) -> Tensor:
     """Ẑ = Z/|Z|, and 0 where Z = 0: the direction in which |Z| grows."""
     is_there = modulus > 0
@@ -151,7 +156,7 @@ def modulus(Z: Tensor) -> Tensor:
         return Modulus.apply(Z)
     out = torch.empty(Z.shape, dtype=Z.real.dtype, device=Z.device)
     out[:, :1] = Modulus.apply(Z[:, :1])
-    inverse = out[:, :1].clamp_min(torch.finfo(out.dtype).tiny).reciprocal_()  # where Z = 0, Ẑ is 0, too
+    inverse = out[:, :1].clamp_min(least(out.dtype)).reciprocal_()  # where Z = 0, Ẑ is 0, too
     torch.mul(Z[:, 1:].real, Z[:, :1].real * inverse, out=out[:, 1:])
     out[:, 1:].addcmul_(Z[:, 1:].imag, Z[:, :1].imag * inverse)
     return out
@@ -223,7 +228,7 @@ def path_sums(W: Tensor, Y: list[Tensor], n_alone: int, chunk: int, H: Tensor) -
         first += frames
         modulus = (u * u).addcmul_(v, v).sqrt_()
         sums += modulus[..., before : before + frames].sum(-1)
-        inverse = modulus.clamp_min_(torch.finfo(W.dtype).tiny).reciprocal_()
+        inverse = modulus.clamp_min_(least(W.dtype)).reciprocal_()
         u.mul_(inverse)
         v.mul_(inverse)
         if halved:
