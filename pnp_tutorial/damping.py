@@ -99,8 +99,14 @@ def damping_matrix(metric: Tensor, shape: Shape = "identity") -> Tensor:
 def largest_damping(metric: Tensor, D: Tensor) -> float:
     """The least λ with λD ⪰ M for all metrics M (n, k, k): for D = I the largest eigenvalue of all.
 
-    From there on, λD outweighs M in every direction. Directions to which D is deaf are left out.
+    From there on, λD outweighs M in every direction. Directions to which D is deaf are left out. Raises ValueError if
+    there is no metric.
     """
+    if not len(metric):
+        raise ValueError("expected at least one metric, got none")
+    size = D.diagonal(dim1=-2, dim2=-1)  # of each parameter in units of its own: λ does not depend on them
+    unit = torch.where(size > 0, size, torch.inf).rsqrt()
+    metric, D = (unit[..., :, None] * each * unit[..., None, :] for each in (metric, D))
     values, vectors = torch.linalg.eigh(D)
     kept = values > 1e-12 * values[..., -1:]
     root = vectors * torch.where(kept, values, torch.inf).rsqrt().unsqueeze(-2)  # D^(-1/2), rotated

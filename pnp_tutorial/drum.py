@@ -240,7 +240,8 @@ def modal_sum(
     Parameters
     ----------
     omega, sigma, amplitude : Tensors, shape (..., n_modes), float64
-        In rad/s, 1/s and any unit. A mode of zero amplitude costs as much as any other: leave it out.
+        In rad/s, 1/s and any unit in which `dtype` can hold them. A mode of zero amplitude costs as much as any
+        other: leave it out.
     n_samples : int
     sample_rate : float, Hz
         Modes at or above half of it are left out, one by one. At half of it a mode is 0 at every sample, so that
@@ -311,8 +312,8 @@ def rectangular_drum(
         If θ has another shape or lies outside the physical domain, if a position lies outside the drum, or if
         n_samples or sample_rate is not positive.
     """
-    device = theta.device
-    dtype = dtype or theta.dtype
+    check_theta(theta)
+    device, dtype = theta.device, dtype or theta.dtype
     theta = theta.to(float64_device(device)).to(torch.float64)  # phases need it
     heard = mode_shapes(n_modes, strike, ear).abs() > 1e-12  # not a node of strike or ear
     heard = heard.nonzero()[:, 0]

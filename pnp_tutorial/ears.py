@@ -11,11 +11,16 @@ import torch
 from .metric import Map
 from .mss import MSS, CoarseSpectra
 from .runtime import object_name
+from .scalogram import check_whole
 from .scattering import JTFS, LogScattering
 
 
 def jtfs(n_samples: int, sample_rate: float) -> LogScattering:
-    """The papers' Φ for sounds of 65 536 samples, J = 13; for shorter ones with as many octaves fewer."""
+    """The papers' Φ for sounds of 65 536 samples, J = 13; for shorter ones with as many octaves fewer.
+
+    Raises ValueError unless n_samples is a whole number, at least 32.
+    """
+    check_whole("n_samples", n_samples, 32)
     return LogScattering(JTFS(n_samples, J=int(math.log2(n_samples)) - 3, sample_rate=sample_rate))
 
 

@@ -14,8 +14,6 @@ judged by distances, and so these losses have a second form, with `delta` > 0: t
 so that the pull of a sound does not grow with its error.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -29,10 +27,14 @@ def _check_pair(nu_hat: Tensor, nu: Tensor) -> None:
 
 
 def root(q: Tensor, delta: float) -> Tensor:
-    """√(q + δ²) − δ of squared distances q, in their shape; raises ValueError unless δ > 0: √ has no slope at 0."""
-    if not 0 < delta < math.inf:
-        raise ValueError(f"expected delta > 0, got {delta}")
-    return (q + delta**2).sqrt() - delta
+    """√(q + δ²) − δ of squared distances q, in their shape.
+
+    Raises ValueError unless δ > 0 has a square that the dtype of q can hold: √ has no slope at 0.
+    """
+    limits = torch.finfo(q.dtype)
+    if not (delta > 0 and limits.tiny <= delta**2 <= limits.max):
+        raise ValueError(f"expected delta > 0 with a square that {q.dtype} can hold, got {delta}")
+    return q / ((q + delta**2).sqrt() + delta)  # the same, where q is small beside δ², too
 
 
 def mean_of_form(q: Tensor, delta: float | None = None) -> Tensor:
@@ -112,7 +114,7 @@ def pnp_loss(
     _check_pair(nu_hat, nu)
     if metric.shape != (*nu.shape, nu.shape[-1]):
         raise ValueError(f"expected a metric of shape {(*nu.shape, nu.shape[-1])}, got {tuple(metric.shape)}")
-    if damping < 0:
+    if not damping >= 0:
         raise ValueError(f"expected damping ≥ 0, got {float(damping):g}")
     error = (nu_hat - nu.detach()).to(torch.float64)
     M = metric.detach().to(torch.float64)

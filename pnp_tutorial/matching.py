@@ -647,22 +647,22 @@ def _opening(x: Tensor, noise: Tensor, synthesizer: Synthesizer, nu: Tensor) -> 
 
 
 def _recording(audio: Tensor | Recording | str | Path, synthesizer: Synthesizer) -> Recording:
-    if isinstance(audio, Recording):
-        return audio
-    if not isinstance(audio, Tensor):
-        return load_recording(audio, synthesizer)
+    if not isinstance(audio, Tensor | Recording):
+        audio = load_recording(audio, synthesizer)
+    is_scaled = isinstance(audio, Recording)
+    audio, band = audio if isinstance(audio, Recording) else (audio, 1.0)
     n_samples = synthesizer.n_samples
     if audio.shape != (n_samples,) or not audio.is_floating_point():
         raise ValueError(f"expected audio of shape ({n_samples},), got {audio.dtype} of shape {tuple(audio.shape)}")
     audio = audio.detach()
-    if synthesizer.peak_normalized and audio.any():  # before it is rounded: whatever its gain
+    if synthesizer.peak_normalized and not is_scaled and audio.any():  # before it is rounded: whatever its gain
         audio = audio / audio.abs().max()
     audio = audio.to(torch.float32)
     if not audio.isfinite().all():
         raise ValueError("expected finite audio, got NaN or infinite samples")
     if not audio.any():
         raise ValueError("expected a sound, got nothing but zeros in float32")
-    return Recording(audio, 1.0)
+    return Recording(audio, band)
 
 
 class _Story:

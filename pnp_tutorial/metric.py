@@ -110,12 +110,14 @@ def secant_metric(nu: Tensor, features: Map, synthesizer: Map, step: float = 0.1
     Raises
     ------
     ValueError
-        If ν has another shape or lies outside the box, or step ≤ 0.
+        If ν has another shape or lies outside the box, or step ≤ 0 or > 2.
     """
-    if nu.ndim != 2 or not (nu.abs() <= 1).all():
-        raise ValueError(f"expected ν of shape (B, n) in [−1, 1], got shape {tuple(nu.shape)}")
-    if not step > 0:
-        raise ValueError(f"expected step > 0, got {step}")
+    if nu.ndim != 2:
+        raise ValueError(f"expected ν of shape (B, n), got {tuple(nu.shape)}")
+    if not (inside := nu.abs() <= 1).all():
+        raise ValueError(f"expected ν in [−1, 1], got {float(nu[~inside][0]):g}")
+    if not 0 < step <= 2:
+        raise ValueError(f"expected step > 0, and no wider than the box, got {step}")
     h = step * torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
     ends = torch.stack([(nu[:, None] - h).clamp(-1, 1), (nu[:, None] + h).clamp(-1, 1)])  # (2, B, n, n)
     width = (ends[1] - ends[0]).diagonal(dim1=-2, dim2=-1)  # (B, n)

@@ -80,7 +80,7 @@ def mss_distance(x_hat: Tensor, x: Tensor) -> Tensor:
 
     The mean over the resolutions of mean |log |X̃| − log |X|| plus the relative distance ‖|X̃| − |X|‖ / ‖|X|‖. The
     target is x; the loss is not symmetric. (auraloss itself, given a batch, takes that ratio over all its sounds;
-    here every pair has its own.) Only x̃ carries a gradient, which cannot be differentiated again.
+    here every pair has its own.) Only x̃ carries a gradient, which cannot be differentiated again (a RuntimeError).
     Raises ValueError if the shapes differ, and as `MSS` does.
     """
     if x_hat.shape != x.shape:
@@ -125,6 +125,8 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():  # whoever asks for a graph of the gradient would find a constant in it
+            raise RuntimeError("the gradient of mss_distance cannot be differentiated again: do without create_graph")
         return grad[:, None] * ctx.saved_tensors[0], None, None
 
 
@@ -161,7 +163,8 @@ class CoarseSpectra(nn.Module):
     sample_rate : float, Hz
 
     Called on audio (..., n_samples) it returns (..., P), in float32.
-    Raises ValueError unless n_samples is a whole number, at least 8: two samples are the shortest frame.
+    Raises ValueError unless n_samples is a whole number, at least 8, as two samples are the shortest frame, and half
+    of sample_rate is above the second band, 37 Hz.
     """
 
     LONGEST = 4096  # samples of a frame
@@ -172,16 +175,18 @@ class CoarseSpectra(nn.Module):
         super().__init__()
         check_whole("n_samples", n_samples, 8)
         self.n_fft = min(self.LONGEST, n_samples // 4)
-        hz = torch.fft.rfftfreq(self.n_fft, 1 / sample_rate)
         lowest, semitone = 35.0, 2 ** (1 / 12)
+        if not sample_rate > 2 * lowest * semitone:
+            raise ValueError(f"expected sample_rate > {2 * lowest * semitone:.1f} Hz, got {sample_rate}")
+        hz = torch.fft.rfftfreq(self.n_fft, 1 / sample_rate, dtype=torch.float32)
         n_bands = int(math.log(sample_rate / 2 / lowest, semitone))
-        center = lowest * semitone ** torch.arange(n_bands)[:, None]
+        center = lowest * semitone ** torch.arange(n_bands, dtype=torch.float32)[:, None]
         width = torch.clamp(center * (semitone - 1), min=sample_rate / self.n_fft)
         weights = torch.exp(-((hz - center) ** 2) / (2 * width**2))
         # Octave by octave, the first and last bin that its bands weigh: nine of ten weights need no product.
         weighed = [(part > 1e-8).any(0).nonzero()[:, 0] for part in weights.split(12)]
         self.octaves = [(int(bins[0]), int(bins[-1]) + 1) for bins in weighed]
-        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(self.n_fft, dtype=torch.float32), persistent=False)
         self.register_buffer("weights", weights.repeat_interleave(2, 1) / (self.n_fft / 4) ** 2, persistent=False)
 
     @full_precision()

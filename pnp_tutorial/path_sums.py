@@ -188,7 +188,12 @@ def halving_filter() -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
 
 
 def halve(Z: Tensor, H: Tensor) -> Tensor:
-    """Z (B, R, t + FRAMES) at half the rate: (B, R, t/2), of frames HALO later."""
+    """Z (B, R, t + FRAMES) at half the rate: (B, R, t/2), of frames HALO later.
+
+    Raises ValueError unless t is a multiple of FRAMES.
+    """
+    if Z.shape[-1] % FRAMES:
+        raise ValueError(f"expected whole blocks of {FRAMES} frames, got {Z.shape[-1]} frames")
     blocks = Z.view(-1, FRAMES)
     out = blocks @ H[:FRAMES]
     out[:-1].addmm_(blocks[1:, : 2 * HALO], H[FRAMES:])

@@ -42,6 +42,7 @@ from .filters import (
     moved,
     reach,
 )
+from .metric import push
 from .path_sums import FRAMES, HALO, halving_filter, modulus, path_sums, with_conjugates
 from .scalogram import EPS, Transform, check_whole, log_compress
 
@@ -280,7 +281,7 @@ class JTFS(Transform):
 
     def _transform(self, x: Tensor) -> Tensor:
         local = self.T != "global"
-        chunk = 512 if x.device.type == "cpu" else max(16, 2**16 // len(x))  # frames at once: 1 GB on a GPU
+        chunk = frames_at_once(len(x), x.device)
         averages, fast, slow = [], [], []
         for octave, U in self._first_order(x):
             U_hat, level, seen = torch.fft.rfft(modulus(U)), octave.level, octave.seen
@@ -316,19 +317,30 @@ class JTFS(Transform):
         return out if local else out[..., 0]
 
 
+def frames_at_once(n_sounds: int, device: torch.device) -> int:
+    """Of each path, what a CPU's cache or 1 GB of a GPU holds: whole blocks, which `path_sums` halves."""
+    return 512 if device.type == "cpu" else max(1, 2**16 // (n_sounds * FRAMES)) * FRAMES
+
+
 class LogScattering(nn.Module):
-    """Log-compressed features Φ(x) = log(1 + |S(x)|/ε) of a transform S such as `JTFS` or `Scalogram`."""
+    """Log-compressed features Φ(x) = log(1 + |S(x)|/ε) of a transform S such as `JTFS` or `Scalogram`.
+
+    Raises ValueError unless ε > 0.
+    """
 
     def __init__(self, transform: nn.Module, eps: float = EPS) -> None:
         super().__init__()
+        if not eps > 0:
+            raise ValueError(f"expected eps > 0, got {eps}")
         self.transform, self.eps = transform, eps
 
     def forward(self, x: Tensor) -> Tensor:
         return log_compress(self.transform(x), self.eps)
 
     def push(self, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
-        """Φ(x) and its derivatives along tangents dx (K, ..., n_samples): `push` of the transform, compressed."""
-        S, dS = self.transform.push(x, dx)  # type: ignore[operator]
+        """Φ(x) and its derivatives along tangents dx (K, ..., n_samples): those of the transform, compressed."""
+        S, dS = push(self.transform, x, dx)
+        dS = dS.movedim(-1, 0)
         return log_compress(S, self.eps), dS * S.sign() / (S.abs() + self.eps)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .runtime import load_object
+from .runtime import float64_device, load_object
 
 # Synthesizers that are known by name; files may name these and no others (see `stored_synthesizer`).
 REGISTRY = {
@@ -152,10 +152,10 @@ class Synthesizer:
             `torch.unravel_index(r, (n_cells,) * n)`. The papers have 10 cells an axis of the drum, and 30 of the
             arpeggiator.
 
-        Raises ValueError if there would be no cell, or more than ten million.
+        Raises ValueError if there would be no cell, a part of one, or more than ten million.
         """
         n = len(self.parameters)
-        if n_cells < 1 or n_cells**n > MOST_CELLS:
+        if not 1 <= n_cells == int(n_cells) or n_cells**n > MOST_CELLS:
             raise ValueError(f"expected a grid of 1 to {MOST_CELLS:,} cells, got {n_cells} along each of {n} axes")
         axis = torch.arange(n_cells, dtype=torch.float64)
         corners = torch.cartesian_prod(*[axis] * n).reshape(-1, n)
@@ -168,10 +168,11 @@ class Synthesizer:
 
         Raises ValueError if ν has another shape, and as the synthesizer's own function does.
         """
-        theta, dtype = self.to_theta(nu), dtype or nu.dtype
+        check_last_axis(nu, "nu", self.parameters)
+        theta, dtype = self.to_theta(nu.to(float64_device(nu.device)).to(torch.float64)), dtype or nu.dtype
         if not theta.numel():  # of no rows many a function can make nothing
-            return theta[..., :1].expand(*theta.shape[:-1], self.n_samples).to(dtype)
-        return self.function(theta, self.n_samples, self.sample_rate, dtype=dtype)
+            return theta[..., :1].expand(*theta.shape[:-1], self.n_samples).to(nu.device, dtype)
+        return self.function(theta, self.n_samples, self.sample_rate, dtype=dtype).to(nu.device)
 
     def to_dict(self) -> dict[str, Any]:
         """What files say of it: all but the function, and the length, which a data set has of its own."""

@@ -106,8 +106,20 @@ def test_largest_damping_leaves_out_silent_parameters(metrics):
 
 
 def test_largest_damping_leaves_out_what_is_but_rounding():
-    D = torch.diag(torch.tensor([1e-14, 1.0], dtype=torch.float64))
-    assert largest_damping(3 * torch.eye(2, dtype=torch.float64)[None], D[None]) == pytest.approx(3)
+    D = torch.ones(2, 2, dtype=torch.float64) + torch.diag(torch.tensor([1e-14, 0.0], dtype=torch.float64))
+    assert largest_damping(3 * torch.eye(2, dtype=torch.float64)[None], D[None]) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e5, 1e20])
+def test_largest_damping_does_not_depend_on_the_size_of_one_parameter(size):
+    M = torch.tensor([[size, 0, 0], [0, 1, 0.9], [0, 0.9, 1]], dtype=torch.float64)[None]
+    assert largest_damping(M, damping_matrix(M, "diagonal")) == pytest.approx(1.9)
+
+
+def test_no_metrics_have_no_largest_damping():
+    nothing = torch.zeros(0, 3, 3)
+    with pytest.raises(ValueError, match="at least one metric, got none"):
+        largest_damping(nothing, damping_matrix(nothing))
 
 
 @pytest.mark.parametrize(

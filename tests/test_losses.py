@@ -120,3 +120,16 @@ def test_mismatched_shapes_and_negative_damping_are_named():
         losses.pnp_loss(nu, nu, torch.eye(5))
     with pytest.raises(ValueError, match="damping ≥ 0, got -1"):
         losses.pnp_loss(nu, nu, torch.eye(5).expand(2, 5, 5), -1.0)
+
+
+def test_the_root_of_a_small_distance_is_exact():
+    q = torch.tensor([5e-6, 1.0])
+    for delta in (0.3, 10.0):
+        expected = (q.double() + delta**2).sqrt() - delta
+        torch.testing.assert_close(losses.root(q, delta).double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("delta", [0.0, -1.0, float("nan"), 1e-23, 1e23])
+def test_the_square_of_delta_must_be_a_number_of_the_dtype(delta):
+    with pytest.raises(ValueError, match="expected delta > 0"):
+        losses.root(torch.zeros(3), delta)

@@ -650,3 +650,16 @@ def test_audio_of_zeros(model):
 def test_audio_that_is_not_finite(model):
     with pytest.raises(ValueError, match="finite"):
         match(torch.full((2048,), torch.nan), model)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2048), "nothing but zeros"),
+        (torch.ones(100), r"of shape \(100,\)"),
+        (torch.full((2048,), math.nan), "finite"),
+    ],
+)
+def test_a_recording_is_tried_as_a_tensor_is(model, x, message):
+    with pytest.raises(ValueError, match=message):
+        match(Recording(x, 1.0), model)

@@ -171,7 +171,12 @@ def test_secant_metric_is_exact_for_a_linear_map_and_inside_the_box():
 
 @pytest.mark.parametrize(
     ("nu", "step", "message"),
-    [([[1.5, 0, 0, 0, 0]], 0.1, "in \\[−1, 1\\]"), ([0.0] * 5, 0.1, "shape \\(5,\\)"), ([[0.0] * 5], 0.0, "step > 0")],
+    [
+        ([[0, 1.5, 0, 0, 0]], 0.1, "in \\[−1, 1\\], got 1.5"),
+        ([0.0] * 5, 0.1, "shape \\(B, n\\), got \\(5,\\)"),
+        ([[0.0] * 5], 0.0, "step > 0"),
+        ([[0.0] * 5], float("inf"), "no wider than the box, got inf"),
+    ],
 )
 def test_secant_metric_refuses(nu, step, message):
     with pytest.raises(ValueError, match=message):

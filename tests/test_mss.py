@@ -140,3 +140,16 @@ def test_sounds_too_short_for_coarse_spectra(n_samples):
 def test_pairs_of_two_shapes_are_named():
     with pytest.raises(ValueError, match=r"one shape, got \(1, 4096\) and \(6, 4096\)"):
         mss_distance(SOUNDS[:1], OTHERS)
+
+
+def test_second_derivatives_of_the_distance_are_refused():
+    x = torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
+    x_hat = (0.5 * x).requires_grad_()
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(mss_distance(x_hat, x).sum(), x_hat, create_graph=True)
+
+
+@pytest.mark.parametrize("sample_rate", [0, 60, 71])
+def test_rates_that_leave_no_band_for_coarse_spectra(sample_rate):
+    with pytest.raises(ValueError, match="expected sample_rate > 74.2 Hz"):
+        CoarseSpectra(2048, sample_rate)

@@ -436,3 +436,13 @@ def test_threads_change_no_byte():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for some in found[1:] for one, other in zip(found[0], some, strict=True))
+
+
+def test_any_module_can_be_compressed_and_differentiated():
+    features = LogScattering(torch.nn.Linear(8, 3, dtype=torch.float64))
+    x, dx = torch.ones(2, 8, dtype=torch.float64), torch.eye(8, dtype=torch.float64)[:, None].expand(8, 2, 8)
+    S, dS = features.push(x, dx)
+    expected = torch.stack([jvp(features, (x,), (d,))[1] for d in dx])
+    torch.testing.assert_close((S, dS), (features(x), expected))
+    with pytest.raises(ValueError, match="expected eps > 0, got 0"):
+        LogScattering(JTFS(2**14), eps=0)

@@ -228,3 +228,19 @@ def test_no_rows_give_no_sounds_whatever_the_function_does_with_them():
     assert (x.shape, x.dtype) == ((2, 0, 4), torch.float32)
     x.sum().backward()
     assert nothing.grad.shape == nothing.shape
+
+
+def test_parameters_reach_the_function_in_float64_whatever_the_dtype_of_nu():
+    dtypes = []
+
+    def function(theta, n_samples, sample_rate, dtype):
+        dtypes.append(theta.dtype)
+        return theta[..., :1].expand(*theta.shape[:-1], n_samples).to(dtype)
+
+    x = replace(DRUM, function=function)(torch.zeros(2, 5))
+    assert (x.dtype, dtypes) == (torch.float32, [torch.float64])
+
+
+def test_a_grid_has_whole_cells():
+    with pytest.raises(ValueError, match="got 2.5 along each of 5 axes"):
+        DRUM.sample_jittered_grid(2.5)
