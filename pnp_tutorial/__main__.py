@@ -117,11 +117,13 @@ def run_evaluate(config: EvaluationConfig) -> None:
 def run_match(config: MatchConfig) -> None:
     """Find the parameters that sound like recordings; write them, and their sounds."""
     path = Path(config.audio)
-    kinds = {kind.lower() for kind in soundfile.available_formats()} - {"raw"} | {"aif", "oga"}  # RAW tells no rate
+    kinds = {kind.lower() for kind in soundfile.available_formats()} - {"raw"}  # which tells no rate
+    kinds |= {"aif", "aifc", "oga", "opus", "snd"}
+    kinds |= {"aac", "m4a", "mp4", "wma"}  # which are then reported, for nobody here can read them
     files, folder = [path], path.is_dir()
     if folder:
         files = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in kinds)
-        files = [file for file in files if not file.stem.endswith("_matched")]
+        files = [file for file in files if not (file.stem.endswith("_matched") and file.with_suffix(".json").exists())]
         if not files:
             raise ValueError(f"{path} is a folder without sound files")
     rows: list[dict[str, Any]] = []
@@ -162,6 +164,8 @@ def run_synthesizers(config: ListConfig) -> None:
             print(f"{p.name:>12}  {p.low:g} to {p.high:g} {p.unit}, {p.scale}: {p.meaning}")
     if config.synthesizer and (broken := check_synthesizer(config.synthesizer)):
         raise ValueError(f"{config.synthesizer.name} breaks its promises: {'; '.join(broken)}")
+    if config.synthesizer:
+        print("keeps what a synthesizer must promise")
 
 
 STAGES: dict[str, tuple[Any, Any]] = {
@@ -289,11 +293,16 @@ def main(argv: list[str] | None = None) -> int:
         options = chosen[chosen.subcommand].as_dict()
         actions = {"info": options["info"], "check": options["verify"]} if chosen.subcommand == "dataset" else {}
         given = {field.name: options[field.name] for field in fields(config)}
-        objects = {name: _object(name, given.pop(name)) for name in OBJECTS if given.get(name)}
+        objects = {name: _object(name, given.pop(name)) for name in OBJECTS if given.get(name) is not None}
         given = {name: value for name, value in given.items() if name not in OBJECTS}
         if actions.get("check"):
             actions["objects"] = objects
+        if all(actions.values()) and actions:
+            raise ValueError("expected --info or --verify, got both")
         run(config(**given, **objects), **actions)
+    except BrokenPipeError:  # whoever reads has read enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes as it ends
+        return 1
     except (argparse.ArgumentError, ValueError, OSError) as error:
         _forget(error)
         print(f"{stage}: {readable(' '.join(str(error).split()))}", file=sys.stderr)
@@ -314,7 +323,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         _forget(error)
-        print(f"{stage}: interrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = argv and argv[0] in ("dataset", "train", "match") and "--verify" not in argv
+        print(f"{stage}: interrupted" + ("; the same command goes on from here" if goes_on else ""), file=sys.stderr)
         return 130
     return 0
 

@@ -40,7 +40,7 @@ from . import __version__
 from .checks import check_synthesizer
 from .curves import STEPS, curve_gram
 from .drum import DRUM
-from .ears import ear_name, find_ear
+from .ears import EARS, ear_name, find_ear
 from .metric import Map, gram, push, riemannian_metric, secant_metric, tangents
 from .mss import CoarseSpectra
 from .runtime import (
@@ -52,6 +52,7 @@ from .runtime import (
     float64_device,
     from_stored,
     lacks_means,
+    object_name,
     refuse_difference,
     seal,
     select_device,
@@ -59,7 +60,7 @@ from .runtime import (
 )
 from .scalogram import Scalogram
 from .scattering import LogScattering
-from .synthesizer import REGISTRY, Synthesizer, stored_synthesizer
+from .synthesizer import REGISTRY, Synthesizer, find_synthesizer, sketch, stored_synthesizer
 
 SPLITS = ("train", "validation", "test")
 MOST_SEED = 2**53  # JSON keeps larger whole numbers only roughly, and torch has 64 bits
@@ -217,6 +218,7 @@ def _create(config: DatasetConfig, metric_given: bool) -> None:
     nu, split = draw(config)
     made_with: dict[str, Any] = {"pnp_tutorial": __version__, "torch": torch.__version__}
     made_with |= {"machine": platform.platform(), "metric_given": metric_given}
+    made_with["sketch"] = sketch(config.synthesizer)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(temporary_name())
     try:
@@ -276,7 +278,13 @@ def _compute(
 def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
     """Raise ValueError, before any work, if a data set cannot be as `config` has it, with `metric` as in `build`."""
     check_fields(config)
-    n = len(config.synthesizer.parameters)
+    synthesizer, n = config.synthesizer, len(config.synthesizer.parameters)
+    if synthesizer.name in REGISTRY and synthesizer.function is not find_synthesizer(synthesizer.name).function:
+        raise ValueError(f"{synthesizer.name!r} is the name of a synthesizer of the library: give yours another")
+    if not isinstance(config.ear, str) and object_name(config.ear) in EARS:
+        raise ValueError(f"{object_name(config.ear)!r} is the name of an ear of the library: give yours another")
+    if config.secant_step is not None and not config.metric:
+        raise ValueError("secant_step is of the metric, and there is none: metric = False")
     for name, least in (("chunk_size", 1), ("seed", 0), ("n_samples", 1), ("n_cells", 1), ("n_grid_test", 0)):
         if getattr(config, name) < least:
             raise ValueError(f"expected {name} ≥ {least}, got {getattr(config, name)}")
@@ -292,6 +300,13 @@ def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
             )
     if not 10 <= config.n_sounds <= limit:
         raise ValueError(f"expected n_sounds from 10 to {limit} with {config.sampling} sampling, got {config.n_sounds}")
+    if config.sampling == "grid":
+        split = draw(config)[1]
+        if empty := [name for i, name in enumerate(SPLITS) if not (split == i).any()]:
+            raise ValueError(
+                f"a grid of n_sounds = {config.n_sounds}, n_inner = {config.n_inner} and n_grid_test = "
+                f"{config.n_grid_test} has no sounds for {empty[0]}"
+            )
     if config.secant_step is not None and not 0 < config.secant_step <= 2:
         raise ValueError(f"expected secant_step in (0, 2], got {config.secant_step}")
     if metric is not None and metric.shape != (config.n_sounds, n, n):
@@ -335,6 +350,7 @@ def build(
     if len(missing):
         _refuse_another_version(path, store)
         _refuse_other_metrics(path, store, metric is not None)
+        _refuse_another_function(path, store, config.synthesizer)
     fabric.barrier()  # all have read what is missing before any marks a chunk as done
     mine = missing[fabric.global_rank :: fabric.world_size].tolist()
     parts = _parts(config, torch.from_numpy(_numbers(path, store, "nu")), mine, metric)
@@ -403,6 +419,16 @@ def _refuse_other_metrics(path: Path, store: Any, given: bool) -> None:
         raise ValueError(
             f"{path} was begun with {words[before]}, and is to go on with {words[given]}: "
             "finish it as it was begun, or choose another path or delete it"
+        )
+
+
+def _refuse_another_function(path: Path, store: Any, synthesizer: Synthesizer) -> None:
+    """Raise ValueError if sounds are others than those that were begun: files tell no function."""
+    now, before = sketch(synthesizer), _made_with(path, store).get("sketch")  # which older stores do not have
+    if before is not None and not np.allclose(now, before, rtol=0.02, atol=0.02 * max(map(abs, now))):
+        raise ValueError(
+            f"{path} was begun when the synthesizer {synthesizer.name!r} made other sounds: "
+            "finish it with that, or choose another path or delete it"
         )
 
 

@@ -20,9 +20,12 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from . import __version__
 from .bank import shipped
 from .dataset import DatasetConfig, encoder_input, stored_config
+from .drum import DRUM
 from .metric import Map
 from .runtime import as_stored, float64_device, lacks_means, read_tensors, tensor_file, write_atomically
 from .synthesizer import Synthesizer
+
+CHECKPOINT = "checkpoint.pt"  # of a training, in the folder where its encoder is
 
 
 class Encoder(nn.Module):
@@ -180,6 +183,8 @@ def load_encoder(
     ValueError
         If there is no such file, it is damaged, no encoder of this library, or one for another synthesizer.
     """
+    if path is None and synthesizer is not None and synthesizer.name != DRUM.name:
+        raise ValueError(f"the encoder that ships is for {DRUM.name!r}: give the file of one for {synthesizer.name!r}")
     path = shipped("encoder.safetensors") if path is None else Path(path)
     if not path.is_file():
         raise ValueError(f"there is no encoder at {path}")

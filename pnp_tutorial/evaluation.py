@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .dataset import Rows, ear, load, read_config
-from .encoder import AudioEncoder, complete, load_encoder, refuse_other_scalogram, save, sought
+from .encoder import CHECKPOINT, AudioEncoder, complete, load_encoder, refuse_other_scalogram, save, sought
 from .metric import Map
 from .mss import mss_distance
 from .runtime import as_stored, check_fields, check_writable, float64_device, select_device, write_atomically
@@ -176,10 +176,12 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     Writes evaluation.csv (one row a sound), evaluation.json (configuration and summary) and encoder.safetensors, with
     summary and best constant in its header: `matching.match` compares with that constant.
     Raises ValueError if encoder or data set are missing or do not fit, or if there are fewer than two test sounds, and
-    OSError if the output folder cannot be written to.
+    OSError if the output folder cannot be written to. Also raises ValueError if that folder holds a training and it is
+    another encoder that is evaluated: it would take the place of what was trained.
     """
     check_fields(config)
     check_writable(config.output_folder)
+    _keep_what_was_trained(config)
     device = select_device(config.device)
     model = load_encoder(config.encoder, device, config.synthesizer, config.ear)
     data = read_config(config.data, config.synthesizer, config.ear)
@@ -206,3 +208,14 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     model.metadata["evaluation"] = {**results, "config": None, "dataset": None}
     save(model, folder / "encoder.safetensors")
     return summary
+
+
+def _keep_what_was_trained(config: EvaluationConfig) -> None:
+    own = Path(config.output_folder, "encoder.safetensors")
+    is_own = config.encoder is not None and Path(config.encoder).resolve() == own.resolve()
+    if Path(config.output_folder, CHECKPOINT).exists() and not is_own:
+        other = "the encoder that ships with the package" if config.encoder is None else config.encoder
+        raise ValueError(
+            f"{config.output_folder} holds a training, whose encoder {other} would replace: evaluate that one, "
+            f"as --encoder {own}, or choose another output folder"
+        )

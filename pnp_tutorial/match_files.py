@@ -18,13 +18,15 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .bank import shipped
+from .dataset import MOST_SEED
 from .dataset import ear as make_ear
 from .ears import ear_name
 from .encoder import load_encoder
 from .matching import BUDGET, Budget, Match, match
 from .metric import Map
 from .runtime import as_stored, check_writable, readable, seal, write_atomically
-from .synthesizer import Synthesizer
+from .scalogram import check_whole
+from .synthesizer import Synthesizer, sketch
 
 LONGEST_NAME = 255  # of a file, in bytes: most systems have no longer ones
 
@@ -72,7 +74,7 @@ def match_files(
     Raises
     ------
     ValueError
-        If there is no recording, or the encoder is of no use.
+        If there is no recording, the encoder is of no use, or the seed is no whole number from 0 to 2⁵³.
     OSError
         If the output folder cannot be written to.
     """
@@ -82,9 +84,11 @@ def match_files(
     model = load_encoder(encoder, device, synthesizer, ear)
     features = make_ear(model.config, device)
     check_writable(output_folder)
+    check_whole("seed", seed, 0, MOST_SEED)
     encoder_sum = _sum(shipped("encoder.safetensors") if encoder is None else Path(encoder))
     made_with = {"encoder": encoder_sum, "seed": seed, "budget": as_stored(budget), "version": __version__}
     made_with |= {"synthesizer": model.config.synthesizer.to_dict(), "ear": ear_name(model.config.ear)}
+    made_with["sketch"] = sketch(model.config.synthesizer)  # the function may have been edited
     alone = len(paths) == 1
 
     def work(i: int) -> dict[str, Any]:

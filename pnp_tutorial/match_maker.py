@@ -136,6 +136,7 @@ class MatchMaker(widgets.VBox):
             raise
         finally:
             self._button.disabled = self._sound is None
+        self.result = result
         found, first = result.distance["match"], result.distance["encoder"]
         distances = f"distance of {heard} {found:.3g}; by the encoder alone {first:.3g}"
         self._draw(story, result.x, result.x_hat, "match")
@@ -147,7 +148,6 @@ class MatchMaker(widgets.VBox):
         sounds = {"recording": result.x, "match": result.x_hat}
         player = ABPlayer(sounds, synthesizer.sample_rate, distances)
         self.children = [self._controls, self._status, player, self._image]
-        self.result = result
         return result
 
     def _choose(self, sound: tuple[str, bytes] | None) -> None:

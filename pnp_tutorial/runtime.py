@@ -128,6 +128,9 @@ def load_object(name: str) -> Any:
     place, _, attribute = name.rpartition(":")
     if not (place and attribute.isidentifier()):
         raise ValueError(f"expected module:OBJECT or file.py:OBJECT, got {name!r}")
+    neighbours = str(Path(place).parent.resolve() if place.endswith(".py") else Path.cwd())
+    if neighbours not in sys.path:  # which the code may import, whichever way Python was started
+        sys.path.append(neighbours)
     try:
         if place.endswith(".py"):
             if not Path(place).is_file():

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,13 +27,24 @@ REGISTRY = {
     "round_drum": "pnp_tutorial.round_drum:ROUND_DRUM",
 }
 MOST_CELLS = 10**7  # of a grid
+# What tables of matches call other things than parameters.
+TAKEN = {"file", "error", "undetermined", "constant", "encoder", "scan", "match", "spread"}
+TAKEN |= {"level_db", "noise_db", "n_heard", "n_iterations"}
+
+
+def _plain(record: Any, *names: str) -> None:
+    """Make numbers of numpy, which no JSON file can hold, Python's."""
+    for name in names:
+        if isinstance(value := getattr(record, name), np.generic):
+            object.__setattr__(record, name, value.item())
 
 
 @dataclass(frozen=True)
 class Parameter:
     """One coordinate of θ: its name, symbol in the text, unit, range, what a listener calls it, and its scale.
 
-    Raises ValueError unless the name is a word, low < high, both are finite, and on a logarithmic scale low > 0.
+    Raises ValueError unless the name is a word that tables of matches do not have, low < high, both are
+    finite, and on a logarithmic scale low > 0.
     """
 
     name: str
@@ -46,6 +58,9 @@ class Parameter:
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name.isidentifier()):
             raise ValueError(f"expected the name of a parameter to be a word, got {self.name!r}")
+        if self.name in TAKEN:
+            raise ValueError(f"expected another name of a parameter than {self.name!r}, which tables of matches have")
+        _plain(self, "low", "high")
         if not -math.inf < self.low < self.high < math.inf:
             raise ValueError(f"{self.name}: expected finite low < high, got {self.low} and {self.high}")
         if self.scale not in ("linear", "log"):
@@ -88,11 +103,13 @@ class Synthesizer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", tuple(self.parameters))
+        _plain(self, "n_samples", "sample_rate")
         if not self.parameters or len(set(self.names)) < len(self.names):
             raise ValueError(f"{self.name}: expected parameters with a name of their own each, got {self.names}")
-        if self.n_samples < 1 or not self.sample_rate > 0:
+        if not (isinstance(self.n_samples, int) and self.n_samples >= 1 and self.sample_rate > 0):
             raise ValueError(
-                f"{self.name}: expected n_samples ≥ 1 and sample_rate > 0 Hz, got {self.n_samples}, {self.sample_rate}"
+                f"{self.name}: expected a whole n_samples ≥ 1 and sample_rate > 0 Hz, "
+                f"got {self.n_samples}, {self.sample_rate}"
             )
 
     @property
@@ -216,15 +233,23 @@ def stored_synthesizer(stored: Any, given: Synthesizer | None, what: str) -> Syn
                 f"{what} was made with the synthesizer {name!r}, which this library does not have: pass it, as "
                 "--synthesizer file.py:OBJECT on the command line, or as `synthesizer`"
             )
-        given = find_synthesizer(name)
-    own = given.to_dict()
+    found = given or find_synthesizer(name)
+    own = found.to_dict()
     for key, value in stored.items():
         if own.get(key) != value:
+            which = "the library's" if given is None else f"the one that is given, {found.name!r},"
             raise ValueError(
-                f"{what} was made with the synthesizer {name!r} of {key} = {value!r}: "
-                f"the one that is given, {given.name!r}, has {own.get(key)!r}"
+                f"{what} was made with the synthesizer {name!r} of {key} = {value!r}: {which} has {own.get(key)!r}"
             )
-    return given
+    return found
+
+
+def sketch(synthesizer: Synthesizer) -> list[float]:
+    """What a function does, in a few numbers: levels of the quarters of three sounds, to two digits."""
+    with torch.no_grad():
+        x = synthesizer(torch.cat([synthesizer.sample_uniform(2), torch.zeros(1, len(synthesizer.parameters))]))
+    levels = [part.double().square().mean(-1).sqrt() for part in x.tensor_split(4, -1) if part.shape[-1]]
+    return [float(f"{level:.2g}") for level in torch.stack(levels, -1).flatten().tolist()]
 
 
 def check_last_axis(values: Tensor, name: str, parameters: tuple[Parameter, ...]) -> None:

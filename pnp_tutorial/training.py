@@ -39,7 +39,16 @@ from .curves import STEPS, curve_form, near_metric
 from .damping import AdaptiveDamping, ConstantDamping, ScheduledDamping, Shape, damping_matrix, largest_damping
 from .dataset import DatasetConfig, Rows, ear, load, read_config
 from .drum import DRUM
-from .encoder import AudioEncoder, Encoder, complete, load_encoder, refuse_other_scalogram, save, sought
+from .encoder import (
+    CHECKPOINT,
+    AudioEncoder,
+    Encoder,
+    complete,
+    load_encoder,
+    refuse_other_scalogram,
+    save,
+    sought,
+)
 from .losses import mean_of_form, mss_loss, parameter_loss, pnp_loss, spectral_loss
 from .metric import Map
 from .runtime import (
@@ -58,7 +67,6 @@ from .synthesizer import Synthesizer
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-CHECKPOINT = "checkpoint.pt"
 MOST_SEED = 2**32 - 1  # what is made of a seed, an epoch and a process fits into torch's 64 bits
 
 
@@ -97,7 +105,8 @@ class TrainingConfig:
     n_validation
         Sounds to validate on, drawn in the same way.
     known
-        Names of parameters that are given to the loss, and that the encoder need not predict.
+        Names of parameters that are given to the loss, and that the encoder need not predict; on the command line as
+        [tau, alpha].
     backbone
         Any convolutional network of timm.
     start_from
@@ -574,13 +583,16 @@ def resume(setup: Setup, state: State) -> None:
 
 def write_checkpoint(setup: Setup, state: State) -> None:
     """Write what `resume` reads, and the history, by the first process."""
+    path = setup.folder / CHECKPOINT
     if setup.fabric.is_global_zero:
+        if len(state.history) == 1 and path.exists():
+            raise ValueError(f"{setup.folder} was empty, and holds another run by now: choose another path")
         content: dict[str, Any] = {"weights": state.network.state_dict(), "optimizer": state.optimizer.state_dict()}
         content |= {"damping": asdict(state.damping), "best": state.best, "history": state.history}
         content |= {"config": as_stored(setup.config), "dataset": as_stored(setup.data)}
         buffer = io.BytesIO()
         torch.save(content, buffer)
-        write_atomically({setup.folder / CHECKPOINT: buffer.getvalue()})
+        write_atomically({path: buffer.getvalue()})
         _write_history(setup, state)
 
 
@@ -608,10 +620,21 @@ def write_results(setup: Setup, state: State) -> None:
     state.network.load_state_dict(state.best["weights"])
     if fabric.is_global_zero:
         _write_history(setup, state)  # again: the process may have been killed between checkpoint and metrics
-        model = AudioEncoder(state.network, setup.data, setup.config.known, {"training": results})
-        save(model, setup.folder / "encoder.safetensors")
-        write_atomically({setup.folder / "results.json": json.dumps(results, indent=2).encode()})
+        if not _is_written(setup.folder, results):
+            model = AudioEncoder(state.network, setup.data, setup.config.known, {"training": results})
+            save(model, setup.folder / "encoder.safetensors")
+            write_atomically({setup.folder / "results.json": json.dumps(results, indent=2).encode()})
     fabric.barrier()
+
+
+def _is_written(folder: Path, results: dict[str, Any]) -> bool:
+    """Are encoder and results there, of this run and epoch? The encoder may have been evaluated since."""
+    try:
+        before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        same = all(before[name] == results[name] for name in ("config", "dataset", "best_epoch", "validation_loss"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return same and (folder / "encoder.safetensors").exists()
 
 
 def _refuse_infinity(config: TrainingConfig, epoch: int, losses: dict[str, float]) -> None:

@@ -83,7 +83,7 @@ for (const element of document.querySelectorAll("[data-ab-player]")) {{
 
 
 def equally_loud(sounds: Mapping[str, ArrayLike | Tensor], sample_rate: float) -> dict[str, np.ndarray]:
-    """Scale sounds to the same RMS over their first second; the loudest sample among them becomes 0.9.
+    """Scale sounds to the same RMS over the loudest second of each; the loudest sample among them becomes 0.9.
 
     All get the same length: they are cut where the last of them has fallen 60 dB below that sample, but none to less
     than a second, and shorter ones are filled with zeros.
@@ -100,13 +100,15 @@ def equally_loud(sounds: Mapping[str, ArrayLike | Tensor], sample_rate: float) -
     Raises
     ------
     ValueError
-        If there is no sound, or one is not of shape (n_samples,), not finite, or silent in its first second.
+        If there is no sound, or one is not of shape (n_samples,), not finite, or silent.
     """
     second, arrays = round(sample_rate), {}
     for label, x in as_arrays(sounds).items():
-        energy = (x[:second] ** 2).sum()
+        power = np.pad(np.cumsum(x**2), (1, 0))
+        starts = np.arange(0, max(1, len(x) - second + 1), max(1, second // 10))
+        energy = (power[np.minimum(starts + second, len(x))] - power[starts]).max()
         if energy == 0:
-            raise ValueError(f"sound {label!r} is silent in its first second")
+            raise ValueError(f"sound {label!r} is silent")
         arrays[label] = x / np.sqrt(energy)
     longest = max(second, *(len(x) for x in arrays.values()))
     stack = np.stack([np.pad(x, (0, longest - len(x))) for x in arrays.values()])  # (sounds, samples)

@@ -276,3 +276,38 @@ def test_arpeggiator_file_is_the_papers_setting():
     values = yaml.safe_load((PARAMETERS / "arpeggiator.yaml").read_text(encoding="utf-8"))
     assert find_synthesizer(values["synthesizer"]).n_samples == values["n_samples"]
     assert (values["n_sounds"], values["n_cells"], values["n_inner"], values["n_grid_test"]) == (27_000, 30, 14, 2700)
+
+
+def test_no_sound_file_of_a_folder_is_passed_over_in_silence(encoder, sound, tmp_path):
+    """Neither what is no match of ours, whatever its name, nor what nobody here can read."""
+    folder = sound.parent
+    sound.rename(folder / "tom_matched.wav")
+    (folder / "phone.m4a").write_bytes(b"not read anyway")
+    run = pnp("match", folder, "--encoder", encoder, "--output_folder", tmp_path / "out")
+    assert run.returncode == 0
+    assert "phone.m4a" in run.stderr
+    assert (tmp_path / "out/tom_matched_matched.json").exists()
+
+
+def test_only_one_thing_is_asked_of_a_data_set(tmp_path):
+    run = pnp("dataset", "--data", tmp_path / "x.zarr", "--info", "--verify")
+    assert (run.returncode, run.stderr) == (2, "pnp dataset: expected --info or --verify, got both\n")
+
+
+def test_an_empty_name_is_no_default():
+    run = pnp("synthesizers", "--synthesizer=")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "there is no synthesizer ''" in run.stderr
+
+
+def test_a_reader_who_has_read_enough_is_no_error():
+    command = f"{sys.executable} -m pnp_tutorial synthesizers | head -1"
+    run = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
+    assert (run.stdout, run.stderr) == ("drum: 2.97 s at 22050 Hz\n", "")
+
+
+def test_the_encoder_that_ships_says_for_what_it_is(sound):
+    run = pnp("match", sound, "--synthesizer", "arpeggiator")
+    assert run.returncode == 2
+    words = "the encoder that ships is for 'drum': give the file of one for 'arpeggiator'"
+    assert run.stderr == f"pnp match: {words}\n"

@@ -1,6 +1,7 @@
 """Distances, the best constant, and the report."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pnp_tutorial.evaluation import (
     report,
     summarize,
 )
+from pnp_tutorial.training import fit
 
 SYNTHESIZER = replace(DRUM, n_samples=2048)
 
@@ -155,3 +157,17 @@ def test_paired_gains_cover_the_truth():
 def test_distances_that_are_not_paired(shapes):
     with pytest.raises(ValueError, match=r"one shape \(seeds, sounds\), got"):
         paired_gain(*map(np.zeros, shapes))
+
+
+def test_an_evaluation_never_replaces_what_was_trained(tiny_data, tiny_training, tmp_path):
+    """One file of options may name the folder of the training for both."""
+    folder = shutil.copytree(tiny_training.output_folder, tmp_path / "run")
+    trained = (folder / "encoder.safetensors").read_bytes()
+    config = EvaluationConfig(None, tiny_data.data, str(folder), n_constant=8, device="cpu")
+    with pytest.raises(ValueError, match="run holds a training, whose encoder the encoder that ships .* would replace"):
+        report(config, progress=False)
+    assert (folder / "encoder.safetensors").read_bytes() == trained
+    report(replace(config, encoder=f"{folder}/encoder.safetensors"), progress=False)
+    evaluated = (folder / "encoder.safetensors").read_bytes()
+    fit(replace(tiny_training, output_folder=str(folder)), progress=False)
+    assert (folder / "encoder.safetensors").read_bytes() == evaluated, "nothing was trained"

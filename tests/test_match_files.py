@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 
@@ -152,6 +153,12 @@ def an_older_one(paths, encoder, folder):
     return {}
 
 
+def another_function(paths, encoder, folder):
+    """As of a synthesizer whose file was edited."""
+    synthesizer = load_encoder(encoder).config.synthesizer
+    return {"synthesizer": replace(synthesizer, function=lambda *a, **k: 0.5 * rectangular_drum(*a, **k))}
+
+
 def less_than_is_wanted(paths, encoder, folder):
     change(folder, lambda content: {"source": content["source"]})
     return {}
@@ -190,7 +197,7 @@ def half_a_sound(paths, encoder, folder):
 
 
 CHANGES = [another_sound, another_encoder, another_version, an_older_one, less_than_is_wanted, another_seed]
-CHANGES += [a_digit_less, half_a_sound, brackets]
+CHANGES += [another_function, a_digit_less, half_a_sound, brackets]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -291,3 +298,9 @@ def test_who_stops_reading_rows_waits_for_no_other_file(encoder, tmp_path, monke
     rows.close()
     assert len(begun) < 6
     assert begun[:2] == paths[:2] or begun[:2] == paths[1::-1]
+
+
+def test_a_seed_that_will_not_do_is_told_once(encoder, tmp_path, made):
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        table_of(write_drums(tmp_path / "in", 2), tmp_path / "out", encoder, seed=-1)
+    assert made == []

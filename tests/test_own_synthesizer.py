@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,6 +236,9 @@ def test_the_papers_two_splits():
         ({"n_grid_test": 900}, "and 900 sounds around them for testing"),
         ({"n_cells": 10_000}, "expected a grid of 1 to 10,000,000 cells, got 10000 along each of 2 axes"),
         ({"n_sounds": 901}, "n_sounds from 10 to 900"),
+        ({"n_inner": 0}, "n_inner = 0 and n_grid_test = 90 has no sounds for validation"),
+        ({"n_grid_test": 0}, "has no sounds for test"),
+        ({"metric": False, "secant_step": 0.1}, "secant_step is of the metric, and there is none"),
         ({"ear": "nose"}, "the ear 'nose' is not one of this library, jtfs, mss, mss-linear, coarse"),
     ],
 )
@@ -260,7 +264,9 @@ def test_synthesizers_are_listed(whistle, capfd):
     assert "drum: 2.97 s at 22050 Hz" in out
     assert "f_m  4 to 16 Hz, log: tempo" in out
     assert main(["synthesizers", "--synthesizer=whistle.py:WHISTLE"]) == 0
-    assert "level  -30 to 0 dB, linear: level" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "level  -30 to 0 dB, linear: level" in out
+    assert out.endswith("keeps what a synthesizer must promise\n")
     assert main(["synthesizers", "--synthesizer=whistle.py:spectrum"]) == 2
     assert "is no Synthesizer, but of type function" in capfd.readouterr().err
 
@@ -311,3 +317,39 @@ def test_from_one_parameter_to_a_hundred(tmp_path, n):
     found = match(synthesizer(torch.zeros(n, dtype=torch.float64)), model, budget=quick)
     assert found.covariance.shape == (n, n)
     assert len(found.to_dict()["theta"]) == n
+
+
+def test_names_of_the_library_are_its_own(whistle):
+    """What is stored is a name, by which the library's would be taken later on."""
+    config = DatasetConfig(data="x.zarr", synthesizer=replace(whistle, name="drum"), n_sounds=40, device="cpu")
+    with pytest.raises(ValueError, match="'drum' is the name of a synthesizer of the library: give yours another"):
+        build(config, progress=False)
+
+    def mss(x):
+        return x
+
+    with pytest.raises(ValueError, match="'mss' is the name of an ear of the library: give yours another"):
+        build(replace(config, synthesizer=whistle, ear=mss), progress=False)
+    assert not Path("x.zarr").exists()
+
+
+def test_a_function_that_was_edited_is_noticed(whistle):
+    """In the middle of a data set: no file tells a function, but its sounds do."""
+    config = DatasetConfig("x.zarr", synthesizer=whistle, n_sounds=20, J=6, T=128, metric=False, device="cpu")
+    build(config, progress=False)
+    zarr.open_group("x.zarr", mode="r+")["done"][-1] = False
+    louder = replace(whistle, function=lambda *args, **options: 1.5 * whistle.function(*args, **options))
+    with pytest.raises(ValueError, match="x.zarr was begun when the synthesizer 'whistle' made other sounds"):
+        build(replace(config, synthesizer=louder), progress=False)
+    build(config, progress=False)
+
+
+def test_a_module_and_its_neighbours_are_found_from_where_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])  # as the command `pnp` has it
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf/neighbour_of_mine.py").write_text("VALUE = 3\n", encoding="utf-8")
+    (tmp_path / "shelf/mine.py").write_text("from neighbour_of_mine import VALUE\n", encoding="utf-8")
+    (tmp_path / "module_of_mine.py").write_text("VALUE = 4\n", encoding="utf-8")
+    assert load_object("shelf/mine.py:VALUE") == 3
+    assert load_object("module_of_mine:VALUE") == 4

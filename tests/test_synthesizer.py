@@ -1,8 +1,10 @@
+import json
 import math
 import os
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.func import jacfwd, jacrev
@@ -244,3 +246,18 @@ def test_parameters_reach_the_function_in_float64_whatever_the_dtype_of_nu():
 def test_a_grid_has_whole_cells():
     with pytest.raises(ValueError, match="got 2.5 along each of 5 axes"):
         DRUM.sample_jittered_grid(2.5)
+
+
+def test_numbers_of_numpy_become_pythons():
+    ends = np.array([1, 5])
+    a = Parameter("a", "a", "1", ends[0], np.float32(ends[1]), "mine")
+    mine = replace(DRUM, name="mine", parameters=(a,), n_samples=np.int64(300), sample_rate=np.float64(8000))
+    assert json.loads(json.dumps(mine.to_dict()))["parameters"][0]["high"] == 5
+    assert type(mine.n_samples) is int
+    with pytest.raises(ValueError, match="expected a whole n_samples"):
+        replace(mine, n_samples=4096.0)
+
+
+def test_parameters_have_no_names_that_tables_of_matches_have():
+    with pytest.raises(ValueError, match="expected another name of a parameter than 'error'"):
+        Parameter("error", "e", "1", 0.0, 1.0, "mine")

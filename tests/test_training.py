@@ -667,3 +667,19 @@ def test_a_checkpoint_of_something_else_is_named(tiny_training, tmp_path, conten
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="checkpoint.pt is damaged: delete .* to start again"):
         fit(replace(tiny_training, output_folder=str(tmp_path)), progress=False)
+
+
+def test_two_runs_in_one_folder_do_not_mix(tiny_training, tmp_path, monkeypatch):
+    """The second was begun before the first had written anything."""
+    config = replace(tiny_training, output_folder=str(tmp_path), n_epochs=1)
+    train_one_epoch = training.train_one_epoch
+
+    def meanwhile(*args):
+        monkeypatch.setattr(training, "train_one_epoch", train_one_epoch)
+        fit(replace(config, seed=1), progress=False)
+        return train_one_epoch(*args)
+
+    monkeypatch.setattr(training, "train_one_epoch", meanwhile)
+    with pytest.raises(ValueError, match="was empty, and holds another run by now"):
+        fit(config, progress=False)
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["config"]["seed"] == 1

@@ -129,3 +129,11 @@ def test_bytes_and_keys_of_the_module():
     keys = {"1": 0, "3": 2, "4": None, "a": 0, "C": 2, "d": None, "0": None, " ": None, "Enter": None, "12": None}
     calls += [["keyed", [key, 3]] for key in keys]
     assert in_node(calls, AB_MODULE.read_text(encoding="utf-8")) == [*expected, *keys.values()]
+
+
+def test_the_loudest_second_counts_wherever_it_is():
+    """Some sounds do not begin at once."""
+    t = np.arange(4 * SAMPLE_RATE) / SAMPLE_RATE
+    early, late = (np.exp(-8 * (t - centre) ** 2) * np.sin(2000 * t) for centre in (0.5, 2.5))
+    sounds = equally_loud({"early": early, "late": 0.01 * late}, SAMPLE_RATE)
+    assert np.abs(sounds["late"]).max() == pytest.approx(np.abs(sounds["early"]).max(), rel=0.05)
