@@ -295,10 +295,10 @@ def main(argv: list[str] | None = None) -> int:
         given = {field.name: options[field.name] for field in fields(config)}
         objects = {name: _object(name, given.pop(name)) for name in OBJECTS if given.get(name) is not None}
         given = {name: value for name, value in given.items() if name not in OBJECTS}
+        if actions and all(actions.values()):
+            raise ValueError("expected --info or --verify, got both")
         if actions.get("check"):
             actions["objects"] = objects
-        if all(actions.values()) and actions:
-            raise ValueError("expected --info or --verify, got both")
         run(config(**given, **objects), **actions)
     except BrokenPipeError:  # whoever reads has read enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes as it ends

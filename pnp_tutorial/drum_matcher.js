@@ -65,11 +65,17 @@ const LAYOUT = `
 </div>
 `;
 
-/** The sounds, equally loud over their first second and equally long, as in widgets.py: Float64Arrays. */
+/** The sounds, equally loud over the loudest second of each and equally long, as in widgets.py: Float64Arrays. */
 export function equallyLoud(sounds, sampleRate) {
   const second = Math.round(sampleRate);
   const scaled = sounds.map((x) => {
-    const rms = Math.sqrt(x.subarray(0, second).reduce((sum, value) => sum + value * value, 0));
+    const power = new Float64Array(x.length + 1);
+    for (let n = 0; n < x.length; n++) power[n + 1] = power[n] + x[n] * x[n];
+    let energy = 0;
+    for (let n = 0; n === 0 || n + second <= x.length; n += Math.max(1, Math.floor(second / 10))) {
+      energy = Math.max(energy, power[Math.min(n + second, x.length)] - power[n]);
+    }
+    const rms = Math.sqrt(energy);
     return x.map((value) => value / rms);
   });
   const loudest = Math.max(...scaled.map((x) => x.reduce((most, value) => Math.max(most, Math.abs(value)), 0)));

@@ -162,7 +162,7 @@ class CoarseSpectra(nn.Module):
         Of the sounds. Frames have 4096 samples (186 ms), or a quarter of shorter sounds; they overlap by half.
     sample_rate : float, Hz
 
-    Called on audio (..., n_samples) it returns (..., P), in float32.
+    Called on audio (..., n_samples) it returns (..., P), in torch's default dtype of when it was made.
     Raises ValueError unless n_samples is a whole number, at least 8, as two samples are the shortest frame, and half
     of sample_rate is above the second band, 37 Hz.
     """
@@ -178,15 +178,15 @@ class CoarseSpectra(nn.Module):
         lowest, semitone = 35.0, 2 ** (1 / 12)
         if not sample_rate > 2 * lowest * semitone:
             raise ValueError(f"expected sample_rate > {2 * lowest * semitone:.1f} Hz, got {sample_rate}")
-        hz = torch.fft.rfftfreq(self.n_fft, 1 / sample_rate, dtype=torch.float32)
+        hz = torch.fft.rfftfreq(self.n_fft, 1 / sample_rate)
         n_bands = int(math.log(sample_rate / 2 / lowest, semitone))
-        center = lowest * semitone ** torch.arange(n_bands, dtype=torch.float32)[:, None]
+        center = lowest * semitone ** torch.arange(n_bands)[:, None]
         width = torch.clamp(center * (semitone - 1), min=sample_rate / self.n_fft)
         weights = torch.exp(-((hz - center) ** 2) / (2 * width**2))
         # Octave by octave, the first and last bin that its bands weigh: nine of ten weights need no product.
         weighed = [(part > 1e-8).any(0).nonzero()[:, 0] for part in weights.split(12)]
         self.octaves = [(int(bins[0]), int(bins[-1]) + 1) for bins in weighed]
-        self.register_buffer("window", torch.hann_window(self.n_fft, dtype=torch.float32), persistent=False)
+        self.register_buffer("window", torch.hann_window(self.n_fft), persistent=False)
         self.register_buffer("weights", weights.repeat_interleave(2, 1) / (self.n_fft / 4) ** 2, persistent=False)
 
     @full_precision()

@@ -189,7 +189,8 @@ class Synthesizer:
         theta, dtype = self.to_theta(nu.to(float64_device(nu.device)).to(torch.float64)), dtype or nu.dtype
         if not theta.numel():  # of no rows many a function can make nothing
             return theta[..., :1].expand(*theta.shape[:-1], self.n_samples).to(nu.device, dtype)
-        return self.function(theta, self.n_samples, self.sample_rate, dtype=dtype).to(nu.device)
+        x = self.function(theta, self.n_samples, self.sample_rate, dtype=dtype)
+        return x if theta.device == nu.device else x.to(nu.device)
 
     def to_dict(self) -> dict[str, Any]:
         """What files say of it: all but the function, and the length, which a data set has of its own."""

@@ -162,6 +162,8 @@ def test_distances_that_are_not_paired(shapes):
 def test_an_evaluation_never_replaces_what_was_trained(tiny_data, tiny_training, tmp_path):
     """One file of options may name the folder of the training for both."""
     folder = shutil.copytree(tiny_training.output_folder, tmp_path / "run")
+    run = replace(tiny_training, output_folder=str(folder))
+    fit(run, progress=False)  # trains nothing, and writes where it is now
     trained = (folder / "encoder.safetensors").read_bytes()
     config = EvaluationConfig(None, tiny_data.data, str(folder), n_constant=8, device="cpu")
     with pytest.raises(ValueError, match="run holds a training, whose encoder the encoder that ships .* would replace"):
@@ -169,5 +171,5 @@ def test_an_evaluation_never_replaces_what_was_trained(tiny_data, tiny_training,
     assert (folder / "encoder.safetensors").read_bytes() == trained
     report(replace(config, encoder=f"{folder}/encoder.safetensors"), progress=False)
     evaluated = (folder / "encoder.safetensors").read_bytes()
-    fit(replace(tiny_training, output_folder=str(folder)), progress=False)
+    fit(run, progress=False)
     assert (folder / "encoder.safetensors").read_bytes() == evaluated, "nothing was trained"
