@@ -127,6 +127,7 @@ arpeggio: $(INSTALLED) ## Train and test the arpeggiator's encoder that ships wi
 matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (half an hour on two cores)
 	$(BIN)/python tools/matching_study.py
 
+# With --again, those of the round drum once more, to recordings_again: on another processor than the first time.
 recordings: $(INSTALLED) ## Match the recorded drums that are missing from chapter 9's results (a quarter of an hour on two cores)
 	$(BIN)/python tools/recordings_study.py
 
