@@ -42,7 +42,7 @@ def save_match(result: Match, wav: str | Path, document: str | Path, source: dic
     soundfile.write(sound, result.x_hat.numpy(), rate, format="WAV", subtype=subtype)
     content = {"source": source or {}, **result.to_dict()}
     text = json.dumps(content | {"seal": seal(content, sound.getvalue())}, indent=2, ensure_ascii=False)
-    write_atomically({Path(wav): sound.getvalue(), Path(document): text.encode()})
+    write_atomically({Path(document): text.encode(), Path(wav): sound.getvalue()})  # no WAV without its JSON
 
 
 def match_files(
@@ -101,6 +101,8 @@ def match_files(
                 raise ValueError(f"{path} would have its match under the same name as {paths[first]}: rename it")
             if len(os.fsencode(document.name)) > LONGEST_NAME:
                 raise ValueError(f"{path}: its match would have a name of more than {LONGEST_NAME} bytes: rename it")
+            if wav.exists() and not document.exists():
+                raise ValueError(f"{path}: its match would replace {wav}, which is none of this library: rename that")
             source = {"sound": _sum(Path(path)), **made_with}
             if done := _row(wav, document, source):
                 return row | done

@@ -304,3 +304,14 @@ def test_a_seed_that_will_not_do_is_told_once(encoder, tmp_path, made):
     with pytest.raises(ValueError, match="seed must be a whole number"):
         table_of(write_drums(tmp_path / "in", 2), tmp_path / "out", encoder, seed=-1)
     assert made == []
+
+
+def test_a_recording_whose_name_looks_like_a_match_is_not_replaced(encoder, tmp_path, made):
+    paths = write_drums(tmp_path / "in", 1)
+    mine = tmp_path / "in/drum0_matched.wav"
+    mine.write_bytes(b"a recording")
+    table = table_of(paths, tmp_path / "in", encoder)
+    assert table.error.tolist() == [
+        f"{paths[0]}: its match would replace {mine}, which is none of this library: rename that"
+    ]
+    assert (mine.read_bytes(), made) == (b"a recording", [])
