@@ -162,9 +162,9 @@ def run_synthesizers(config: ListConfig) -> None:
         print(f"{synthesizer.name}: {seconds:.3g} s at {synthesizer.sample_rate:g} Hz")
         for p in synthesizer.parameters:
             print(f"{p.name:>12}  {p.low:g} to {p.high:g} {p.unit}, {p.scale}: {p.meaning}")
-    if config.synthesizer and (broken := check_synthesizer(config.synthesizer)):
-        raise ValueError(f"{config.synthesizer.name} breaks its promises: {'; '.join(broken)}")
     if config.synthesizer:
+        if broken := check_synthesizer(config.synthesizer):
+            raise ValueError(f"{config.synthesizer.name} breaks its promises: {'; '.join(broken)}")
         print("keeps what a synthesizer must promise")
 
 

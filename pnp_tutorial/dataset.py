@@ -425,6 +425,7 @@ def _refuse_other_metrics(path: Path, store: Any, given: bool) -> None:
 def _refuse_another_function(path: Path, store: Any, synthesizer: Synthesizer) -> None:
     """Raise ValueError if sounds are others than those that were begun: files tell no function."""
     now, before = sketch(synthesizer), _made_with(path, store).get("sketch")  # which older stores do not have
+    # more than rounding to three digits can do
     if before is not None and not np.allclose(now, before, rtol=0.02, atol=0.02 * max(map(abs, now))):
         raise ValueError(
             f"{path} was begun when the synthesizer {synthesizer.name!r} made other sounds: "

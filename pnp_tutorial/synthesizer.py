@@ -246,11 +246,11 @@ def stored_synthesizer(stored: Any, given: Synthesizer | None, what: str) -> Syn
 
 
 def sketch(synthesizer: Synthesizer) -> list[float]:
-    """What a function does, in a few numbers: levels of the quarters of three sounds, to two digits."""
+    """What a function does, in a few numbers: levels of the quarters of three sounds, to three digits."""
     with torch.no_grad():
         x = synthesizer(torch.cat([synthesizer.sample_uniform(2), torch.zeros(1, len(synthesizer.parameters))]))
     levels = [part.double().square().mean(-1).sqrt() for part in x.tensor_split(4, -1) if part.shape[-1]]
-    return [float(f"{level:.2g}") for level in torch.stack(levels, -1).flatten().tolist()]
+    return [float(f"{level:.3g}") for level in torch.stack(levels, -1).flatten().tolist()]
 
 
 def check_last_axis(values: Tensor, name: str, parameters: tuple[Parameter, ...]) -> None:

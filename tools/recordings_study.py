@@ -50,9 +50,7 @@ from pnp_tutorial.synthesizer import find_synthesizer
 
 BEFORE = "7dc46b2"
 RECORDINGS = ROOT / "pnp_tutorial/recordings"
-AGAIN = "--again" in sys.argv or os.environ.get("AGAIN") == "1"  # for the processes that this one starts, too
-if AGAIN:
-    os.environ["AGAIN"] = "1"
+AGAIN = "--again" in sys.argv  # which processes that are spawned have, too
 NAME = "recordings_again" if AGAIN else "recordings"
 RESULTS = ROOT / "pnp_tutorial/results" / NAME
 RUNS = ROOT / "runs" / NAME
