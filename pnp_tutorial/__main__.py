@@ -31,11 +31,11 @@ from .dataset import DatasetConfig, build, describe, propose, verify
 from .dataset import check as check_data
 from .evaluation import EvaluationConfig, report
 from .match_files import match_files
-from .matching import verdict
 from .metric import Map
 from .runtime import lacks_means, load_object, readable, select_device, write_atomically
 from .synthesizer import REGISTRY, Synthesizer, find_synthesizer
 from .training import TrainingConfig, fit
+from .uncertainty import verdict
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dataset import SPLITS, DatasetConfig, draw, load, read_config, stored_config
+from .dataset_config import SPLITS, DatasetConfig, draw, stored_config
 from .metric import Map
 from .runtime import as_stored, read_tensors, tensor_file, write_atomically
+from .store import load, read_config
 from .synthesizer import Synthesizer
 
 WEIGHTS = Path(__file__).parent / "weights"

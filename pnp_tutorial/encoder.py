@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from . import __version__
 from .bank import shipped
-from .dataset import DatasetConfig, encoder_input, stored_config
+from .dataset_config import DatasetConfig, encoder_input, stored_config
 from .drum import DRUM
 from .metric import Map
 from .runtime import as_stored, float64_device, lacks_means, read_tensors, tensor_file, write_atomically

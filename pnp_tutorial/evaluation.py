@@ -19,11 +19,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .dataset import Rows, ear, load, read_config
+from .dataset_config import ear
 from .encoder import CHECKPOINT, AudioEncoder, complete, load_encoder, refuse_other_scalogram, save, sought
 from .metric import Map
 from .mss import mss_distance
 from .runtime import as_stored, check_fields, check_writable, float64_device, select_device, write_atomically
+from .store import Rows, load, read_config
 from .synthesizer import Synthesizer
 
 BATCH = 8  # sounds whose features are taken at once

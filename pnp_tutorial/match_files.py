@@ -18,14 +18,15 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .bank import shipped
-from .dataset import MOST_SEED
-from .dataset import ear as make_ear
+from .dataset_config import MOST_SEED
+from .dataset_config import ear as make_ear
 from .ears import ear_name
 from .encoder import load_encoder
-from .matching import BUDGET, Budget, Match, match
+from .matching import Match, match
 from .metric import Map
 from .runtime import as_stored, check_writable, readable, seal, write_atomically
 from .scalogram import check_whole
+from .search import BUDGET, Budget
 from .synthesizer import Synthesizer, sketch
 
 LONGEST_NAME = 255  # of a file, in bytes: most systems have no longer ones

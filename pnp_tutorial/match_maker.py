@@ -22,13 +22,15 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from . import plots
-from .dataset import ear
+from .dataset_config import ear
 from .ears import ear_name
 from .encoder import AudioEncoder, load_encoder
-from .matching import Match, Step, match, undetermined, verdict
+from .matching import Match, match
 from .metric import Map
 from .recording import load_recording
+from .search import Step
 from .synthesizer import Synthesizer
+from .uncertainty import undetermined, verdict
 from .widgets import ABPlayer, png
 
 RECORDER_MODULE = Path(__file__).with_name("recorder.js")

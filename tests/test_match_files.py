@@ -18,8 +18,9 @@ from pnp_tutorial import match_files as rooms
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import load_encoder, save
 from pnp_tutorial.match_files import match_files, save_match
-from pnp_tutorial.matching import Budget, match, undetermined
+from pnp_tutorial.matching import Budget, match
 from pnp_tutorial.runtime import seal
+from pnp_tutorial.uncertainty import undetermined
 
 QUICK = Budget(n_sounds=8, n_generations=4, n_runs=1, n_iterations=3)
 THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)

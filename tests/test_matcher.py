@@ -17,10 +17,11 @@ from test_instrument import NODE
 
 from pnp_tutorial.drum import DRUM, SAMPLE_RATE
 from pnp_tutorial.drum_matcher import SOURCES, DrumMatcher
-from pnp_tutorial.matching import BUDGET, _opening, heard_through
+from pnp_tutorial.matching import _opening, heard_through
 from pnp_tutorial.metric import gram, jacobian
 from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.recording import load_recording, noise_level
+from pnp_tutorial.search import BUDGET
 from pnp_tutorial.widgets import equally_loud
 
 N_SAMPLES = DRUM.n_samples

@@ -9,30 +9,27 @@ import pytest
 import soundfile
 import torch
 
-from pnp_tutorial import matching
+from pnp_tutorial import matching, search
 from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.dataset import ear
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
 from pnp_tutorial.matching import (
     LEVEL_DB,
-    UNSURE,
     Budget,
     Step,
     _opening,
     _recording,
     _settle,
-    covariance,
     heard_through,
     match,
-    refine,
-    scan,
-    undetermined,
 )
 from pnp_tutorial.metric import eigen, riemannian_metric
 from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.recording import Recording, noise_like
 from pnp_tutorial.scattering import JTFS, LogScattering
+from pnp_tutorial.search import refine, scan
+from pnp_tutorial.uncertainty import UNSURE, covariance, undetermined
 
 QUICK = Budget(n_sounds=16, n_generations=8, n_runs=1, n_iterations=4)
 N_SHORT = 8192  # samples of the drums that are sought
@@ -161,7 +158,7 @@ class NeverClose:
 def test_runs_evolve_further_unless_two_may_still_agree(monkeypatch, exact, n_runs, evolved):
     """The first run of a sound that is none of the synthesizer waits for the second; that no end is near is no reason
     to stop."""
-    monkeypatch.setattr(matching, "_Closest", NeverClose)
+    monkeypatch.setattr(search, "_Closest", NeverClose)
     budget = replace(QUICK, n_runs=n_runs)
     x, start = torch.ones(N_SHORT), torch.zeros(5, dtype=torch.float64)
     assert scan(x, drums, start, 22050, budget=budget, exact=exact) == evolved
@@ -261,10 +258,8 @@ class OnMPS(torch.Tensor):
 
 
 def test_refinement_needs_no_float64_on_the_device(monkeypatch):
-    from pnp_tutorial import matching
-
     J = torch.eye(5)[None].as_subclass(OnMPS)
-    monkeypatch.setattr(matching, "jacobian", lambda v, features, synthesizer: (features(synthesizer(v)), J))
+    monkeypatch.setattr(search, "jacobian", lambda v, features, synthesizer: (features(synthesizer(v)), J))
     nu = torch.full((5,), 0.3, dtype=torch.float64)
     found, _, _ = refine(nu.float(), 0 * nu, lambda x: x.float().as_subclass(OnMPS), identity)
     assert torch.allclose(found, nu, atol=0.05)

@@ -352,5 +352,5 @@ def test_every_recording_states_its_licence_and_has_results():
         assert load_recording(str(RECORDINGS / name), ROUND_DRUM).x.abs().max() == pytest.approx(1)
         result = files("pnp_tutorial") / f"results/recordings/{name.removesuffix('.flac')}.json"
         rows = read_results(result)["rows"]
-        assert {("round_drum", "clean"), ("before", "clean")} <= {(row["model"], row["condition"]) for row in rows}
+        assert {("round_drum", "clean"), ("drum", "clean")} <= {(row["model"], row["condition"]) for row in rows}
         assert len(rows[0]["nu"]) == len(PARAMETERS)

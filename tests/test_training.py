@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import as_slurm_starts_them, fields_of
 
-from pnp_tutorial import training
+from pnp_tutorial import objective, training, training_config
 from pnp_tutorial.curves import STEPS, curve_form, near_metric
 from pnp_tutorial.damping import damping_matrix, largest_damping
 from pnp_tutorial.dataset import build, ear, load
@@ -87,7 +87,7 @@ def test_stored_features_are_the_target_of_the_spectral_loss(tiny_data, tiny_tra
     with_them = as_batch(drums, list(range(5)), replace(tiny_training, loss="spectral"), torch.device("cpu"))
     assert with_them.features is not None
     heard = []
-    monkeypatch.setattr(training, "ear", lambda data, device: Counted(ear(data), heard))
+    monkeypatch.setattr(objective, "ear", lambda data, device: Counted(ear(data), heard))
     found = []
     for batch in (with_them, with_them._replace(features=None)):
         nu_hat = (0.9 * batch.nu).requires_grad_()
@@ -309,7 +309,8 @@ def test_losses_are_taken_where_float64_is(tiny_data, tiny_training, tmp_path, m
     """Of a GPU that has none, as Apple's, on the CPU; here a device that has no numbers at all takes its place."""
     meta = torch.device("meta")
     monkeypatch.setattr(training, "connect", lambda *args: SimpleNamespace(device=meta, world_size=1))
-    monkeypatch.setattr(training, "float64_device", lambda device: torch.device("cpu"))
+    for room in (training, objective):
+        monkeypatch.setattr(room, "float64_device", lambda device: torch.device("cpu"))
     setup, _ = training.set_up(replace(tiny_training, loss=loss, output_folder=str(tmp_path)))
     assert setup.train.S.device == meta
     batch = Batch(*(None if values is None else values[:2] for values in setup.train))
@@ -607,7 +608,7 @@ def test_impossible_runs(tiny_training, change, message):
     ],
 )
 def test_a_refusal_leaves_nothing_behind(plain_data, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr(training_config, "find_spec", lambda name: None)
     config = TrainingConfig(plain_data, str(tmp_path / "runs/new"), loss="parameter", device="cpu")
     with pytest.raises(ValueError, match=message):
         fit(replace(config, **change), progress=False)

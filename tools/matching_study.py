@@ -36,11 +36,13 @@ from pnp_tutorial.bank import load_bank, shipped
 from pnp_tutorial.dataset import ear
 from pnp_tutorial.drum import DRUM, SAMPLE_RATE, rectangular_drum
 from pnp_tutorial.encoder import load_encoder
-from pnp_tutorial.matching import Match, Step, covariance, heard_through, match, refine, scan
+from pnp_tutorial.matching import Match, Step, heard_through, match
 from pnp_tutorial.membrane import play
 from pnp_tutorial.metric import Map, riemannian_metric
 from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.runtime import write_atomically, write_results
+from pnp_tutorial.search import refine, scan
+from pnp_tutorial.uncertainty import covariance
 
 RESULTS = ROOT / "pnp_tutorial/results/matching"
 SEED = 2026  # of the drums, which no training has seen

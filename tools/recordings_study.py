@@ -7,19 +7,16 @@
 The sounds are the recordings that ship with the package, and a few round drums whose parameters are known. The round
 drum was chosen on these recordings, but for those called held. Every match is kept in runs/recordings as soon as it is
 made, and a sound's are written to pnp_tutorial/results/recordings once they are complete: interrupted, it goes on where
-it stopped. "before" is the rectangular drum with the search of commit BEFORE, whose library is taken from the
-repository. As many processes run side by side as torch has threads; the seconds are those of one processor core.
+it stopped. As many processes run side by side as torch has threads; the seconds are those of one processor core.
 """
 
 import io
 import json
 import math
 import multiprocessing
-import os
 import platform
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -41,14 +38,12 @@ from pnp_tutorial import __version__
 from pnp_tutorial.dataset import DatasetConfig, ear
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
-from pnp_tutorial.matching import BUDGET as USUAL
 from pnp_tutorial.matching import Budget, Match, match
 from pnp_tutorial.recording import load_recording
-from pnp_tutorial.runtime import write_atomically
+from pnp_tutorial.runtime import write_atomically, write_results
 from pnp_tutorial.scattering import paper_features
 from pnp_tutorial.synthesizer import find_synthesizer
 
-BEFORE = "7dc46b2"
 RECORDINGS = ROOT / "pnp_tutorial/recordings"
 AGAIN = "--again" in sys.argv  # which processes that are spawned have, too
 NAME = "recordings_again" if AGAIN else "recordings"
@@ -58,7 +53,7 @@ SEED = 2026  # of the drums whose parameters are known, and of the noise
 N_KNOWN = 1
 SPOILED = ("tom_high", "snare_1")  # recordings that are matched in every condition, as known drums are
 SHORTEST, LONGEST = 2**14, 2**15  # samples of a round drum, of which half as many take half the time
-BUDGET = Budget(n_sounds=32, n_generations=150, n_runs=2, n_iterations=8)  # of a round drum
+BUDGETS = {"round_drum": Budget(n_sounds=32, n_generations=150, n_runs=2, n_iterations=8), "drum": Budget()}
 
 
 def noisy(x: np.ndarray, rate: int) -> np.ndarray:
@@ -93,7 +88,7 @@ def listener(name: str, n_samples: int) -> tuple[AudioEncoder, Any]:
     """An encoder and an ear. That of the round drum has learned nothing: a match begins in the middle of the box."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    if name == "before":
+    if name == "drum":
         model = load_encoder()
         return model, ear(model.config)
     synthesizer = replace(find_synthesizer(name), n_samples=n_samples)
@@ -136,7 +131,7 @@ def jobs(source: str) -> list[tuple[str, str]]:
     """Models and conditions in which a sound is matched."""
     if source.startswith("known"):
         return [("round_drum", condition) for condition in CONDITIONS]
-    models = [(model, "clean") for model in (("round_drum",) if AGAIN else ("round_drum", "before"))]
+    models = [(model, "clean") for model in (("round_drum",) if AGAIN else ("round_drum", "drum"))]
     return models + [("round_drum", condition) for condition in CONDITIONS if condition != "clean"] * (
         source in SPOILED
     )
@@ -164,15 +159,11 @@ def judge(found: Match, path: Path, clean: Path) -> tuple[float, float]:
 
 
 def one(source: str, name: str, condition: str) -> None:
-    """Match one sound; by the library of BEFORE in a process of its own."""
-    if name == "before" and os.environ.get("PYTHONPATH") != str(RUNS / BEFORE):
-        command = [sys.executable, __file__, "--one", source, name, condition]
-        subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(RUNS / BEFORE)})
-        return
+    """Match one sound."""
     path = sound(source, condition)
     model, features = listener(name, long_enough(path))
     start = time.process_time()
-    found = match(path, model, features, budget=BUDGET if name == "round_drum" else USUAL)
+    found = match(path, model, features, budget=BUDGETS[name])
     seconds = time.process_time() - start
     far, from_clean = judge(found, path, sound(source, "clean"))
     row: dict[str, Any] = {"model": name, "condition": condition, "seconds": round(seconds, 1)}
@@ -183,19 +174,13 @@ def one(source: str, name: str, condition: str) -> None:
         "level_db": round(found.level_db, 2),
     }
     row |= {"noise_db": round(found.noise_db, 1), "n_heard": found.history[-1].n_heard}
+    row |= {"version": __version__, "commit": commit(), "torch": torch.__version__, "machine": platform.platform()}
     write_atomically({run(source, name, condition): json.dumps(row).encode()})
 
 
-def git(*command: str) -> bytes:
-    return subprocess.run(["git", *command], cwd=ROOT, check=True, capture_output=True).stdout
-
-
-def fetch_before() -> None:
-    """Lay the library of BEFORE where `one` looks for it."""
-    folder = RUNS / BEFORE
-    if not folder.exists():
-        with tarfile.open(fileobj=io.BytesIO(git("archive", BEFORE, "pnp_tutorial"))) as archive:
-            archive.extractall(folder, filter="data")
+def commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def main(prefixes: list[str]) -> None:
@@ -204,24 +189,16 @@ def main(prefixes: list[str]) -> None:
     wanted = [name for name in wanted if not (RESULTS / f"{name}.json").exists()]
     missing = [(name, *job) for name in wanted for job in jobs(name) if not run(name, *job).exists()]
     missing.sort(key=lambda job: job[0].startswith("known") + 2 * (job[2] != "clean"))
-    if any("before" in job for job in missing):
-        fetch_before()
     n, spawn = torch.get_num_threads(), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(n, spawn, end_with_parent) as pool:
         for _ in tqdm(pool.map(one, *zip(*missing, strict=True)), total=len(missing)) if missing else ():
             pass
-    from pnp_tutorial.runtime import write_results  # which the library of BEFORE lacks
-
     for name in wanted:
-        about: dict[str, Any] = {"version": __version__, "commit": git("rev-parse", "--short", "HEAD").decode().strip()}
-        about |= {"torch": torch.__version__, "machine": platform.platform(), "before": BEFORE, "seed": SEED}
+        about: dict[str, Any] = {"seed": SEED}
         about |= {"nu": numbers(known(int(name[-1])))} if name.startswith("known") else {}
         rows = [json.loads(run(name, *job).read_text(encoding="utf-8")) for job in jobs(name)]
         write_results(RESULTS / f"{name}.json", {**about, "rows": rows})
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        one(*sys.argv[2:])
-    else:
-        main([name for name in sys.argv[1:] if name != "--again"])
+    main([name for name in sys.argv[1:] if name != "--again"])

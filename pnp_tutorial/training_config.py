@@ -1,0 +1,160 @@
+"""How an encoder is trained: every setting, and what cannot be."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from .damping import Shape
+from .drum import DRUM
+from .encoder import sought
+from .metric import Map
+from .runtime import check_fields, check_writable
+from .store import read_config
+from .synthesizer import Synthesizer
+
+MOST_SEED = 2**32 - 1  # what is made of a seed, an epoch and a process fits into torch's 64 bits
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How an encoder is trained.
+
+    Parameters
+    ----------
+    data
+        Path of the data set.
+    output_folder
+        Where checkpoint, metrics, results and encoder are written.
+    synthesizer
+        Of the data set, if it is none of the library.
+    ear
+        Of the data set, if it is none of the library; only the spectral loss listens with it.
+    loss
+        "parameter", "pnp", "curves" (`curves.curve_form`: PNP that holds far away, too), "spectral" (squared distance
+        in the features of the data set's ear), or "mss".
+    damping
+        "constant", "scheduled" or "adaptive"; for the losses pnp and curves, as are the next two.
+    damping_shape
+        What λ multiplies: "identity", "diagonal" (of M) or "mean" (of M over the training set).
+    lambda_0
+        The first λ; if not given, the one that just outweighs M for every training sound: with "identity" the
+        largest eigenvalue.
+    unit_trace
+        Divide the metric of every sound by its trace, so that all sounds count alike; for the loss pnp.
+    root
+        δ: minimize `losses.root`, a distance, instead of its square. For pnp and curves it is in units of √(λ d + m),
+        by which distances are divided; for the P-loss in ν; for the spectral loss in features. MSS is a distance.
+    n_train
+        Sounds to train on, drawn from the training set, the same for every seed: the drawn ones of a smaller number are
+        among those of a larger one. All, if not given.
+    n_validation
+        Sounds to validate on, drawn in the same way.
+    known
+        Names of parameters that are given to the loss, and that the encoder need not predict; on the command line as
+        [tau, alpha].
+    backbone
+        Any convolutional network of timm.
+    start_from
+        File of an encoder of that kind, whose weights the training begins with; random ones, if not given. So a loss
+        can take over where another ended.
+    n_epochs
+        Number of epochs.
+    epoch_share
+        Share of the training set that makes an epoch.
+    batch_size
+        Sounds a step, of all processes together.
+    learning_rate
+        Of Adam.
+    final_learning_rate
+        What the learning rate falls to in the last epoch, along half a period of a cosine; if not given, it stays.
+    clip
+        Largest norm of a step's gradient: what is larger is scaled down to it. If not given, none is.
+    seed
+        Of weights and batches.
+    precision
+        Of the network: "32-true", "bf16-mixed" (bfloat16 where that is safe), or "auto": bf16-mixed on a processor
+        that has matrix units for it. PNP and P-loss are taken in float64 in any case.
+    tensorboard
+        Write the metrics for TensorBoard too, which must be installed.
+    device
+        "auto", "cpu", "cuda" or "mps".
+    """
+
+    data: str = "data/drums.zarr"
+    output_folder: str = "runs/pnp"
+    synthesizer: Synthesizer | None = None
+    ear: str | Map | None = None
+    loss: Literal["parameter", "pnp", "curves", "spectral", "mss"] = "pnp"
+    damping: Literal["constant", "scheduled", "adaptive"] = "adaptive"
+    damping_shape: Shape = "identity"
+    lambda_0: float | None = None
+    unit_trace: bool = False
+    root: float | None = None
+    n_train: int | None = None
+    n_validation: int | None = None
+    known: tuple[str, ...] = ()
+    backbone: str = "efficientnet_b0"  # the paper's
+    start_from: str | None = None
+    n_epochs: int = 70  # the paper's
+    epoch_share: float = 1.0  # the paper's: 25 600 of 82 224 sounds
+    batch_size: int = 256  # the paper's, but for its spectral loss: 64
+    learning_rate: float = 1e-3  # the paper's
+    final_learning_rate: float | None = None  # the paper's rate is constant
+    clip: float | None = None
+    seed: int = 0
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    tensorboard: bool = False
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.known, list):
+            object.__setattr__(self, "known", tuple(self.known))
+
+
+def check(config: TrainingConfig) -> None:
+    """Raise ValueError, before any work, if a training cannot be as `config` has it.
+
+    Raises OSError if the output folder cannot be written to.
+    """
+    check_fields(config)
+    for name in ("n_epochs", "learning_rate"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"expected {name} > 0, got {getattr(config, name)}")
+    if config.batch_size < 2:
+        raise ValueError(f"expected batch_size ≥ 2, which batch normalization needs, got {config.batch_size}")
+    if not 0 < config.epoch_share <= 1:
+        raise ValueError(f"expected epoch_share in (0, 1], got {config.epoch_share}")
+    for name in ("root", "clip", "n_train", "n_validation"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"expected {name} > 0, got {value}")
+    if config.root is not None and config.loss == "mss":
+        raise ValueError(f"expected no root with the loss mss, which is a distance already, got root = {config.root}")
+    if config.unit_trace and config.loss != "pnp":
+        raise ValueError(f"expected unit_trace with the loss pnp only, got the loss {config.loss}")
+    for name in ("lambda_0", "final_learning_rate", "seed"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"expected {name} ≥ 0, got {value}")
+    if config.seed > MOST_SEED:
+        raise ValueError(f"expected seed ≤ {MOST_SEED}, got {config.seed}")
+    check_writable(config.output_folder)
+    data = read_config(config.data, config.synthesizer, config.ear)
+    if unknown := [name for name in config.known if name not in data.synthesizer.names]:
+        raise ValueError(f"expected known parameters of {data.synthesizer.names}, got {unknown[0]!r}")
+    if not sought(data, config.known):
+        raise ValueError(f"expected a parameter that is not known, got known = {config.known}")
+    if config.loss == "pnp" and not data.metric:
+        raise ValueError(f"{config.data} was built without the metric M, which the PNP loss needs")
+    if config.loss == "curves" and not data.curves:
+        raise ValueError(f"{config.data} was built without curves, which the loss of that name needs")
+    if config.tensorboard and not find_spec("tensorboard") and not find_spec("tensorboardX"):
+        raise ValueError("tensorboard is not installed: pip install tensorboard")
+
+
+def modern(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration of a training as this version would store it: older ones say if the pitch is known."""
+    known = list(DRUM.names[:1]) if stored.get("known_pitch") else []
+    return {"known": known} | {name: value for name, value in stored.items() if name != "known_pitch"}
