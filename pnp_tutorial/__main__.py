@@ -49,15 +49,16 @@ class MatchConfig:
     output_folder
         Where NAME_matched.wav and NAME_matched.json are written; of a folder, matches.csv too.
     encoder
-        File of the encoder; the one that ships with the package, if not given.
+        File of the encoder; if not given, the one that ships with the package for the synthesizer, or none.
     seed
         Of the search.
     device
-        "auto", "cpu", "cuda" or "mps".
+        "auto", "cpu", "cuda" or "mps"; without an encoder, the CPU.
     synthesizer
-        Of the encoder, if it is none of the library: module:OBJECT or file.py:OBJECT.
+        Of the encoder, or if there is none, by which sounds are matched; by default the drum: a name of the library,
+        module:OBJECT or file.py:OBJECT.
     ear
-        Likewise.
+        Likewise; by default jtfs.
     """
 
     audio: str
@@ -149,10 +150,12 @@ def run_match(config: MatchConfig) -> None:
 
 def _say_match(row: dict[str, Any], document: Path) -> None:
     print(row["file"])
-    for p in json.loads(document.read_text(encoding="utf-8"))["theta"]:
+    said = json.loads(document.read_text(encoding="utf-8"))
+    for p in said["theta"]:
         print(f"{p['name']:>10} {p['value']:10.4g} ± {p['uncertainty']:.2g} {p['unit']}")
     print(verdict(row["undetermined"]))
-    print(f"distance of features {row['encoder']:.4g} by the encoder, {row['match']:.4g} refined", flush=True)
+    by = "by the encoder" if said["source"]["encoder"] else "in the middle of the ranges"
+    print(f"distance of features {row['encoder']:.4g} {by}, {row['match']:.4g} refined", flush=True)
 
 
 def run_synthesizers(config: ListConfig) -> None:

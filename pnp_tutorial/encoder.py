@@ -26,6 +26,7 @@ from .runtime import as_stored, float64_device, lacks_means, read_tensors, tenso
 from .synthesizer import Synthesizer
 
 CHECKPOINT = "checkpoint.pt"  # of a training, in the folder where its encoder is
+SHIPPED = {"drum": "encoder.safetensors", "arpeggiator": "arpeggiator.safetensors"}  # by synthesizer
 
 
 class Encoder(nn.Module):
@@ -174,18 +175,22 @@ def load_encoder(
     Parameters
     ----------
     path : path, optional
-        The encoder that ships with the package, that of drums, if not given.
+        That which ships with the package for the synthesizer, or for drums if none is given either.
     device : device
     synthesizer, ear : as in `dataset.read_config`
 
     Raises
     ------
     ValueError
-        If there is no such file, it is damaged, no encoder of this library, or one for another synthesizer.
+        If there is no such file, or none ships; if it is damaged, no encoder of this library, or one for another
+        synthesizer.
     """
-    if path is None and synthesizer is not None and synthesizer.name != DRUM.name:
-        raise ValueError(f"the encoder that ships is for {DRUM.name!r}: give the file of one for {synthesizer.name!r}")
-    path = shipped("encoder.safetensors") if path is None else Path(path)
+    if path is None:
+        name = (synthesizer or DRUM).name
+        if name not in SHIPPED:
+            raise ValueError(f"no encoder ships for the synthesizer {name!r}: give the file of one")
+        path = shipped(SHIPPED[name])
+    path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no encoder at {path}")
     header, state = read_tensors(path, "an encoder")

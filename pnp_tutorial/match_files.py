@@ -18,16 +18,16 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .bank import shipped
+from .checks import check_synthesizer
 from .dataset_config import MOST_SEED
-from .dataset_config import ear as make_ear
-from .ears import ear_name
-from .encoder import load_encoder
+from .ears import ear_name, find_ear
+from .encoder import SHIPPED, AudioEncoder, load_encoder
 from .matching import Match, match
 from .metric import Map
 from .runtime import as_stored, check_writable, readable, seal, write_atomically
 from .scalogram import check_whole
-from .search import BUDGET, Budget
-from .synthesizer import Synthesizer, sketch
+from .search import Budget, usual_budget
+from .synthesizer import REGISTRY, Synthesizer, sketch
 
 LONGEST_NAME = 255  # of a file, in bytes: most systems have no longer ones
 
@@ -53,13 +53,14 @@ def match_files(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
-    budget: Budget = BUDGET,
+    budget: Budget | None = None,
     synthesizer: Synthesizer | None = None,
     ear: str | Map | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Match recordings, on a CPU as many side by side as torch has threads; a bad one is reported, the others go on.
 
-    Synthesizer and ear are those of the encoder, as in `load_encoder`, if they are none of the library.
+    Synthesizer and ear are those of the encoder, as in `load_encoder`. Where no encoder is given and none ships for the
+    synthesizer, sounds are searched for without one, by that ear or JTFS, on the CPU.
 
     Of each, NAME_matched.wav and NAME_matched.json are written to the output folder. A recording whose JSON is there,
     made from the same sound with the same encoder, seed, budget and version of this package, is not matched again: what
@@ -75,21 +76,30 @@ def match_files(
     Raises
     ------
     ValueError
-        If there is no recording, the encoder is of no use, or the seed is no whole number from 0 to 2⁵³.
+        If there is no recording, the encoder is of no use, the synthesizer breaks a promise (see `check_synthesizer`),
+        or the seed is no whole number from 0 to 2⁵³.
     OSError
         If the output folder cannot be written to.
     """
     stems = [Path(path).stem.casefold() for path in paths]  # of two that differ in case, some systems keep one
     if not stems:
         raise ValueError("expected at least one sound file, got none")
-    model = load_encoder(encoder, device, synthesizer, ear)
-    features = make_ear(model.config, device)
-    check_writable(output_folder)
     check_whole("seed", seed, 0, MOST_SEED)
-    encoder_sum = _sum(shipped("encoder.safetensors") if encoder is None else Path(encoder))
+    model: AudioEncoder | Synthesizer
+    if encoder is None and synthesizer is not None and synthesizer.name not in SHIPPED:
+        if synthesizer.name not in REGISTRY and (broken := check_synthesizer(synthesizer)):
+            raise ValueError(f"{synthesizer.name} breaks its promises: {'; '.join(broken)}")
+        model, encoder_sum, ear, device = synthesizer, "", ear or "jtfs", "cpu"
+    else:
+        model = load_encoder(encoder, device, synthesizer, ear)
+        synthesizer, ear = model.config.synthesizer, model.config.ear
+        encoder_sum = _sum(Path(encoder or shipped(SHIPPED[synthesizer.name])))
+    features = find_ear(ear, synthesizer.n_samples, synthesizer.sample_rate, device)
+    budget = budget or usual_budget(len(synthesizer.parameters))
+    check_writable(output_folder)
     made_with = {"encoder": encoder_sum, "seed": seed, "budget": as_stored(budget), "version": __version__}
-    made_with |= {"synthesizer": model.config.synthesizer.to_dict(), "ear": ear_name(model.config.ear)}
-    made_with["sketch"] = sketch(model.config.synthesizer)  # the function may have been edited
+    made_with |= {"synthesizer": synthesizer.to_dict(), "ear": ear_name(ear)}
+    made_with["sketch"] = sketch(synthesizer)  # the function may have been edited
     alone = len(paths) == 1
 
     def work(i: int) -> dict[str, Any]:

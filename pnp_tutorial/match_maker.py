@@ -22,10 +22,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from . import plots
-from .dataset_config import ear
-from .ears import ear_name
+from .ears import ear_name, find_ear
 from .encoder import AudioEncoder, load_encoder
-from .matching import Match, match
+from .matching import Match, match, means
 from .metric import Map
 from .recording import load_recording
 from .search import Step
@@ -67,10 +66,10 @@ class MatchMaker(widgets.VBox):
 
     Parameters
     ----------
-    model : AudioEncoder, optional
-        That of the package if not given.
+    model : AudioEncoder or Synthesizer, optional
+        As in `match`; the encoder of the package if not given.
     features : callable, optional
-        Φ; that which the encoder was trained for if not given.
+        Φ; as in `match` if not given.
 
     Attributes
     ----------
@@ -78,11 +77,12 @@ class MatchMaker(widgets.VBox):
         The last match; None before the first, and after a sound that could not be matched.
     """
 
-    def __init__(self, model: AudioEncoder | None = None, features: Map | None = None) -> None:
+    def __init__(self, model: AudioEncoder | Synthesizer | None = None, features: Map | None = None) -> None:
         self.result: Match | None = None
         self._model = model or load_encoder()
-        self._features = features or ear(self._model.config, next(self._model.parameters()).device)
-        self._synthesizer = self._model.config.synthesizer
+        self._synthesizer, self._ear, device = means(self._model)
+        rate = self._synthesizer.sample_rate
+        self._features = features or find_ear(self._ear, self._synthesizer.n_samples, rate, device)
         self._sound: tuple[str, bytes] | None = None  # name and content of the file to match
         self._upload = widgets.FileUpload(accept="audio/*", multiple=False, description="Upload")
         self._recorder = Recorder()
@@ -104,7 +104,7 @@ class MatchMaker(widgets.VBox):
         Returns the match; None if the file is not usable, and then the widget says why.
         """
         path, synthesizer = Path(path), self._synthesizer
-        heard = ear_name(self._model.config.ear)
+        heard = ear_name(self._ear)
         self.result = None
         self._button.disabled = True
         self.children = [self._controls, self._status]

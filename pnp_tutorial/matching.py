@@ -1,7 +1,7 @@
 """From a recording to parameters: predicted by the encoder, sought in the whole box, refined on the metric's Jacobian.
 
     load      x: one channel, of the synthesizer's length and rate; σ: the level of its noise (`recording`)
-    predict   ν⁰ = f_W(x)
+    predict   ν⁰ = f_W(x); without an encoder ν⁰ = 0, the centre of the ranges
     scan      v¹ = argmin ‖C(h(v)) − C(x)‖ over the box          (`search`)
     refine    ṽ = argmin ½ ‖Φ(h(v)) − Φ(x)‖² from v¹             (`search`)
     settle    what stands at an end of its range and is not needed there, moves inside
@@ -28,16 +28,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from .dataset_config import MOST_SEED, ear
+from .dataset_config import MOST_SEED
+from .ears import find_ear
 from .encoder import AudioEncoder
 from .metric import Map, eigen, gram, jacobian
 from .mss import CoarseSpectra
 from .recording import Recording, load_recording, noise_level, noise_like
 from .runtime import float64_device
 from .scalogram import check_whole
-from .search import ALIKE, BUDGET, ITSELF, Budget, Listener, Step, apart, refine, scan
+from .search import ALIKE, ITSELF, Budget, Listener, Step, Story, apart, refine, scan, usual_budget
 from .synthesizer import Synthesizer
 from .uncertainty import UNIT, covariance, undetermined
 
@@ -64,7 +64,8 @@ class Match:
     nu, theta : Tensors (n,), the parameters found
     level_db : float, of the sound in the recording, above that of the synthesizer
     covariance : Tensor (n, n), of ν, as at the head of `uncertainty`
-    nu_encoder, nu_constant : Tensors (n,), what the encoder predicted, and the best constant that it knows
+    nu_encoder, nu_constant : Tensors (n,), what the encoder predicted, and the best constant that it knows; without an
+        encoder, the centre of the ranges for both
     distance : dict of floats
         Distance in features from the recording of the sounds "constant", "encoder", "scan" and "match", all heard
         through its noise, the first two at the synthesizer's level. That of "match" is the least of the last three, or
@@ -133,12 +134,12 @@ class Match:
 
 def match(
     audio: Tensor | Recording | str | Path,
-    model: AudioEncoder,
+    model: AudioEncoder | Synthesizer,
     features: Map | None = None,
     seed: int = 0,
     progress: bool = False,
     tell: Listener = lambda step: None,
-    budget: Budget = BUDGET,
+    budget: Budget | None = None,
 ) -> Match:
     """Find the parameters that sound like a recording.
 
@@ -148,18 +149,20 @@ def match(
         Scaled to a peak of 1, if all sounds of the synthesizer have that: the result does not depend on the gain. Zeros
         at its end are taken for what comes after the recording, where there is no noise. Noise is held to be white up
         to the Nyquist frequency; in a file of another sample rate, up to nine tenths of the lower one.
-    model : AudioEncoder
+    model : AudioEncoder or Synthesizer
         Such as `load_encoder()`. If `evaluation.report` has written its best constant into it, "constant" is the
-        distance of that, else of the centre of the ranges, ν = 0.
+        distance of that, else of the centre of the ranges, ν = 0. Of a synthesizer alone, that centre also takes the
+        place of what an encoder would predict, and sounds are heard on the CPU.
     features : callable, optional
-        Φ; that which the encoder was trained for, `ear(model.config)`, if not given.
+        Φ; if not given, that which the encoder was trained for, or JTFS without an encoder.
     seed : int
         Of the scan and of the noise through which sounds are heard: the same seed, the same match.
     progress : bool
         Show a bar.
     tell : callable
         Called with a `Step` for every generation of the scan and every iteration of the refinement.
-    budget : Budget
+    budget : Budget, optional
+        `search.usual_budget` of as many parameters, if not given.
 
     Raises
     ------
@@ -168,18 +171,20 @@ def match(
         zeros in float32, the seed is no whole number from 0 to 2⁵³, or the encoder needs a known parameter.
     """
     check_whole("seed", seed, 0, MOST_SEED)
-    if model.known:
+    if isinstance(model, AudioEncoder) and model.known:
         raise ValueError(f"this encoder was trained with known {', '.join(model.known)}: it cannot match a sound alone")
-    device, synthesizer = next(model.parameters()).device, model.config.synthesizer
+    synthesizer, ear, device = means(model)
     x, band = _recording(audio, synthesizer)
-    x = x.to(torch.float32).to(device)
-    features = features or ear(model.config, device)
+    x = x.to(device)
+    features = features or find_ear(ear, len(x), synthesizer.sample_rate, device)
+    n = len(synthesizer.parameters)
+    nu_encoder, nu_constant = _predict(x, model)
     end = int(x.nonzero()[-1]) + 1
     noise_std = noise_level(x[:end], band)
     noises = [noise_std * noise_like(len(x), end, band, each).to(device) for each in (seed, seed + 1)]
-    with _Story(progress, tell) as story:
-        v, M, nu_encoder, nu_constant, distance = _search(x, noises, band == 1, model, features, seed, budget, story)
-    n = len(synthesizer.parameters)
+    with Story(progress, tell) as story:
+        guesses, budget = torch.stack([nu_constant, nu_encoder]), budget or usual_budget(n)
+        v, M, distance = _search(x, noises, band == 1, synthesizer, guesses, features, seed, budget, story)
     nu = v[:n]
     return Match(
         synthesizer=synthesizer,
@@ -198,32 +203,48 @@ def match(
     )
 
 
+def means(model: AudioEncoder | Synthesizer) -> tuple[Synthesizer, str | Map, torch.device]:
+    """By which a sound is matched: synthesizer, ear and device; by a synthesizer alone with JTFS, on the CPU."""
+    if isinstance(model, Synthesizer):
+        return model, "jtfs", torch.device("cpu")
+    return model.config.synthesizer, model.config.ear, next(model.parameters()).device
+
+
+def _predict(x: Tensor, model: AudioEncoder | Synthesizer) -> tuple[Tensor, Tensor]:
+    """What the encoder predicts, and the best constant that it knows; without an encoder, the centre for both."""
+    if isinstance(model, Synthesizer):
+        return 2 * (torch.zeros(len(model.parameters), dtype=torch.float64),)
+    with torch.no_grad():
+        nu_encoder = model(x).cpu()
+    constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * len(nu_encoder))
+    return nu_encoder, torch.tensor(constant, dtype=torch.float64)
+
+
 def _search(
     x: Tensor,
     noises: list[Tensor],
     exact: bool,
-    model: AudioEncoder,
+    synthesizer: Synthesizer,
+    guesses: Tensor,
     features: Map,
     seed: int,
     budget: Budget,
-    story: "_Story",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, float]]:
-    """Predict, scan, refine: v, its metric, what the encoder predicted, its best constant, and their distances."""
-    synthesizer, where = model.config.synthesizer, float64_device(x.device)
+    story: Story,
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Scan and refine: v, its metric, and the distances of it, of the scan and of the guesses (constant, encoder)."""
+    where = float64_device(x.device)
     h, again = (heard_through(noise, synthesizer, where) for noise in noises)
     with torch.no_grad():
-        S, nu_encoder = features(x), model(x).cpu()
-    constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * len(nu_encoder))
-    nu_constant = torch.tensor(constant, dtype=torch.float64)
+        S = features(x)
 
     def distances(v: Tensor, target: Tensor = S) -> Tensor:
         with torch.no_grad():
             return torch.cat([(features(h(some)) - target).norm(dim=-1).cpu().double() for some in v.split(8)])
 
-    start = at_own_level(nu_encoder, synthesizer)
-    far, predicted = distances(torch.stack([at_own_level(nu_constant, synthesizer), start])).tolist()
+    start = at_own_level(guesses[1], synthesizer)
+    far, predicted = distances(at_own_level(guesses, synthesizer)).tolist()
     story.note(Step("predict", 1, predicted, start.tolist()))
-    n = _opening(x, noises[0], synthesizer, nu_encoder)
+    n = _opening(x, noises[0], synthesizer, guesses[1])
     opening = heard_through(noises[0][:n], replace(synthesizer, n_samples=n), where) if n < len(x) else None
     found = scan(x, h, start, synthesizer.sample_rate, seed, budget, story.chapter(), opening, again, exact)
 
@@ -242,7 +263,7 @@ def _search(
         v, refined, M = settled, float((S_v[0] - S).norm()), gram(J[0]).cpu()
         story.note(Step("refine", story.steps[-1].n_heard + 1, refined, v.tolist()))
     distance = {"constant": far, "encoder": predicted, "scan": float(heard.min()), "match": refined}
-    return v, M, nu_encoder, nu_constant, distance
+    return v, M, distance
 
 
 def _refine_best(
@@ -325,31 +346,3 @@ def _recording(audio: Tensor | Recording | str | Path, synthesizer: Synthesizer)
     if not audio.any():
         raise ValueError("expected a sound, got nothing but zeros in float32")
     return Recording(audio, band)
-
-
-class _Story:
-    """Keeps the steps of a match, shows them in a bar, and passes them on."""
-
-    def __init__(self, progress: bool, tell: Listener) -> None:
-        self.steps: list[Step] = []
-        self.tell = tell
-        self.bar = tqdm(
-            desc="match", unit=" sounds", leave=False, disable=None if progress else True
-        )  # None: terminals
-
-    def __enter__(self) -> "_Story":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def note(self, step: Step) -> None:
-        self.bar.update(step.n_heard - (self.steps[-1].n_heard if self.steps else 0))
-        self.bar.set_postfix_str(f"{step.stage}, distance {step.distance:.3g}")
-        self.steps.append(step)
-        self.tell(step)
-
-    def chapter(self) -> Listener:
-        """A listener whose sounds are counted from here on."""
-        before = self.steps[-1].n_heard
-        return lambda step: self.note(step._replace(n_heard=before + step.n_heard))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from scipy.optimize import OptimizeResult, differential_evolution, least_squares
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .metric import Map, gram, jacobian
 from .mss import CoarseSpectra
@@ -42,9 +43,37 @@ class Step(NamedTuple):
 Listener = Callable[[Step], None]  # is told of every step as it is made
 
 
+class Story:
+    """Keeps the steps of a match, shows them in a bar, and passes them on."""
+
+    def __init__(self, progress: bool, tell: Listener) -> None:
+        self.steps: list[Step] = []
+        self.tell = tell
+        self.bar = tqdm(
+            desc="match", unit=" sounds", leave=False, disable=None if progress else True
+        )  # None: terminals
+
+    def __enter__(self) -> "Story":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def note(self, step: Step) -> None:
+        self.bar.update(step.n_heard - (self.steps[-1].n_heard if self.steps else 0))
+        self.bar.set_postfix_str(f"{step.stage}, distance {step.distance:.3g}")
+        self.steps.append(step)
+        self.tell(step)
+
+    def chapter(self) -> Listener:
+        """A listener whose sounds are counted from here on."""
+        before = self.steps[-1].n_heard
+        return lambda step: self.note(step._replace(n_heard=before + step.n_heard))
+
+
 @dataclass(frozen=True)
 class Budget:
-    """How long a search may take. The default finds two hundred of two hundred drums (chapter 9).
+    """How long a search may take. The default is for few parameters; what else is usual, `usual_budget` says.
 
     Raises ValueError unless all are whole numbers, n_sounds at least 5 and the others at least 1.
     """
@@ -60,6 +89,13 @@ class Budget:
 
 
 BUDGET = Budget()
+
+
+def usual_budget(n: int) -> Budget:
+    """Of n parameters: `BUDGET` finds drums, which have five. For many, as for the twelve of a round drum, fewer sounds
+    evolve for longer (chapter 9).
+    """
+    return BUDGET if n <= 8 else Budget(n_sounds=32, n_generations=150, n_runs=2, n_iterations=8)
 
 
 def scan(

@@ -235,10 +235,12 @@ def stored_synthesizer(stored: Any, given: Synthesizer | None, what: str) -> Syn
                 "--synthesizer file.py:OBJECT on the command line, or as `synthesizer`"
             )
     found = given or find_synthesizer(name)
+    if found.name != name:
+        raise ValueError(f"{what} was made with the synthesizer {name!r}, and {found.name!r} is given")
     own = found.to_dict()
     for key, value in stored.items():
         if own.get(key) != value:
-            which = "the library's" if given is None else f"the one that is given, {found.name!r},"
+            which = "the library's" if given is None else "the one that is given"
             raise ValueError(
                 f"{what} was made with the synthesizer {name!r} of {key} = {value!r}: {which} has {own.get(key)!r}"
             )

@@ -63,7 +63,9 @@ def test_match(encoder, sound, tmp_path):
 def test_match_of_a_sound_that_determines_all(monkeypatch, sound, capfd):
     row = {"file": "tom.wav", "error": "", "undetermined": "", "encoder": 2.0, "match": 1.0}
     theta = [{"name": "f_m", "value": 0.5, "uncertainty": 0.1, "unit": "Hz"}]
-    (sound.parent / "tom_matched.json").write_text(json.dumps({"theta": theta}), encoding="utf-8")
+    (sound.parent / "tom_matched.json").write_text(
+        json.dumps({"theta": theta, "source": {"encoder": "x"}}), encoding="utf-8"
+    )
     monkeypatch.setattr("pnp_tutorial.__main__.match_files", lambda *options, **given: iter([row]))
     assert main(["match", str(sound), f"--output_folder={sound.parent}"]) == 0
     assert "\nthe sound determines all parameters\n" in capfd.readouterr().out
@@ -306,8 +308,7 @@ def test_a_reader_who_has_read_enough_is_no_error():
     assert (run.stdout, run.stderr) == ("drum: 2.97 s at 22050 Hz\n", "")
 
 
-def test_the_encoder_that_ships_says_for_what_it_is(sound):
-    run = pnp("match", sound, "--synthesizer", "arpeggiator")
+def test_where_no_encoder_ships_there_is_none_to_evaluate():
+    run = pnp("evaluate", "--synthesizer", "round_drum")
     assert run.returncode == 2
-    words = "the encoder that ships is for 'drum': give the file of one for 'arpeggiator'"
-    assert run.stderr == f"pnp match: {words}\n"
+    assert run.stderr == "pnp evaluate: no encoder ships for the synthesizer 'round_drum': give the file of one\n"

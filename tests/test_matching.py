@@ -174,7 +174,7 @@ def test_the_bar_of_a_match_counts_the_sounds_that_were_heard():
         def set_postfix_str(self, text):
             assert text == "scan, distance 3"
 
-    story = matching._Story(False, lambda step: None)
+    story = search.Story(False, lambda step: None)
     story.bar = Bar()
     for n_heard in (5, 12, 30):
         story.note(Step("scan", n_heard, 3.0, []))
@@ -263,6 +263,12 @@ def test_refinement_needs_no_float64_on_the_device(monkeypatch):
     nu = torch.full((5,), 0.3, dtype=torch.float64)
     found, _, _ = refine(nu.float(), 0 * nu, lambda x: x.float().as_subclass(OnMPS), identity)
     assert torch.allclose(found, nu, atol=0.05)
+
+
+def test_many_parameters_take_more_generations():
+    few, many = search.usual_budget(5), search.usual_budget(12)
+    assert few == Budget()
+    assert many.n_generations * many.n_sounds > 2 * few.n_generations * few.n_sounds
 
 
 def test_covariance():
@@ -369,7 +375,6 @@ CORNER = [0.9, 0.9, -0.9, 0.9, 0.9, 0.9]  # far from THETA
 @pytest.fixture
 def misled(model, monkeypatch):
     """A match of THETA and what it refines, if the encoder predicts ν, the scan ends in these v, and `refine` stays."""
-    from pnp_tutorial import matching
 
     def starts(nu, *ends, band=1.0):
         begun = []

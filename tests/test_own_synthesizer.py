@@ -1,6 +1,7 @@
 """A synthesizer and an ear of a reader's own go the whole way: from a file by command line alone, and as objects."""
 
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -97,6 +98,37 @@ def test_two_parameters_at_16_khz_by_command_line_alone(whistle, capfd):
     assert "Hz" in capfd.readouterr().out
 
 
+def test_a_match_needs_no_encoder(whistle, capfd):
+    """What is found without one is kept, too, until the function is edited."""
+    x = whistle(whistle.to_nu(torch.tensor([700.0, -12.0], dtype=torch.float64))).numpy()
+    soundfile.write("sound.wav", x, 16000, subtype="FLOAT")
+    command = ["match", "sound.wav", "--synthesizer=whistle.py:WHISTLE"]
+    assert main(command) == 0
+    said = capfd.readouterr().out
+    assert "in the middle of the ranges, " in said
+    document = json.loads(open("sound_matched.json", encoding="utf-8").read())
+    hz, level = (p["value"] for p in document["theta"])
+    assert hz == pytest.approx(700, rel=1e-3)
+    assert level == pytest.approx(-12, abs=0.1)
+    assert document["encoder"] == document["constant"], "the centre"
+    assert document["source"]["encoder"] == ""
+    assert document["source"]["ear"] == "jtfs"
+    written = os.stat("sound_matched.json").st_mtime_ns
+    assert main(command) == 0
+    assert (capfd.readouterr().out, os.stat("sound_matched.json").st_mtime_ns) == (said, written)
+    assert main([*command, "--ear=coarse"]) == 0
+    assert json.loads(open("sound_matched.json", encoding="utf-8").read())["source"]["ear"] == "coarse"
+
+
+def test_a_synthesizer_that_breaks_a_promise_is_not_matched(whistle, capfd, tmp_path):
+    text = (tmp_path / "whistle.py").read_text(encoding="utf-8").replace(".to(dtype)", ".float()")
+    (tmp_path / "broken.py").write_text(text, encoding="utf-8")
+    soundfile.write("sound.wav", np.ones(100), 16000)
+    assert main(["match", "sound.wav", "--synthesizer=broken.py:WHISTLE"]) == 2
+    assert "whistle breaks its promises: " in capfd.readouterr().err
+    assert not (tmp_path / "sound_matched.json").exists()
+
+
 def test_the_arpeggiator_by_command_line_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     nu = torch.tensor([0.2, -0.3, 0.1], dtype=torch.float64)
@@ -134,7 +166,7 @@ def test_a_store_of_an_unknown_synthesizer_is_refused_with_one_line(whistle, cap
         assert expected in message
         assert message.count("\n") == 1
     assert main(["train", "--data=x.zarr", "--synthesizer=drum", *TRAINING]) == 2
-    assert "'whistle' of name = 'whistle': the one that is given, 'drum', has 'drum'" in capfd.readouterr().err
+    assert "made with the synthesizer 'whistle', and 'drum' is given" in capfd.readouterr().err
 
 
 def test_names_in_headers_are_never_imported(whistle, tmp_path, monkeypatch):

@@ -80,7 +80,7 @@ def test_the_encoder_that_ships_is_a_row_of_the_scaling_study():
 
 
 def test_the_arpeggiator_that_ships_is_a_row_of_its_study():
-    model = load_encoder(shipped("arpeggiator.safetensors"))
+    model = load_encoder(synthesizer=ARPEGGIATOR)
     assert model.config.synthesizer == ARPEGGIATOR
     row = arpeggiator_study.STUDY.read("constant-0")
     assert model.metadata["training"] == row["training"]

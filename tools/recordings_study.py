@@ -38,7 +38,7 @@ from pnp_tutorial import __version__
 from pnp_tutorial.dataset import DatasetConfig, ear
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
-from pnp_tutorial.matching import Budget, Match, match
+from pnp_tutorial.matching import Match, match
 from pnp_tutorial.recording import load_recording
 from pnp_tutorial.runtime import write_atomically, write_results
 from pnp_tutorial.scattering import paper_features
@@ -53,7 +53,6 @@ SEED = 2026  # of the drums whose parameters are known, and of the noise
 N_KNOWN = 1
 SPOILED = ("tom_high", "snare_1")  # recordings that are matched in every condition, as known drums are
 SHORTEST, LONGEST = 2**14, 2**15  # samples of a round drum, of which half as many take half the time
-BUDGETS = {"round_drum": Budget(n_sounds=32, n_generations=150, n_runs=2, n_iterations=8), "drum": Budget()}
 
 
 def noisy(x: np.ndarray, rate: int) -> np.ndarray:
@@ -163,7 +162,7 @@ def one(source: str, name: str, condition: str) -> None:
     path = sound(source, condition)
     model, features = listener(name, long_enough(path))
     start = time.process_time()
-    found = match(path, model, features, budget=BUDGETS[name])
+    found = match(path, model, features)
     seconds = time.process_time() - start
     far, from_clean = judge(found, path, sound(source, "clean"))
     row: dict[str, Any] = {"model": name, "condition": condition, "seconds": round(seconds, 1)}
