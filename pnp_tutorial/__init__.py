@@ -1,3 +1,3 @@
-"""Perceptual-neural-physical (PNP) sound matching: the library under the book, one module a chapter."""
+"""Perceptual-neural-physical (PNP) sound matching: the library under the book."""
 
 __version__ = "0.1.0"

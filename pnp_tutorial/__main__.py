@@ -49,16 +49,16 @@ class MatchConfig:
     output_folder
         Where NAME_matched.wav and NAME_matched.json are written; of a folder, matches.csv too.
     encoder
-        File of the encoder; if not given, the one that ships with the package for the synthesizer, or none.
+        File of the encoder; if not given, the one that ships for synthesizer and ear, or none: a search alone.
     seed
         Of the search.
     device
-        "auto", "cpu", "cuda" or "mps"; without an encoder, the CPU.
+        "auto", "cpu", "cuda" or "mps".
     synthesizer
-        Of the encoder, or if there is none, by which sounds are matched; by default the drum: a name of the library,
-        module:OBJECT or file.py:OBJECT.
+        By which sounds are matched: a name of the library, module:OBJECT or file.py:OBJECT. If not given, that of the
+        encoder, or the drum.
     ear
-        Likewise; by default jtfs.
+        By which they are heard, likewise. If not given, that of the encoder, or jtfs.
     """
 
     audio: str

@@ -1,7 +1,7 @@
-"""What ships with the package, so that chapters run at once: an encoder, and a bank of drums with their metrics.
+"""What ships with the package, so that chapters run at once: encoders, and a bank of drums with their metrics.
 
 The bank holds ν (n, 5), M(ν) (n, 5, 5) and the split of every drum of the data set with which `make study` begins.
-Sums in `weights/SHA256SUMS` guard both files; `weights/MODEL_CARD.md` tells what they are.
+Sums in `weights/SHA256SUMS` guard all files; `weights/MODEL_CARD.md` tells what they are.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ class Bank(NamedTuple):
 
     nu: Tensor  # (n_sounds, n), float64
     metric: Tensor  # (n_sounds, n, n), float64, in squared features per squared unit of ν
-    split: Tensor  # (n_sounds,), uint8, index into `dataset.SPLITS`
+    split: Tensor  # (n_sounds,), uint8, index into `dataset_config.SPLITS`
     config: DatasetConfig
 
 
@@ -46,7 +46,7 @@ def shipped(name: str) -> Path:
 def save_bank(data: str | Path, path: str | Path, synthesizer: Synthesizer | None = None) -> None:
     """Write ν, M and split of all sounds of a finished data set, in its order, atomically, as safetensors.
 
-    Raises ValueError as `dataset.read_config` and `dataset.load` do, and if the data set has no metrics.
+    Raises ValueError as `store.read_config` and `store.load` do, and if the data set has no metrics.
     """
     config = read_config(data, synthesizer)
     if not config.metric:
@@ -64,7 +64,7 @@ def load_bank(
 ) -> Bank:
     """Read a bank that `save_bank` wrote; that of drums, which ships with the package, if no path is given.
 
-    Synthesizer and ear are as in `dataset.read_config`.
+    Synthesizer and ear are as in `store.read_config`.
     Raises ValueError if there is no such file, it is damaged, no bank of this library, or of another synthesizer.
     """
     path = shipped("bank.safetensors") if path is None else Path(path)

@@ -56,7 +56,7 @@ class Setup(NamedTuple):
 
 
 def resume(setup: Setup, state: State) -> None:
-    """Go on from the checkpoint in the output folder, if there is one; errors as in `fit`."""
+    """Go on from the checkpoint in the output folder, if there is one; errors as in `training.fit`."""
     path, config = setup.folder / CHECKPOINT, setup.config
     if path.exists():
         try:

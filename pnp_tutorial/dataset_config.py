@@ -15,7 +15,7 @@ from .metric import Map
 from .runtime import check_fields, from_stored, object_name
 from .scalogram import Scalogram
 from .scattering import LogScattering
-from .synthesizer import REGISTRY, Synthesizer, find_synthesizer, stored_synthesizer
+from .synthesizer import Synthesizer, refuse_taken_name, stored_synthesizer
 
 SPLITS = ("train", "validation", "test")
 MOST_SEED = 2**53  # JSON keeps larger whole numbers only roughly, and torch has 64 bits
@@ -132,11 +132,10 @@ def draw(config: DatasetConfig) -> tuple[Tensor, np.ndarray]:
 
 
 def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
-    """Raise ValueError, before any work, if a data set cannot be as `config` has it, with `metric` as in `build`."""
+    """Raise ValueError, before any work, if a data set cannot be what `config` says; `metric` as in `dataset.build`."""
     check_fields(config)
-    synthesizer, n = config.synthesizer, len(config.synthesizer.parameters)
-    if synthesizer.name in REGISTRY and synthesizer.function is not find_synthesizer(synthesizer.name).function:
-        raise ValueError(f"{synthesizer.name!r} is the name of a synthesizer of the library: give yours another")
+    refuse_taken_name(config.synthesizer)
+    n = len(config.synthesizer.parameters)
     if not isinstance(config.ear, str) and object_name(config.ear) in EARS:
         raise ValueError(f"{object_name(config.ear)!r} is the name of an ear of the library: give yours another")
     if config.secant_step is not None and not config.metric:
@@ -174,8 +173,8 @@ def stored_config(
 ) -> DatasetConfig:
     """The configuration that a store, a bank or an encoder holds, whichever version wrote it; errors as `from_stored`.
 
-    Synthesizer and ear are as in `read_config`, and `what` is the file, for messages. Names that it holds are looked up
-    in the library, and never imported. Older stores may keep audio besides, which changes nothing else.
+    Synthesizer and ear are as in `store.read_config`, and `what` is the file, for messages. Names that it holds are
+    looked up in the library, and never imported. Older stores may keep audio besides, which changes nothing else.
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"expected the fields of a configuration, got {values!r}")

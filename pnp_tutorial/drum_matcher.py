@@ -1,6 +1,6 @@
 """The drum of a reader's own sound, found in the browser: in notebooks and in the book's static page.
 
-It is the scan of `matching` in JavaScript (drum_matching.js), shown by drum_matcher.js. Nothing leaves the computer,
+It is the scan of `search` in JavaScript (drum_matching.js), shown by drum_matcher.js. Nothing leaves the computer,
 and no Python is needed.
 """
 

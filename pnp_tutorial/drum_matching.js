@@ -1,5 +1,5 @@
 // From a recording to the drum that sounds like it, in the browser: recording.py, CoarseSpectra and the scan of
-// matching.py in JavaScript. drum.js comes before this module, and has its `rectangularDrum`.
+// search.py in JavaScript. drum.js comes before this module, and has its `rectangularDrum`.
 //
 //     prepare   x: one channel from its onset on, of one length, rate and peak; σ: the level of its noise
 //     scan      v = argmin ‖C(h(v)) − C(x)‖ over the box     C: coarse spectra; differential evolution and descents
@@ -22,7 +22,7 @@ const LONGEST = 4096; // of CoarseSpectra: samples of a frame, lowest band in Hz
 const LOWEST = 35;
 const EPS = 1e-3;
 
-export const BUDGET = { nSounds: 64, nGenerations: 30, nRuns: 2, nIterations: 20 }; // of matching.py, but runs
+export const BUDGET = { nSounds: 64, nGenerations: 30, nRuns: 2, nIterations: 20 }; // of search.py, but runs
 const LEVEL_DB = 12;
 const MOST = 0.8;
 const APART = 0.05;

@@ -177,7 +177,7 @@ def load_encoder(
     path : path, optional
         That which ships with the package for the synthesizer, or for drums if none is given either.
     device : device
-    synthesizer, ear : as in `dataset.read_config`
+    synthesizer, ear : as in `store.read_config`
 
     Raises
     ------

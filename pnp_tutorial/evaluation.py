@@ -38,7 +38,7 @@ class EvaluationConfig:
     Parameters
     ----------
     encoder
-        File of the encoder; the one that ships with the package, if not given.
+        File of the encoder; if not given, the one that ships with the package for the synthesizer.
     data
         Path of the data set.
     output_folder

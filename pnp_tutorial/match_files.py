@@ -20,14 +20,15 @@ from . import __version__
 from .bank import shipped
 from .checks import check_synthesizer
 from .dataset_config import MOST_SEED
+from .drum import DRUM
 from .ears import ear_name, find_ear
 from .encoder import SHIPPED, AudioEncoder, load_encoder
-from .matching import Match, match
-from .metric import Map
-from .runtime import as_stored, check_writable, readable, seal, write_atomically
+from .matching import Match, match, parts_of
+from .metric import Map, jacobian
+from .runtime import as_stored, check_writable, float64_device, lacks_means, readable, seal, write_atomically
 from .scalogram import check_whole
 from .search import Budget, usual_budget
-from .synthesizer import REGISTRY, Synthesizer, sketch
+from .synthesizer import REGISTRY, Synthesizer, refuse_taken_name, sketch
 
 LONGEST_NAME = 255  # of a file, in bytes: most systems have no longer ones
 
@@ -59,25 +60,27 @@ def match_files(
 ) -> Iterator[dict[str, Any]]:
     """Match recordings, on a CPU as many side by side as torch has threads; a bad one is reported, the others go on.
 
-    Synthesizer and ear are those of the encoder, as in `load_encoder`. Where no encoder is given and none ships for the
-    synthesizer, sounds are searched for without one, by that ear or JTFS, on the CPU.
+    Synthesizer and ear are those of the encoder, as in `load_encoder`. Where no encoder is given, and none ships for
+    them, sounds are searched for without one.
 
     Of each, NAME_matched.wav and NAME_matched.json are written to the output folder. A recording whose JSON is there,
-    made from the same sound with the same encoder, seed, budget and version of this package, is not matched again: what
-    was interrupted goes on from there. Of several recordings of one NAME, all but the first are bad.
+    made from the same sound with the same encoder, synthesizer, ear, seed, budget and version of this package, is not
+    matched again: what was interrupted goes on from there. Of several recordings of one NAME, all but the first are
+    bad.
 
     Yields
     ------
     row : dict, in the order of the recordings, as soon as one is done
         file; error (empty if there was none); the parameters, in their units, and their uncertainties, as
-        <parameter>_uncertainty; what is undetermined, in words; the distances in features of "constant", "encoder",
-        "scan" and "match"; level_db, noise_db, n_heard and n_iterations. Names are as `readable` has them.
+        <parameter>_uncertainty; what is undetermined, in words; the distances in features of "constant", "encoder"
+        (without one: of the centre, as "constant"), "scan" and "match"; level_db, noise_db, n_heard and n_iterations.
+        Names are as `readable` has them.
 
     Raises
     ------
     ValueError
-        If there is no recording, the encoder is of no use, the synthesizer breaks a promise (see `check_synthesizer`),
-        or the seed is no whole number from 0 to 2⁵³.
+        If there is no recording, the encoder, the ear or the synthesizer is of no use (see `load_encoder`, `find_ear`
+        and `check_synthesizer`), or the seed is no whole number from 0 to 2⁵³.
     OSError
         If the output folder cannot be written to.
     """
@@ -85,21 +88,18 @@ def match_files(
     if not stems:
         raise ValueError("expected at least one sound file, got none")
     check_whole("seed", seed, 0, MOST_SEED)
-    model: AudioEncoder | Synthesizer
-    if encoder is None and synthesizer is not None and synthesizer.name not in SHIPPED:
-        if synthesizer.name not in REGISTRY and (broken := check_synthesizer(synthesizer)):
-            raise ValueError(f"{synthesizer.name} breaks its promises: {'; '.join(broken)}")
-        model, encoder_sum, ear, device = synthesizer, "", ear or "jtfs", "cpu"
-    else:
-        model = load_encoder(encoder, device, synthesizer, ear)
-        synthesizer, ear = model.config.synthesizer, model.config.ear
-        encoder_sum = _sum(Path(encoder or shipped(SHIPPED[synthesizer.name])))
+    model, encoder_sum = _model(encoder, device, synthesizer, ear)
+    synthesizer, own_ear, _ = parts_of(model, device)
+    ear = own_ear if ear is None else ear
     features = find_ear(ear, synthesizer.n_samples, synthesizer.sample_rate, device)
+    if isinstance(model, Synthesizer):
+        _try(synthesizer, features, ear_name(ear), device)
     budget = budget or usual_budget(len(synthesizer.parameters))
     check_writable(output_folder)
     made_with = {"encoder": encoder_sum, "seed": seed, "budget": as_stored(budget), "version": __version__}
     made_with |= {"synthesizer": synthesizer.to_dict(), "ear": ear_name(ear)}
     made_with["sketch"] = sketch(synthesizer)  # the function may have been edited
+    made_with |= {} if encoder_sum else {"n_samples": synthesizer.n_samples}
     alone = len(paths) == 1
 
     def work(i: int) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def match_files(
             source = {"sound": _sum(Path(path)), **made_with}
             if done := _row(wav, document, source):
                 return row | done
-            result = match(path, model, features, seed, progress and alone, budget=budget)
+            result = match(path, model, features, seed, progress and alone, budget=budget, device=device)
         except ValueError as error:
             row["error"] = readable(error)
         except Exception as error:  # whatever one file does, the others go on
@@ -129,6 +129,36 @@ def match_files(
 
     rows = map(work, range(len(paths))) if alone else _side_by_side(work, len(paths), device)
     yield from tqdm(rows, total=len(paths), unit="file", disable=True if alone or not progress else None)
+
+
+def _model(
+    encoder: str | None, device: torch.device | str, synthesizer: Synthesizer | None, ear: str | Map | None
+) -> tuple[AudioEncoder | Synthesizer, str]:
+    """By which recordings are matched: an encoder and the sum of its file, or a synthesizer alone and no sum."""
+    found = synthesizer or DRUM
+    if encoder is not None:
+        return load_encoder(encoder, device, synthesizer, ear), _sum(Path(encoder))
+    refuse_taken_name(found)
+    if found.name not in SHIPPED or (ear is not None and ear != "jtfs"):  # by which those that ship were trained
+        if found.name not in REGISTRY and (broken := check_synthesizer(found)):
+            raise ValueError(f"{found.name} breaks its promises: {'; '.join(broken)}")
+        return found, ""
+    model = load_encoder(None, device, synthesizer, ear)
+    n = model.config.n_samples
+    if n != found.n_samples:
+        raise ValueError(f"the encoder that ships for {found.name!r} is for {n} samples, got {found.n_samples}")
+    return model, _sum(shipped(SHIPPED[found.name]))
+
+
+def _try(synthesizer: Synthesizer, features: Map, name: str, device: torch.device | str) -> None:
+    """Raise ValueError if an ear cannot hear a synthesizer, or has no derivatives: before the search is over."""
+    nu = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64, device=float64_device(torch.device(device)))
+    try:
+        jacobian(nu, features, synthesizer)
+    except Exception as error:  # of an ear of the user's own, too
+        if lacks_means(error):
+            raise
+        raise ValueError(f"no match can be made by the ear {name}: {error}") from error
 
 
 def _side_by_side(

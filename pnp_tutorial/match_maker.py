@@ -24,7 +24,7 @@ from torch import Tensor
 from . import plots
 from .ears import ear_name, find_ear
 from .encoder import AudioEncoder, load_encoder
-from .matching import Match, match, means
+from .matching import Match, match, parts_of
 from .metric import Map
 from .recording import load_recording
 from .search import Step
@@ -80,9 +80,9 @@ class MatchMaker(widgets.VBox):
     def __init__(self, model: AudioEncoder | Synthesizer | None = None, features: Map | None = None) -> None:
         self.result: Match | None = None
         self._model = model or load_encoder()
-        self._synthesizer, self._ear, device = means(self._model)
-        rate = self._synthesizer.sample_rate
-        self._features = features or find_ear(self._ear, self._synthesizer.n_samples, rate, device)
+        self._synthesizer, ear, device = parts_of(self._model, "cpu")
+        self._heard = ear_name(features or ear)
+        self._features = features or find_ear(ear, self._synthesizer.n_samples, self._synthesizer.sample_rate, device)
         self._sound: tuple[str, bytes] | None = None  # name and content of the file to match
         self._upload = widgets.FileUpload(accept="audio/*", multiple=False, description="Upload")
         self._recorder = Recorder()
@@ -103,8 +103,7 @@ class MatchMaker(widgets.VBox):
 
         Returns the match; None if the file is not usable, and then the widget says why.
         """
-        path, synthesizer = Path(path), self._synthesizer
-        heard = ear_name(self._ear)
+        path, synthesizer, heard = Path(path), self._synthesizer, self._heard
         self.result = None
         self._button.disabled = True
         self.children = [self._controls, self._status]
@@ -140,7 +139,8 @@ class MatchMaker(widgets.VBox):
             self._button.disabled = self._sound is None
         self.result = result
         found, first = result.distance["match"], result.distance["encoder"]
-        distances = f"distance of {heard} {found:.3g}; by the encoder alone {first:.3g}"
+        by = "in the middle of the ranges" if isinstance(self._model, Synthesizer) else "by the encoder alone"
+        distances = f"distance of {heard} {found:.3g}; {by} {first:.3g}"
         self._draw(story, result.x, result.x_hat, "match")
         self._say(
             f"{path.name}: match, sounds heard: {story[-1].n_heard}, {distances}",
@@ -204,7 +204,7 @@ def picture(story: Sequence[Step], x: Tensor, x_hat: Tensor, sample_rate: float,
     with plots.style():
         axes = plt.figure(figsize=(8, 5)).subplot_mosaic("dd;rm", height_ratios=(2, 3))
     above = axes["d"]
-    measures = {"features (encoder, refinement)": ("predict", "refine"), "coarse spectra (scan)": ("scan",)}
+    measures = {"features (start, refinement)": ("predict", "refine"), "coarse spectra (scan)": ("scan",)}
     for (label, stages), line in zip(measures.items(), ("o", "-"), strict=True):
         points = [(step.n_heard, step.distance) for step in story if step.stage in stages]
         above.semilogy(*np.reshape(points, (-1, 2)).T, line, label=label)

@@ -140,6 +140,7 @@ def match(
     progress: bool = False,
     tell: Listener = lambda step: None,
     budget: Budget | None = None,
+    device: torch.device | str = "cpu",
 ) -> Match:
     """Find the parameters that sound like a recording.
 
@@ -152,7 +153,7 @@ def match(
     model : AudioEncoder or Synthesizer
         Such as `load_encoder()`. If `evaluation.report` has written its best constant into it, "constant" is the
         distance of that, else of the centre of the ranges, ν = 0. Of a synthesizer alone, that centre also takes the
-        place of what an encoder would predict, and sounds are heard on the CPU.
+        place of what an encoder would predict. (Whether a synthesizer will do, `check_synthesizer` tells.)
     features : callable, optional
         Φ; if not given, that which the encoder was trained for, or JTFS without an encoder.
     seed : int
@@ -163,6 +164,8 @@ def match(
         Called with a `Step` for every generation of the scan and every iteration of the refinement.
     budget : Budget, optional
         `search.usual_budget` of as many parameters, if not given.
+    device : device
+        On which sounds of a synthesizer alone are heard; an encoder has one of its own.
 
     Raises
     ------
@@ -173,15 +176,15 @@ def match(
     check_whole("seed", seed, 0, MOST_SEED)
     if isinstance(model, AudioEncoder) and model.known:
         raise ValueError(f"this encoder was trained with known {', '.join(model.known)}: it cannot match a sound alone")
-    synthesizer, ear, device = means(model)
+    synthesizer, ear, where = parts_of(model, device)
     x, band = _recording(audio, synthesizer)
-    x = x.to(device)
-    features = features or find_ear(ear, len(x), synthesizer.sample_rate, device)
+    x = x.to(where)
+    features = features or find_ear(ear, len(x), synthesizer.sample_rate, where)
     n = len(synthesizer.parameters)
     nu_encoder, nu_constant = _predict(x, model)
     end = int(x.nonzero()[-1]) + 1
     noise_std = noise_level(x[:end], band)
-    noises = [noise_std * noise_like(len(x), end, band, each).to(device) for each in (seed, seed + 1)]
+    noises = [noise_std * noise_like(len(x), end, band, each).to(where) for each in (seed, seed + 1)]
     with Story(progress, tell) as story:
         guesses, budget = torch.stack([nu_constant, nu_encoder]), budget or usual_budget(n)
         v, M, distance = _search(x, noises, band == 1, synthesizer, guesses, features, seed, budget, story)
@@ -203,17 +206,20 @@ def match(
     )
 
 
-def means(model: AudioEncoder | Synthesizer) -> tuple[Synthesizer, str | Map, torch.device]:
-    """By which a sound is matched: synthesizer, ear and device; by a synthesizer alone with JTFS, on the CPU."""
+def parts_of(
+    model: AudioEncoder | Synthesizer, device: torch.device | str
+) -> tuple[Synthesizer, str | Map, torch.device]:
+    """Synthesizer, ear and device of an encoder; of a synthesizer alone JTFS, and the device that is given."""
     if isinstance(model, Synthesizer):
-        return model, "jtfs", torch.device("cpu")
+        return model, "jtfs", torch.device(device)
     return model.config.synthesizer, model.config.ear, next(model.parameters()).device
 
 
 def _predict(x: Tensor, model: AudioEncoder | Synthesizer) -> tuple[Tensor, Tensor]:
     """What the encoder predicts, and the best constant that it knows; without an encoder, the centre for both."""
     if isinstance(model, Synthesizer):
-        return 2 * (torch.zeros(len(model.parameters), dtype=torch.float64),)
+        centre = torch.zeros(len(model.parameters), dtype=torch.float64)
+        return centre, centre
     with torch.no_grad():
         nu_encoder = model(x).cpu()
     constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * len(nu_encoder))

@@ -26,6 +26,7 @@ from .scalogram import check_whole
 ALIKE = 0.1  # distance in features at which a refinement has come close enough
 DESCENTS = 3  # in a run of the scan, from sounds that are at least APART in a parameter
 APART = 0.05
+FEW = 8  # parameters: between a drum's five and a round drum's twelve; none in between were tried
 ZOOM = 0.1  # around the closest sound, on either side
 AROUND = 0.4  # the same, around a start
 ITSELF = 1.1  # times the distance of a sound from itself through another noise: as close as noise allows
@@ -92,10 +93,10 @@ BUDGET = Budget()
 
 
 def usual_budget(n: int) -> Budget:
-    """Of n parameters: `BUDGET` finds drums, which have five. For many, as for the twelve of a round drum, fewer sounds
-    evolve for longer (chapter 9).
+    """Of n parameters, with an encoder or without: `BUDGET` finds drums, which have five. For many, as for the twelve
+    of a round drum, fewer sounds evolve for longer (chapter 9).
     """
-    return BUDGET if n <= 8 else Budget(n_sounds=32, n_generations=150, n_runs=2, n_iterations=8)
+    return BUDGET if n <= FEW else Budget(n_sounds=32, n_generations=150, n_runs=2, n_iterations=8)
 
 
 def scan(

@@ -247,6 +247,13 @@ def stored_synthesizer(stored: Any, given: Synthesizer | None, what: str) -> Syn
     return found
 
 
+def refuse_taken_name(synthesizer: Synthesizer) -> None:
+    """Raise ValueError if a synthesizer of the user's own has the name of one of the library."""
+    name = synthesizer.name
+    if name in REGISTRY and synthesizer.function is not find_synthesizer(name).function:
+        raise ValueError(f"{name!r} is the name of a synthesizer of the library: give yours another")
+
+
 def sketch(synthesizer: Synthesizer) -> list[float]:
     """What a function does, in a few numbers: levels of the quarters of three sounds, to three digits."""
     with torch.no_grad():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .metric import eigen
 
-UNIT = 1.0  # the same for a recording that no sound matches exactly; what is less does not tell sounds apart
+UNIT = 1.0  # distance in features: what is less does not tell sounds apart, of which none matches a recording exactly
 PRIOR = 1 / 3  # variance of a number drawn from [−1, 1]
 UNSURE = (PRIOR / 2) ** 0.5  # spread of a direction above which the box says more of it than the sound
 MINOR = 0.3  # component of a unit vector that is not worth a word: less than a tenth of its square

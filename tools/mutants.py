@@ -46,6 +46,11 @@ from pnp_tutorial.runtime import read_results, write_results
 
 RESULTS = ROOT / "pnp_tutorial/results/mutants.json"
 SEED = 21
+ROOMS = {  # files that are one module here; of others, the name is the file
+    "dataset": "dataset_config store dataset",
+    "training": "training_config objective checkpoint training",
+    "matching": "search uncertainty matching",
+}
 WAIT = 10  # times its seconds of a processor a test may take on a busy machine
 # Of each module: the files of its tests, in the order in which they run.
 TESTS = {
@@ -65,9 +70,10 @@ CONTEXT = multiprocessing.get_context("fork")  # torch and others are imported o
 
 
 class Mutant(NamedTuple):
+    room: str  # file without its ending
     line: int
     operator: str
-    code: str  # of the whole module
+    code: str  # of the whole file
 
 
 def meaning(code: str) -> str | None:
@@ -84,21 +90,23 @@ def meaning(code: str) -> str | None:
     return ast.dump(tree)
 
 
-def draw(name: str, code: str, size: int) -> tuple[int, list[Mutant]]:
-    """How many places of a module could hold a bug, and a sample of bugs at different places."""
-    places, nodes = defaultdict(list), list(ast_nodes(get_ast(code)))
-    for operator in operator_names():
-        kind = get_operator(operator)
-        if not kind.arguments():
-            found = (span for node in nodes for span in kind().mutation_positions(node))
-            for occurrence, span in enumerate(found):
-                places[span].append((operator, occurrence))
+def draw(name: str, codes: dict[str, str], size: int) -> tuple[int, list[Mutant]]:
+    """How many places of the files of a module could hold a bug, and a sample of bugs at different places."""
+    places = defaultdict(list)
+    for room, code in codes.items():
+        nodes = list(ast_nodes(get_ast(code)))
+        for operator in operator_names():
+            kind = get_operator(operator)
+            if not kind.arguments():
+                found = (span for node in nodes for span in kind().mutation_positions(node))
+                for occurrence, span in enumerate(found):
+                    places[room, span].append((operator, occurrence))
     generator, sample = random.Random(f"{SEED} {name}"), []
-    for (start, _), bugs in generator.sample(sorted(places.items()), len(places)):
+    for (room, (start, _)), bugs in generator.sample(sorted(places.items()), len(places)):
         operator, occurrence = generator.choice(bugs)
-        mutated = mutate_code(code, get_operator(operator)(), occurrence)
-        if mutated and meaning(mutated) not in (None, meaning(code)):
-            sample.append(Mutant(start[0], operator.removeprefix("core/"), mutated))
+        mutated = mutate_code(codes[room], get_operator(operator)(), occurrence)
+        if mutated and meaning(mutated) not in (None, meaning(codes[room])):
+            sample.append(Mutant(room, start[0], operator.removeprefix("core/"), mutated))
         if len(sample) == size:
             break
     return len(places), sample
@@ -161,24 +169,24 @@ def changed(code: str, mutated: str) -> list[str]:
 
 
 def try_module(name: str, copy: Path, size: int) -> dict[str, Any]:
-    file = copy / f"pnp_tutorial/{name}.py"
-    code = file.read_text(encoding="utf-8")
+    files = {room: copy / f"pnp_tutorial/{room}.py" for room in ROOMS.get(name, name).split()}
+    codes = {room: file.read_text(encoding="utf-8") for room, file in files.items()}
     tests = [f"tests/test_{test}.py" for test in TESTS[name].split()]
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     (copy / "seconds.json").unlink(missing_ok=True)
     if run(copy, tests) != 0:
         raise RuntimeError(f"the tests of {name} fail without a bug, too")
     limit = 10 + 3 * int(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
-    places, sample = draw(name, code, size)
+    places, sample = draw(name, codes, size)
     outcomes, survivors = [], []
     for mutant in sample:
-        file.write_text(mutant.code, encoding="utf-8")
+        files[mutant.room].write_text(mutant.code, encoding="utf-8")
         outcomes.append(run(copy, tests, limit))
+        files[mutant.room].write_text(codes[mutant.room], encoding="utf-8")
         if outcomes[-1] == 0:
-            row = {"file": f"pnp_tutorial/{name}.py", "line": mutant.line, "operator": mutant.operator}
-            survivors.append(row | {"diff": changed(code, mutant.code), "verdict": None})
-        print(f"{name}:{mutant.line} {mutant.operator}: {outcomes[-1]}", flush=True)
-    file.write_text(code, encoding="utf-8")
+            row = {"file": f"pnp_tutorial/{mutant.room}.py", "line": mutant.line, "operator": mutant.operator}
+            survivors.append(row | {"diff": changed(codes[mutant.room], mutant.code), "verdict": None})
+        print(f"{mutant.room}:{mutant.line} {mutant.operator}: {outcomes[-1]}", flush=True)
     return {
         "tests": tests,
         "places": places,
