@@ -55,6 +55,7 @@ def test_match(encoder, sound, tmp_path):
         assert f"{value:.4g} ± {spread:.2g} {parameter['unit']}" in run.stdout
     assert {"log_p", "log_D"} <= set(document["undetermined"]), "a sine has no second partial"
     assert f"\nnot determined by the sound: {'; '.join(document['undetermined'])}\n" in run.stdout
+    assert " by the encoder, " in run.stdout
     x, rate = soundfile.read(tmp_path / "out/tom_matched.wav")
     assert (rate, len(x)) == (22050, 2048)
     assert np.abs(x).max() > 0.99

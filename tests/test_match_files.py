@@ -1,5 +1,6 @@
 """A folder of recordings becomes a folder of drums, whatever one of them does."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,11 +16,15 @@ import soundfile
 import torch
 
 from pnp_tutorial import match_files as rooms
+from pnp_tutorial.arpeggiator import ARPEGGIATOR
+from pnp_tutorial.bank import shipped
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import load_encoder, save
 from pnp_tutorial.match_files import match_files, save_match
 from pnp_tutorial.matching import Budget, match
+from pnp_tutorial.round_drum import ROUND_DRUM
 from pnp_tutorial.runtime import seal
+from pnp_tutorial.synthesizer import Parameter, Synthesizer
 from pnp_tutorial.uncertainty import undetermined
 
 QUICK = Budget(n_sounds=8, n_generations=4, n_runs=1, n_iterations=3)
@@ -57,6 +62,59 @@ def test_written_files_say_the_same(encoder, tmp_path):
     assert [list(direction) for direction in document["directions"]] == [list(DRUM.names)] * 5
     assert [list(direction.values()) for direction in document["directions"]] == directions.T.tolist()
     assert document["undetermined"] == undetermined(spreads, directions, DRUM.names)
+
+
+def tone(theta, n_samples, sample_rate, *, dtype):
+    t = torch.arange(n_samples, dtype=theta.dtype) / sample_rate
+    return torch.sin(2 * torch.pi * theta * t).to(dtype)
+
+
+TONE = Synthesizer("tone", (Parameter("hz", "f", "Hz", 200.0, 900.0, "pitch", "log"),), tone, 4096, 8192)
+
+
+def deaf(x):
+    """An ear without derivatives."""
+    return torch.from_numpy(np.abs(np.fft.rfft(x.detach().numpy())))
+
+
+def write_tone(folder):
+    path = folder / "tone.wav"
+    soundfile.write(path, TONE(torch.zeros(1, dtype=torch.float64)).numpy(), 8192, subtype="FLOAT")
+    return path
+
+
+def test_a_match_of_another_length_is_another_match(tmp_path):
+    """A steady tone sounds alike at any length, and without an encoder no file says which."""
+    path = write_tone(tmp_path)
+    for n in (4096, 2048):
+        (row,) = match_files([path], tmp_path, budget=QUICK, progress=False, synthesizer=replace(TONE, n_samples=n))
+        assert row["error"] == ""
+        assert len(soundfile.read(tmp_path / "tone_matched.wav")[0]) == n
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"synthesizer": TONE, "ear": deaf}, "no match can be made by the ear .*deaf: "),
+        ({"synthesizer": TONE, "ear": "nose"}, "the ear 'nose' is not one of this library"),
+        ({"synthesizer": replace(TONE, name="round_drum")}, "'round_drum' is the name of a synthesizer of the library"),
+        ({"synthesizer": replace(ARPEGGIATOR, n_samples=4096)}, "'arpeggiator' is for 32768 samples, got 4096"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused_before_any_search(tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(rooms, "match", lambda *given, **named: pytest.fail("searched"))
+    with pytest.raises(ValueError, match=message):
+        list(match_files([write_tone(tmp_path)], tmp_path, progress=False, **options))
+
+
+def test_which_encoder_ships():
+    """One for the drum and one for the arpeggiator, each with one ear; else the search is alone."""
+    for synthesizer, name in ((None, "encoder"), (ARPEGGIATOR, "arpeggiator")):
+        model, found = rooms._model(None, "cpu", synthesizer, None)
+        assert model.config.synthesizer == (synthesizer or DRUM)
+        assert found == hashlib.sha256(shipped(f"{name}.safetensors").read_bytes()).hexdigest()
+    assert rooms._model(None, "cpu", None, "coarse") == (DRUM, "")
+    assert rooms._model(None, "cpu", ROUND_DRUM, None) == (ROUND_DRUM, "")
 
 
 def write_drums(folder, n):

@@ -19,9 +19,11 @@ from test_instrument import in_node
 
 from pnp_tutorial import match_maker
 from pnp_tutorial.drum import DRUM, rectangular_drum
+from pnp_tutorial.ears import ear_name
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.match_maker import RECORDER_MODULE, MatchMaker, Recorder, in_units, unsure, uploaded
 from pnp_tutorial.matching import Match
+from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.widgets import AB_MODULE, ABPlayer
 
 THETA = torch.tensor([3.0, 0.4, -2.0, -2.0, 0.6], dtype=torch.float64)
@@ -57,6 +59,15 @@ def give(maker, name, content):
         maker._upload.set_trait("value", {name: {"metadata": file, "content": content}})
     else:
         maker._upload.set_state({"value": [{**file, "content": memoryview(content)}]})
+
+
+def test_without_an_encoder_it_says_so(wav, tmp_path):
+    (tmp_path / "x.wav").write_bytes(wav)
+    maker = MatchMaker(replace(DRUM, n_samples=2048), CoarseSpectra(2048, DRUM.sample_rate))
+    result = maker.run(tmp_path / "x.wav")
+    assert result.distance["encoder"] == result.distance["constant"], "both are the centre's"
+    expected = f"distance of {ear_name(maker._features)} {result.distance['match']:.3g}; in the middle of the ranges "
+    assert expected in status(maker)[0]
 
 
 def check_match(maker, name):

@@ -13,6 +13,7 @@ from pnp_tutorial import matching, search
 from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.dataset import ear
 from pnp_tutorial.drum import DRUM, rectangular_drum
+from pnp_tutorial.ears import find_ear
 from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder
 from pnp_tutorial.matching import (
     LEVEL_DB,
@@ -27,6 +28,7 @@ from pnp_tutorial.matching import (
 from pnp_tutorial.metric import eigen, riemannian_metric
 from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.recording import Recording, noise_like
+from pnp_tutorial.round_drum import ROUND_DRUM
 from pnp_tutorial.scattering import JTFS, LogScattering
 from pnp_tutorial.search import refine, scan
 from pnp_tutorial.uncertainty import UNSURE, covariance, undetermined
@@ -265,8 +267,22 @@ def test_refinement_needs_no_float64_on_the_device(monkeypatch):
     assert torch.allclose(found, nu, atol=0.05)
 
 
+@pytest.mark.parametrize("synthesizer", [DRUM, ROUND_DRUM])
+def test_a_match_by_a_synthesizer_alone_begins_in_the_centre(synthesizer):
+    synthesizer = replace(synthesizer, n_samples=N_SHORT)
+    x = synthesizer(synthesizer.sample_uniform(1, seed=1)[0])
+    found = match(x, synthesizer, budget=QUICK)
+    n = len(synthesizer.parameters)
+    assert torch.equal(found.nu_encoder, torch.zeros(n, dtype=torch.float64))
+    assert torch.equal(found.nu_constant, found.nu_encoder)
+    assert found.distance["encoder"] == found.distance["constant"] > found.distance["match"]
+    assert found.history[0].v == (n + 1) * [0.0], "a level is sought, too"
+    again = match(x, synthesizer, find_ear("jtfs", N_SHORT, DRUM.sample_rate), budget=QUICK)
+    assert torch.equal(again.nu, found.nu), "JTFS if no ear is given"
+
+
 def test_many_parameters_take_more_generations():
-    few, many = search.usual_budget(5), search.usual_budget(12)
+    few, many = search.usual_budget(8), search.usual_budget(9)
     assert few == Budget()
     assert many.n_generations * many.n_sounds > 2 * few.n_generations * few.n_sounds
 

@@ -99,7 +99,7 @@ def test_two_parameters_at_16_khz_by_command_line_alone(whistle, capfd):
 
 
 def test_a_match_needs_no_encoder(whistle, capfd):
-    """What is found without one is kept, too, until the function is edited."""
+    """What is found without one is kept, too, until another ear is asked for."""
     x = whistle(whistle.to_nu(torch.tensor([700.0, -12.0], dtype=torch.float64))).numpy()
     soundfile.write("sound.wav", x, 16000, subtype="FLOAT")
     command = ["match", "sound.wav", "--synthesizer=whistle.py:WHISTLE"]
