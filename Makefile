@@ -111,7 +111,7 @@ study: $(INSTALLED) ## Train and test every row of chapter 8's study that is mis
 
 scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (about ten hours on two cores)
 	$(BIN)/python tools/scaling.py
-	$(BIN)/python tools/scaling.py --drums short --fresh --rows parameter-root-16384 secant-root-16384 trace-root-16384
+	$(BIN)/python tools/scaling.py --drums short --fresh --rows parameter-root-16384 secant-root-16384 trace-root-16384 pnp-root-16384
 
 arpeggiator: $(INSTALLED) ## Train and test every row of chapter 10's study that is missing (about four hours on two cores)
 	$(BIN)/python tools/arpeggiator_study.py
