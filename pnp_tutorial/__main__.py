@@ -26,7 +26,7 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm import TqdmMonitorWarning
 
 from . import __version__
-from .checks import check_synthesizer
+from .checks import refuse_broken
 from .dataset import DatasetConfig, build, describe, propose, verify
 from .dataset import check as check_data
 from .evaluation import EvaluationConfig, report
@@ -166,8 +166,7 @@ def run_synthesizers(config: ListConfig) -> None:
         for p in synthesizer.parameters:
             print(f"{p.name:>12}  {p.low:g} to {p.high:g} {p.unit}, {p.scale}: {p.meaning}")
     if config.synthesizer:
-        if broken := check_synthesizer(config.synthesizer):
-            raise ValueError(f"{config.synthesizer.name} breaks its promises: {'; '.join(broken)}")
+        refuse_broken(config.synthesizer)
         print("keeps what a synthesizer must promise")
 
 

@@ -34,6 +34,12 @@ def check_synthesizer(synthesizer: Synthesizer) -> list[str]:
     return []
 
 
+def refuse_broken(synthesizer: Synthesizer) -> None:
+    """Raise ValueError, which says what, if a synthesizer breaks a promise."""
+    if broken := check_synthesizer(synthesizer):
+        raise ValueError(f"{synthesizer.name} breaks its promises: {'; '.join(broken)}")
+
+
 def _points(synthesizer: Synthesizer) -> Tensor:
     random, other, centre = synthesizer.sample_uniform(2 * N_SOUNDS + 1).split([N_SOUNDS, N_SOUNDS, 1])
     return torch.cat([random, other.sign(), 0 * centre])

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import __version__
-from .checks import check_synthesizer
+from .checks import refuse_broken
 from .curves import STEPS, curve_gram
 from .dataset_config import SPLITS, DatasetConfig, check, draw, ear, encoder_input, stored_config
 from .ears import ear_name
@@ -305,8 +305,8 @@ def _wait_for_others(path: Path, store: Any, patience_s: float) -> None:
 def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> None:
     """Compute one sound, so that a configuration that cannot work is refused before anything is written."""
     synthesizer = config.synthesizer
-    if synthesizer.name not in REGISTRY and (broken := check_synthesizer(synthesizer)):
-        raise ValueError(f"{synthesizer.name} breaks its promises: {'; '.join(broken)}")
+    if synthesizer.name not in REGISTRY:
+        refuse_broken(synthesizer)
     try:
         middle = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64)
         next(_in_parallel({0: (middle, None if metric is None else metric[:1])}, config, device))
