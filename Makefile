@@ -21,7 +21,7 @@ study scaling encoder arpeggiator arpeggio: export MALLOC_TRIM_THRESHOLD_ = 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study scaling arpeggiator matching benchmark
-.PHONY: arpeggio recordings compat gpu papers links colab package pdf
+.PHONY: arpeggio recordings compat gpu papers rivals links colab package pdf
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -112,6 +112,9 @@ study: $(INSTALLED) ## Train and test every row of chapter 8's study that is mis
 scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (about ten hours on two cores)
 	$(BIN)/python tools/scaling.py
 	$(BIN)/python tools/scaling.py --drums short --fresh --rows parameter-root-16384 secant-root-16384 trace-root-16384 pnp-root-16384
+
+rivals: $(INSTALLED) ## On a GPU: train JTFS and one path of it at a time from random weights, for 12 minutes; goes on when called again
+	$(BIN)/python tools/rivals.py
 
 arpeggiator: $(INSTALLED) ## Train and test every row of chapter 10's study that is missing (about four hours on two cores)
 	$(BIN)/python tools/arpeggiator_study.py

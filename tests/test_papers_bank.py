@@ -2,18 +2,22 @@
 
 import math
 import time
+from dataclasses import replace
 
 import papers_bank
 import pytest
 import torch
 
+from pnp_tutorial.dataset import SPLITS, Rows, draw
 from pnp_tutorial.drum import DRUM
+from pnp_tutorial.training import drawn
 
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A grid of 32 drums in 4 pieces, and a metric that costs nothing."""
-    for name, value in (("N_CELLS", 2), ("PIECE", 8), ("KEEP", 3), ("BANK", tmp_path / "bank"), ("ROOT", tmp_path)):
+    """A grid of 32 drums in 4 pieces, 8 of them for testing, and a metric that costs nothing."""
+    grid = replace(papers_bank.GRID, n_sounds=32, n_cells=2, n_inner=1, n_grid_test=8)
+    for name, value in (("GRID", grid), ("PIECE", 8), ("KEEP", 3), ("BANK", tmp_path / "bank"), ("ROOT", tmp_path)):
         monkeypatch.setattr(papers_bank, name, value)
     return tmp_path
 
@@ -32,6 +36,32 @@ def test_pieces_share_the_grid(small):
     cells = (papers_bank.drums() > 0).int()
     assert len(cells.unique(dim=0)) == 32
     assert not torch.equal(cells, cells.unique(dim=0)), "in a random order"
+
+
+def test_the_first_pieces_have_what_a_training_on_few_sounds_draws():
+    """The first of both splits in the order of `drawn`, in proportion, and drums for testing last."""
+    nu, split = draw(papers_bank.GRID)
+    pieces = papers_bank.drums().split(papers_bank.PIECE)
+    assert torch.equal(torch.cat(pieces).sort(dim=0).values, nu.sort(dim=0).values)
+    for name, n in (("train", 4096), ("validation", 512)):
+        some = drawn(Rows(nu[split == SPLITS.index(name)], None), n, name).nu
+        assert set(map(tuple, some.tolist())) <= set(map(tuple, pieces[0].tolist()))
+    assert torch.equal(pieces[9].sort(dim=0).values, nu[split == SPLITS.index("test")].sort(dim=0).values)
+    assert [papers_bank.pieces_for(n) for n in (1, 4096, 9136, 9137, 16_384, 32_768, 82_224)] == [1, 1, 1, 2, 2, 4, 9]
+
+
+def test_metrics_stand_at_their_drums(small):
+    assert papers_bank.n_there() == 0
+    for piece in (0, 2):
+        papers_bank.make(piece, of, batch=2, until=math.inf)
+    assert papers_bank.n_there() == 1, "the third piece waits for the second"
+    papers_bank.make(1, of, batch=2, until=math.inf)
+    assert papers_bank.n_there() == 3
+    nu, split = draw(papers_bank.GRID)
+    J, M = slopes(nu), papers_bank.metrics()
+    tested = torch.as_tensor(split == SPLITS.index("test"))
+    assert torch.allclose(M[~tested], (J.mT @ J)[~tested], rtol=1e-6, atol=1e-6)
+    assert not M[tested].any()
 
 
 def test_a_piece_is_what_was_computed(small):
@@ -87,7 +117,7 @@ def test_a_bad_piece_is_named(small):
 
 def test_of_another_grid(small, monkeypatch):
     papers_bank.make(0, of, batch=2, until=math.inf)
-    monkeypatch.setattr(papers_bank, "SEED", 1)
+    monkeypatch.setattr(papers_bank, "GRID", replace(papers_bank.GRID, seed=1))
     with pytest.raises(ValueError, match="drums-0.safetensors is of another grid"):
         papers_bank.read(0)
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import arpeggiator_study
 import pytest
 import rows
 import scaling
+import study
 import torch
 from random_paths import RandomPaths
 
@@ -209,3 +211,40 @@ def test_what_takes_over_begins_where_another_row_has_ended():
         assert config.backbone == named[first][1].backbone
         assert config.n_epochs * scaling.STEPS_AN_EPOCH == int(name.split("-")[-2])
     assert len({replace(config, output_folder="") for _, config in rows.values()}) == len(rows)
+
+
+def test_rows_with_m_wait_for_their_pieces_of_the_papers_bank(monkeypatch, capsys):
+    named = scaling.named("full")
+    for there, least in ((0, None), (1, scaling.FEW), (3, scaling.MORE), (9, scaling.MOST)):
+        monkeypatch.setattr(scaling.papers_bank, "n_there", lambda there=there: there)
+        done = scaling.ready(named)
+        sizes = {config.n_train for loss, config in done.values() if loss in scaling.OF_M}
+        assert max(sizes, default=None) == least
+        assert {name for name, (loss, _) in named.items() if loss in scaling.ROOTS} <= set(done)
+        said = capsys.readouterr().out
+        assert len(said.splitlines()) == len(named) - len(done)
+    assert not said
+
+
+def test_pieces_that_come_later_reach_a_data_set_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = replace(scaling.data_sets("short")["data/scaling-short-metric.zarr"], n_sounds=100, data="few-short.zarr")
+    monkeypatch.setattr(scaling, "FROM_BANK", "few-short.zarr")
+    monkeypatch.setattr(scaling, "data_sets", lambda drum: {"few-short.zarr": replace(config, device="cpu")})
+    M = torch.eye(5, dtype=torch.float64).expand(100, 5, 5)
+    for there in (50, 100):
+        given = M * (torch.arange(100) < there)[:, None, None]
+        monkeypatch.setattr(scaling.papers_bank, "metrics", lambda given=given: given)
+        scaling.prepare("few-short.zarr")
+        found = [load("few-short.zarr", split, ("metric",)).metric for split in ("train", "validation", "test")]
+        assert torch.cat(found).diagonal(dim1=1, dim2=2).sum() == 5 * there
+
+
+def test_names_that_no_row_has_are_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(rows.Study, "do_all", lambda *_: pytest.fail("work"))
+    with pytest.raises(ValueError, match="expected beginnings of rows' names, such as .*, got '--help'"):
+        scaling.main(["short", "full"], ["secant", "--help"], False)
+    for other in (study, arpeggiator_study):
+        monkeypatch.setattr(other, "prepare", lambda _: pytest.fail("work"))
+        with pytest.raises(ValueError, match="got '--help'"):
+            other.main(["--help"])

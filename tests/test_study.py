@@ -12,7 +12,7 @@ import study
 import torch
 
 from pnp_tutorial.arpeggiator import ARPEGGIATOR
-from pnp_tutorial.bank import shipped
+from pnp_tutorial.bank import WEIGHTS, shipped
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.runtime import read_results
@@ -103,3 +103,15 @@ def test_another_coordinate_of_the_shape_is_the_same_drum(data):
     torch.testing.assert_close(study.from_shape(new, u, inverse), nu)
     step = 1e-6 * torch.ones_like(nu)
     torch.testing.assert_close((study.to_shape(nu + step, u)[0] - new) * slope, step, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("synthesizer", [DRUM, ARPEGGIATOR])
+def test_the_model_card_says_what_the_encoders_were_measured_to_do(synthesizer):
+    card = (WEIGHTS / "MODEL_CARD.md").read_text(encoding="utf-8")
+    section = card.split("## ")[2 if synthesizer is DRUM else 3]
+    s = load_encoder(synthesizer=synthesizer).metadata["evaluation"]["summary"]
+    distance = "{mean:.1f} [{low:.1f}, {high:.1f}]" if synthesizer is DRUM else "{mean:.2f} [{low:.2f}, {high:.2f}]"
+    assert f"JTFS distance of {distance.format(**s['ear'])} in the mean" in section
+    assert f"{s['mss']['mean']:.2f} by MSS" in section
+    constant = f"constant answer is at {s['ear_constant']['mean']:.1f} and {s['mss_constant']['mean']:.2f}."
+    assert " ".join(section.split()).endswith(constant)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
-from rows import Study
+from rows import Study, refuse_unknown
 
 from pnp_tutorial.dataset import build
 from pnp_tutorial.training import TrainingConfig
@@ -73,8 +73,9 @@ def main(prefixes: list[str]) -> None:
     def those(names: Iterable[str]) -> list[str]:
         return [name for name in names if name.startswith(wanted)]
 
-    prepare(STUDY.data.data)
     named, short = rows(), tuning()
+    refuse_unknown(prefixes, [*named, *short])
+    prepare(STUDY.data.data)
     STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
     if those(named):
         STUDY.do_constant()

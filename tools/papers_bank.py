@@ -3,11 +3,12 @@
     python tools/papers_bank.py                                    # the next pieces, for 100 minutes
     python tools/papers_bank.py --minutes 10 --pieces 3 4 --device cuda --batch 256
 
-The drums are those of `DRUM.sample_jittered_grid()`, one from each of 10⁵ cells, in a random order that is always the
-same: so every piece, and every beginning of a piece, is a fair sample of the grid. A metric is kept as the upper
-triangle R of J = QR, M = RᵀR, in float32: with the precision of J, and positive semi-definite whatever the rounding.
-Batches are kept in runs/papers_bank as soon as they are computed. A piece of 10 000 that is complete is written to
-bank, beside its sum, and is then ready to be committed.
+The drums are those of `DRUM.sample_jittered_grid()`, one from each of 10⁵ cells, in an order that is always the same:
+drums for training and for validation, mixed in proportion, each in the order in which a training draws them; drums for
+testing last. So the first pieces serve the trainings on few sounds (tools/scaling.py), and nine of the ten serve all. A
+metric is kept as the upper triangle R of J = QR, M = RᵀR, in float32: with the precision of J, and positive
+semi-definite whatever the rounding. Batches are kept in runs/papers_bank as soon as they are computed. A piece of
+10 000 that is complete is written to bank, beside its sum, and is then ready to be committed.
 """
 
 import argparse
@@ -25,22 +26,55 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial import __version__
+from pnp_tutorial.dataset import SPLITS, DatasetConfig, draw
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.metric import jacobian
+from pnp_tutorial.objective import in_drawn_order
 from pnp_tutorial.runtime import select_device, write_atomically
 from pnp_tutorial.scattering import paper_features
 
 BANK = ROOT / "bank"
-N_CELLS, PIECE, SEED = 10, 10_000, 0
+GRID = DatasetConfig(n_sounds=100_000, sampling="grid")
+PIECE = 10_000
 KEEP = 64  # drums that a kept batch has
 
 Root = Callable[[Tensor], Tensor]  # ν (B, n) → R (B, n, n)
 
 
+def order() -> tuple[Tensor, Tensor]:
+    """Places in the grid (100 000,) of the drums of all pieces; and how many of them are for training, up to each."""
+    split = torch.as_tensor(draw(GRID)[1])
+    places, when = [], []
+    for i, name in enumerate(SPLITS):
+        of_split = (split == i).nonzero()[:, 0]
+        places.append(of_split[in_drawn_order(len(of_split))])
+        when.append((torch.arange(len(of_split)) + 0.5) / len(of_split) + (name == "test"))
+    found = torch.cat(places)[torch.cat(when).argsort(stable=True)]
+    return found, (split[found] == SPLITS.index("train")).cumsum(0)
+
+
 def drums() -> Tensor:
     """ν (100 000, 5) of the grid, in the order of the pieces."""
-    nu = DRUM.sample_jittered_grid(N_CELLS, SEED)
-    return nu[torch.randperm(len(nu), generator=torch.Generator().manual_seed(SEED))]
+    return draw(GRID)[0][order()[0]]
+
+
+def pieces_for(n_train: int) -> int:
+    """How many of the first pieces a training on that many sounds needs."""
+    return int((order()[1] < n_train).sum()) // PIECE + 1
+
+
+def n_there() -> int:
+    """How many of the first pieces are there, without a gap."""
+    return next((piece for piece in range(n_pieces()) if not path_of(piece).exists()), n_pieces())
+
+
+def metrics() -> Tensor:
+    """M (100 000, 5, 5) of the drums of the first pieces, in the order of the grid; 0 where there is none yet."""
+    places, n = order()[0], len(GRID.synthesizer.parameters)
+    M = torch.zeros(len(places), n, n, dtype=torch.float64)
+    for piece in range(n_there()):
+        M[places[piece * PIECE : (piece + 1) * PIECE]] = read(piece)[1]
+    return M
 
 
 def root(device: torch.device) -> Root:
@@ -56,7 +90,12 @@ def root(device: torch.device) -> Root:
 
 
 def n_pieces() -> int:
-    return -(-(N_CELLS ** len(DRUM.parameters)) // PIECE)
+    return -(-GRID.n_sounds // PIECE)
+
+
+def of_grid() -> dict[str, int]:
+    """What a piece must have been made with."""
+    return {"piece": PIECE, **{name: getattr(GRID, name) for name in ("n_cells", "n_inner", "n_grid_test", "seed")}}
 
 
 def path_of(piece: int) -> Path:
@@ -66,7 +105,7 @@ def path_of(piece: int) -> Path:
 def write(piece: int, R: Tensor) -> None:
     """A complete piece, and in SHA256SUMS its sum beside those of the others."""
     rows, columns = torch.triu_indices(*R.shape[-2:])
-    header = {"n_cells": N_CELLS, "piece": PIECE, "seed": SEED, "version": __version__, "torch": torch.__version__}
+    header = {**of_grid(), "version": __version__, "torch": torch.__version__}
     content = safetensors.torch.save({"R": R[:, rows, columns].float()}, {"pnp_tutorial": json.dumps(header)})
     sums_path = BANK / "SHA256SUMS"
     lines = sums_path.read_text(encoding="utf-8").splitlines() if sums_path.exists() else []
@@ -87,7 +126,7 @@ def read(piece: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{path} is damaged: its sum is not that of SHA256SUMS")
     with safetensors.safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["pnp_tutorial"])
-        if [header[name] for name in ("n_cells", "piece", "seed")] != [N_CELLS, PIECE, SEED]:
+        if header | of_grid() != header:
             raise ValueError(f"{path} is of another grid: {header}")
         packed = file.get_tensor("R").double()
     nu = drums()[piece * PIECE : (piece + 1) * PIECE]

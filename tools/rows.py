@@ -9,7 +9,7 @@ steps of one leave room for those of others.
 import io
 import json
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache
@@ -165,6 +165,13 @@ class Study:
             heard, train = judge(self, "test"), load(self.data.data, names=()).nu[:256].to(self.device)
             nu = best_constant(train, heard.features, heard.play, progress=True).cpu()
             write_results(self.result("constant"), heard(nu.expand_as(heard.rows.nu)))
+
+
+def refuse_unknown(prefixes: Collection[str], names: Collection[str]) -> None:
+    """Raise ValueError, before any work, if no row's name begins so."""
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise ValueError(f"expected beginnings of rows' names, such as {min(names)!r}, got {prefix!r}")
 
 
 def side_by_side(

@@ -12,7 +12,8 @@ There are three drums, each with a jittered grid of its own:
 
 A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
 and so the same first weights and batches. In rows "after-…", of the short drum, losses that a CPU cannot afford from
-random weights, and others beside them, take over where the root of P-loss has ended. What a row is, and how it is kept:
+random weights, and others beside them, take over where the root of P-loss has ended. Rows of full length with M are
+done as far as pieces of the papers' bank are there (tools/papers_bank.py). What a row is, and how it is kept:
 tools/rows.py.
 """
 
@@ -23,10 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import papers_bank
 import torch
 import zarr
 from random_paths import RandomPaths
-from rows import Study, judge, take_last_weights
+from rows import Study, judge, refuse_unknown, take_last_weights
 from torch import Tensor
 from tqdm import tqdm
 
@@ -45,11 +47,14 @@ BATCH, STEPS_AN_EPOCH = 64, 64
 SHORT_RUN, LONG_RUN = 1280, 7040  # steps: of the other rows of chapter 8, and about as many as the papers'
 SECANT_STEP = 0.06
 WIDTHS = (0.001, 0.02, 0.1, 0.2)  # of secants, that are tried beside it; the first is next to none
+# λ where it is constant: about a tenth of the median of tr M/5, for secants of every width and for M
+CONSTANT = {0.02: 450.0, SECANT_STEP: 300.0, 0.1: 200.0, 0.2: 100.0}
+CONSTANT_OF_M = 5000.0
 RATES = (3e-3, 1e-2, 3e-2)  # that are tried for each loss
 BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no row is chosen by it
 TUNING_STEPS = 320
 
-FEW, MORE, MOST = 4096, 16_384, 82_224  # training sounds: of the other rows, and of the papers
+FEW, MORE, MANY, MOST = 4096, 16_384, 32_768, 82_224  # training sounds: of the other rows, and of the papers
 N_WITH_M = {"short": 20_000, "diagonal": 6_000}  # sounds of the grid whose metric M is computed, and whose curves
 N_VALIDATION = {"diagonal": 448}  # other than the usual 512: of 6 000 sounds, 450 are for validation
 N_TEST = {"full": 512, "short": 512, "diagonal": 512}
@@ -70,8 +75,15 @@ LOSSES: dict[str, dict[str, Any]] = {
     "trace": {"loss": "pnp", "damping": "scheduled", "unit_trace": True},
     "trace-root": {"loss": "pnp", "damping": "scheduled", "unit_trace": True, "root": 0.02},
 }
+
+
+def of_width(h: float) -> dict[str, Any]:
+    """What a row with secants of another width changes."""
+    return {} if h == SECANT_STEP else {"data": f"data/scaling-short-secant{h}.zarr"}
+
+
 # One change each of a loss, whose learning rate it takes: the width of secants, the damping, and remedies against loud
-# metrics. 300 and 5000 are about a tenth of the median of tr M/5, of secants and of M.
+# metrics.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "clip-scheduled": ("pnp-scheduled", {"clip": 1.0}),
     "clip-adaptive": ("pnp-adaptive", {"clip": 1.0}),
@@ -79,11 +91,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "trace-undamped": ("trace-root", {"damping": "constant", "lambda_0": 0.0}),
     "trace-secant": ("secant-root", {"unit_trace": True}),
     "metric-adaptive": ("pnp-root", {"damping": "adaptive"}),
-    "metric-constant": ("pnp-root", {"damping": "constant", "lambda_0": 5000.0}),
+    "metric-constant": ("pnp-root", {"damping": "constant", "lambda_0": CONSTANT_OF_M}),
     "0.06-adaptive": ("secant-root", {"damping": "adaptive"}),
-    "0.06-constant": ("secant-root", {"damping": "constant", "lambda_0": 300.0}),
     **{
-        f"{h}-{damping}": ("secant-root", {"damping": damping, "data": f"data/scaling-short-secant{h}.zarr"})
+        f"{h}-constant": ("secant-root", {"damping": "constant", "lambda_0": CONSTANT[h], **of_width(h)})
+        for h in CONSTANT
+    },
+    **{
+        f"{h}-{damping}": ("secant-root", {"damping": damping, **of_width(h)})
         for damping in ("scheduled", "adaptive")
         for h in WIDTHS
     },
@@ -107,11 +122,12 @@ TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
 TAKEOVER_RATE = 1e-3
 # Beginnings of losses that want data sets of their own, and which.
 STORED = {"pnp": "metric", "trace": "metric", "curves": "curves"}
+FROM_BANK = "data/scaling-full-metric.zarr"  # whose metrics are those of the papers' bank
 
-ROOTS = ("parameter-root", "secant-root")
+ROOTS, OF_M = ("parameter-root", "secant-root"), ("pnp-root", "trace-root")
 # Numbers of sounds, of steps and of seeds, and the losses: in the order in which they are done.
 PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
-    "full": [(MOST, LONG_RUN, 2, ROOTS)],
+    "full": [(MOST, LONG_RUN, 2, ROOTS), *((n, LONG_RUN, 2, (*ROOTS, *OF_M)) for n in (FEW, MORE, MANY, MOST))],
     "short": [
         (FEW, SHORT_RUN, 5, tuple(LOSSES)),
         (MORE, LONG_RUN, 3, (*ROOTS, "pnp-adaptive", "pnp-root", "trace-root")),
@@ -143,6 +159,8 @@ def data_sets(drum: str) -> dict[str, DatasetConfig]:
     """By path: parts of one grid, whose drums are for training, validation or testing in all of them alike."""
     base = DatasetConfig(synthesizer=DRUMS[drum], sampling="grid", chunk_size=40)
     found = {"all": replace(base, n_sounds=100_000, secant_step=SECANT_STEP)}
+    if drum == "full":
+        found["metric"] = replace(base, n_sounds=100_000)
     if drum in N_WITH_M:
         found["curves"] = replace(base, n_sounds=N_WITH_M[drum], metric=False, curves=True)
         found["metric"] = replace(base, n_sounds=N_WITH_M[drum])
@@ -155,6 +173,19 @@ def data_sets(drum: str) -> dict[str, DatasetConfig]:
     return {config.data: config for config in configs}
 
 
+def pieces(config: TrainingConfig) -> int:
+    """How many pieces of the papers' bank a row needs."""
+    return papers_bank.pieces_for(config.n_train) if config.data == FROM_BANK else 0
+
+
+def ready(rows: dict[str, tuple[str, TrainingConfig]]) -> dict[str, tuple[str, TrainingConfig]]:
+    """Those rows whose pieces of the papers' bank are there; the others are named."""
+    waiting = {name: n for name, (_, config) in rows.items() if (n := pieces(config)) > papers_bank.n_there()}
+    for name, n in waiting.items():
+        print(f"{name} wants the first {n} pieces of the papers' bank, there are {papers_bank.n_there()}: make papers")
+    return {name: row for name, row in rows.items() if name not in waiting}
+
+
 def judged_on(drum: str) -> str:
     """Path of the data set on whose sounds the rows of a drum are tested."""
     return f"data/scaling-{drum}-{'secant' if drum in N_WITH_M else 'all'}.zarr"
@@ -164,7 +195,11 @@ def prepare(path: str) -> None:
     config, given = data_sets(path.split("-")[1])[path], None
     if path.endswith("heard.zarr") and not (Path(path).exists() and zarr.open_group(path, mode="r")["done"][:].all()):
         given = heard_secants(config)
+    elif path == FROM_BANK:
+        given = papers_bank.metrics()
     build(config, metric=given)
+    if path == FROM_BANK:  # pieces may have come since it was built
+        zarr.open_group(path, mode="r+")["metric"][:] = given.numpy()
 
 
 def heard_secants(config: DatasetConfig) -> Tensor:
@@ -189,7 +224,9 @@ STUDIES = {
 
 def row(drum: str, loss: str, n_train: int, n_steps: int, seed: int, **change: Any) -> TrainingConfig:
     """Configuration of a row, whose learning rate is not yet chosen."""
-    stored = "all" if n_train > N_WITH_M.get(drum, 0) else STORED.get(loss.split("-")[0], "secant")
+    stored = STORED.get(loss.split("-")[0], "secant")
+    if n_train > N_WITH_M.get(drum, 0) and (drum, stored) != ("full", "metric"):
+        stored = "all"
     settings = STUDIES[drum].of(TrainingConfig)
     config = replace(
         settings,
@@ -269,9 +306,11 @@ def train(name: str, config: TrainingConfig) -> None:
 
 
 def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
+    names = [name for drum in drums for name in (*named(drum), *(takeovers() if drum == "short" else ()))]
+    refuse_unknown(prefixes, names)
     for drum in drums:
         study, rows = STUDIES[drum], named(drum)
-        wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
+        wanted = ready({name: rows[name] for name in rows if name.startswith(tuple(prefixes))})
         study.do_all(in_folders(study, tuning(drum, {loss for loss, _ in wanted.values()})))
         tuned = {name: replace(row, learning_rate=study.tuned(loss, RATES)) for name, (loss, row) in wanted.items()}
         study.do_all(in_folders(study, tuned))

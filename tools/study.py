@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import zarr
-from rows import Study
+from rows import Study, refuse_unknown
 from torch import Tensor
 
 from pnp_tutorial.bank import load_bank
@@ -192,6 +192,7 @@ def main(prefixes: list[str]) -> None:
         return [name for name in names if name.startswith(wanted)]
 
     named, short = rows(), tuning()
+    refuse_unknown(prefixes, [*named, *short])
     prepare(STUDY.data.data)
     STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
     if those(named):
