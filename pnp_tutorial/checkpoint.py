@@ -19,6 +19,7 @@ from .dataset_config import DatasetConfig
 from .encoder import CHECKPOINT, AudioEncoder, Encoder, save
 from .objective import Batch, Loss
 from .runtime import as_stored, lacks_means, refuse_difference, write_atomically
+from .synthesizer import stored_synthesizer
 from .training_config import TrainingConfig, modern
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def resume(setup: Setup, state: State) -> None:
         ignored = ["data", "output_folder", "synthesizer", "ear", "tensorboard", "device"]
         ignored += ["n_epochs"] if config.final_learning_rate is None else []
         refuse_difference(run, config, f"{setup.folder} holds a run", tuple(ignored))
-        refuse_difference(data, setup.data, f"{setup.folder} holds a run on data", ("data", "device"))
+        stored_synthesizer(data.get("synthesizer"), setup.data.synthesizer, str(setup.folder))
+        refuse_difference(data, setup.data, f"{setup.folder} holds a run on data", ("data", "device", "synthesizer"))
         if config.n_epochs < len(history):
             raise ValueError(
                 f"{setup.folder} holds a run of {len(history)} epochs: expected n_epochs of no less, "

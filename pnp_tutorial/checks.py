@@ -1,5 +1,7 @@
 """Does a synthesizer keep its promises? They are tried before any long work, and what is wrong is said in words."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -15,8 +17,8 @@ def check_synthesizer(synthesizer: Synthesizer) -> list[str]:
     """What a synthesizer breaks of its promises, a sentence each; an empty list if it keeps all that are tried.
 
     It must be batched (any leading axes; no row depends on another), pure (the same θ, the same sound; θ is left as it
-    is), finite over the whole box, of the dtype that is asked for, and differentiable, in forward mode, almost
-    everywhere in every parameter. Tried at eight random ν, at as many corners of the box and at its centre.
+    is), finite over the whole box, of the dtype and the length that are asked for, and differentiable, in forward mode,
+    almost everywhere in every parameter. Tried at eight random ν, at as many corners of the box and at its centre.
     """
     nu = _points(synthesizer)
     trials = {
@@ -38,6 +40,15 @@ def refuse_broken(synthesizer: Synthesizer) -> None:
     """Raise ValueError, which says what, if a synthesizer breaks a promise."""
     if broken := check_synthesizer(synthesizer):
         raise ValueError(f"{synthesizer.name} breaks its promises: {'; '.join(broken)}")
+
+
+def refuse_infinite(synthesizer: Synthesizer, nu: Tensor, named: dict[str, Tensor]) -> None:
+    """Raise ValueError, which names the θ of the row, if values (B, …) of sounds ν (B, n) are not finite."""
+    for name, values in named.items():
+        finite = values.flatten(1).isfinite().all(1)
+        if not finite.all():
+            at = _first(synthesizer, nu, finite.to(nu.device))
+            raise ValueError(f"{synthesizer.name}: its {name} is not finite at θ = {at}")
 
 
 def _points(synthesizer: Synthesizer) -> Tensor:
@@ -72,6 +83,11 @@ def _calls(synthesizer: Synthesizer, nu: Tensor) -> list[str]:
             broken.append(
                 f"it says that its sounds have a peak of 1, and one has {peak[(peak - 1).abs().argmax()]:.3g}"
             )
+    half = max(1, n_samples // 2)
+    with torch.no_grad():
+        got = tuple(replace(synthesizer, n_samples=half)(nu).shape)
+    if got != (len(nu), half):
+        broken.append(f"asked for {half} samples, it gives {got}: expected ({len(nu)}, {half})")
     return broken
 
 

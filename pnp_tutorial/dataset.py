@@ -8,6 +8,7 @@ written in whole chunks. So any number of processes may work on one store, start
 and as a chunk is computed in a single thread, they all write the same bytes.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import __version__
-from .checks import refuse_broken
+from .checks import refuse_broken, refuse_infinite
 from .curves import STEPS, curve_gram
 from .dataset_config import SPLITS, DatasetConfig, check, draw, ear, encoder_input, stored_config
 from .ears import ear_name
@@ -40,7 +41,7 @@ from .store import (
     read_rows,
     stored_arrays,
 )
-from .synthesizer import REGISTRY, Synthesizer, sketch
+from .synthesizer import REGISTRY, Synthesizer, differs, sketch
 
 __all__ = [
     "SPLITS",
@@ -90,15 +91,15 @@ def build(
     path, device = Path(config.data), fabric.device
     if fabric.is_global_zero and not path.exists():
         _try(config, device, metric)
-        create(config, metric is not None)
+        create(config, metric)
     fabric.barrier()
     store = open_store(path, "r+")
-    stored = read_config(path, config.synthesizer)
+    stored = read_config(path, config.synthesizer, None if isinstance(config.ear, str) else config.ear)
     refuse_difference(as_stored(stored), config, f"{path} was built", ignored=("data", "device"))
     missing = np.flatnonzero(~read_array(path, store, "done"))
     if len(missing):
         _refuse_another_version(path, store)
-        _refuse_other_metrics(path, store, metric is not None)
+        _refuse_other_metrics(path, store, metric)
         _refuse_another_function(path, store, config.synthesizer)
     fabric.barrier()  # all have read what is missing before any marks a chunk as done
     mine = missing[fabric.global_rank :: fabric.world_size].tolist()
@@ -238,17 +239,20 @@ def _compute(
             rows["curves"] = curve_gram(nu, coarse, play, STEPS)
         if config.metric and metric is None:
             x, dx = tangents(nu, synthesizer)
+            refuse_infinite(synthesizer, nu, {"sound": x, "derivative": dx.transpose(0, 1)})
             S, J = push(features, x, dx)
             rows["metric"] = gram(J)
             if config.features:
                 rows["features"] = S
         else:
             x = synthesizer(nu)
+            refuse_infinite(synthesizer, nu, {"sound": x})
             if config.metric and metric is not None:
                 rows["metric"] = metric
             if config.features:
                 rows["features"] = features(x)
         rows["scalogram"] = scalogram(x).half()
+    refuse_infinite(synthesizer, nu, rows)
     return {name: values.cpu().numpy() for name, values in rows.items()}
 
 
@@ -326,21 +330,23 @@ def _refuse_another_version(path: Path, store: Any) -> None:
         )
 
 
-def _refuse_other_metrics(path: Path, store: Any, given: bool) -> None:
-    before = provenance(path, store).get("metric_given", given)  # older stores do not say
-    if before != given:
-        words = {True: "metrics that were given", False: "metrics that it computed"}
+def _refuse_other_metrics(path: Path, store: Any, metric: Tensor | None) -> None:
+    made_with, given = provenance(path, store), metric is not None
+    before = made_with.get("metric_given", given)  # older stores do not say
+    words = {True: "metrics that were given", False: "metrics that it computed"}
+    total = made_with.get("metric_sum")
+    same = metric is None or total is None or math.isclose(total, float(metric.sum()), rel_tol=1e-9)
+    if before != given or not same:
+        now = words[given] if same else "other ones"
         raise ValueError(
-            f"{path} was begun with {words[before]}, and is to go on with {words[given]}: "
+            f"{path} was begun with {words[before]}, and is to go on with {now}: "
             "finish it as it was begun, or choose another path or delete it"
         )
 
 
 def _refuse_another_function(path: Path, store: Any, synthesizer: Synthesizer) -> None:
     """Raise ValueError if sounds are others than those that were begun: files tell no function."""
-    now, before = sketch(synthesizer), provenance(path, store).get("sketch")  # which older stores do not have
-    # more than rounding to three digits can do
-    if before is not None and not np.allclose(now, before, rtol=0.02, atol=0.02 * max(map(abs, now))):
+    if differs(sketch(synthesizer), provenance(path, store).get("sketch")):
         raise ValueError(
             f"{path} was begun when the synthesizer {synthesizer.name!r} made other sounds: "
             "finish it with that, or choose another path or delete it"

@@ -58,7 +58,8 @@ class DatasetConfig:
         Whether to keep G of `curves.curve_gram`: how coarse spectra change along each coordinate, at `curves.STEPS`. It
         costs five times a secant metric, and of a drum 10 kB.
     n_samples
-        Length of a sound; 0, for short: the synthesizer's own.
+        Length of a sound; 0, for short: the synthesizer's own. (It is filled in at once: to change the synthesizer by
+        `dataclasses.replace`, give n_samples = 0 as well.)
     J
         Octaves of the encoder's scalogram below the Nyquist frequency.
     Q
@@ -147,7 +148,7 @@ def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
         raise ValueError(f"expected seed ≤ {MOST_SEED}, got {config.seed}")
     limit = math.inf
     if config.sampling == "grid":
-        limit = len(config.synthesizer.sample_jittered_grid(config.n_cells))
+        limit = config.n_cells**n
         if not 0 <= config.n_inner <= config.n_cells or config.n_grid_test > limit - config.n_inner**n:
             raise ValueError(
                 f"a grid of {config.n_cells} cells along each of {n} axes has no {config.n_inner} inner ones "
@@ -164,8 +165,12 @@ def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
             )
     if config.secant_step is not None and not 0 < config.secant_step <= 2:
         raise ValueError(f"expected secant_step in (0, 2], got {config.secant_step}")
+    if metric is not None and not isinstance(metric, Tensor):
+        raise ValueError(f"expected metrics as a tensor, got {type(metric).__name__}")
     if metric is not None and metric.shape != (config.n_sounds, n, n):
         raise ValueError(f"expected metrics of shape ({config.n_sounds}, {n}, {n}), got {tuple(metric.shape)}")
+    if metric is not None and not metric.isfinite().all():
+        raise ValueError("expected finite metrics, got NaN or infinite entries")
 
 
 def stored_config(

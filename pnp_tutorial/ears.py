@@ -13,6 +13,7 @@ from .mss import MSS, CoarseSpectra
 from .runtime import object_name
 from .scalogram import check_whole
 from .scattering import JTFS, LogScattering
+from .synthesizer import Synthesizer
 
 
 def jtfs(n_samples: int, sample_rate: float) -> LogScattering:
@@ -49,6 +50,21 @@ def find_ear(ear: str | Map, n_samples: int, sample_rate: float, device: torch.d
     if own != sample_rate:
         raise ValueError(f"the ear is for {own:g} Hz, and the synthesizer has {sample_rate:g} Hz")
     return ear.to(device) if isinstance(ear, torch.nn.Module) else ear
+
+
+def ear_sketch(features: Map, synthesizer: Synthesizer, device: torch.device | str = "cpu") -> list[float] | None:
+    """What an ear on a device makes of three sounds, in a few numbers: sizes of the quarters of Φ, to three digits.
+
+    None, if it hears the same sounds otherwise a second time, for it draws at random.
+    """
+    with torch.no_grad():
+        nu = torch.cat([synthesizer.sample_uniform(2), torch.zeros(1, len(synthesizer.parameters))])
+        x = synthesizer(nu, torch.float32).to(device)
+        S, again = features(x), features(x)
+    if not torch.allclose(S, again, rtol=1e-3, atol=1e-5):
+        return None
+    parts = [part.double().square().mean(-1).sqrt() for part in S.cpu().tensor_split(4, -1) if part.shape[-1]]
+    return [float(f"{size:.3g}") for size in torch.stack(parts, -1).flatten().tolist()]
 
 
 def ear_name(ear: str | Map) -> str:

@@ -37,7 +37,7 @@ class Encoder(nn.Module):
     n_outputs : int
         Parameters to predict: those of the synthesizer that are not known.
     backbone : str
-        Any convolutional network of timm by name; weights are random.
+        A convolutional network of timm by name, of images of that size; weights are random.
 
     Raises ValueError if timm has no such network, or if n_outputs < 1.
     """

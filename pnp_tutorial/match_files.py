@@ -21,7 +21,7 @@ from .bank import shipped
 from .checks import refuse_broken
 from .dataset_config import MOST_SEED
 from .drum import DRUM
-from .ears import ear_name, find_ear
+from .ears import ear_name, ear_sketch, find_ear
 from .encoder import SHIPPED, AudioEncoder, load_encoder
 from .matching import Match, match, parts_of
 from .metric import Map, jacobian
@@ -87,7 +87,7 @@ def match_files(
     stems = [Path(path).stem.casefold() for path in paths]  # of two that differ in case, some systems keep one
     if not stems:
         raise ValueError("expected at least one sound file, got none")
-    check_whole("seed", seed, 0, MOST_SEED)
+    seed = check_whole("seed", seed, 0, MOST_SEED)
     model, encoder_sum = _model(encoder, device, synthesizer, ear)
     synthesizer, own_ear, _ = parts_of(model, device)
     ear = own_ear if ear is None else ear
@@ -99,6 +99,7 @@ def match_files(
     made_with = {"encoder": encoder_sum, "seed": seed, "budget": as_stored(budget), "version": __version__}
     made_with |= {"synthesizer": synthesizer.to_dict(), "ear": ear_name(ear)}
     made_with["sketch"] = sketch(synthesizer)  # the function may have been edited
+    made_with |= {} if isinstance(ear, str) else {"ear_sketch": ear_sketch(features, synthesizer, device)}
     made_with |= {} if encoder_sum else {"n_samples": synthesizer.n_samples}
     alone = len(paths) == 1
 

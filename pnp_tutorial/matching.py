@@ -173,7 +173,7 @@ def match(
         If the file is not usable (see `load_recording`), the sound has another length, is not finite or nothing but
         zeros in float32, the seed is no whole number from 0 to 2⁵³, or the encoder needs a known parameter.
     """
-    check_whole("seed", seed, 0, MOST_SEED)
+    seed = check_whole("seed", seed, 0, MOST_SEED)
     if isinstance(model, AudioEncoder) and model.known:
         raise ValueError(f"this encoder was trained with known {', '.join(model.known)}: it cannot match a sound alone")
     synthesizer, ear, where = parts_of(model, device)

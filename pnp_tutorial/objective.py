@@ -114,6 +114,11 @@ def first_damping(config: TrainingConfig, rows: Batch) -> tuple[ConstantDamping,
     if rows.M is None or rows.D is None:
         return ConstantDamping(0.0), 1.0, 1.0
     m, d = (float(values.diagonal(dim1=1, dim2=2).mean(-1).median()) for values in (rows.M, rows.D))
+    if not m > 0:
+        raise ValueError(
+            "expected metrics that are not zero: of more than half of the sounds for training, what is sought changes "
+            "nothing that is heard"
+        )
     lambda_0 = largest_damping(rows.M, rows.D) if config.lambda_0 is None else config.lambda_0
     if config.damping == "scheduled":  # down to where λ has no say, a hundredth of M's own size
         last = min(lambda_0, m / d) / 100

@@ -91,6 +91,11 @@ def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
     x, lead = _read(path, survey, n, synthesizer.from_onset)
     early = max(0, math.floor(lead * sample_rate / survey.rate) - 1)
     y = soxr.resample(x, survey.rate, sample_rate)[early : early + n_samples]
+    if not synthesizer.from_onset and len(y) and np.abs(y).max() < SILENCE:
+        raise ValueError(
+            f"{path} is silent in its first {n_samples / sample_rate:.3g} s, and no more of it is heard: its peak "
+            f"there is {np.abs(y).max():.1g} of full scale, expected at least {SILENCE:g}"
+        )
     if not y.any() or (len(x) - lead) * sample_rate < survey.rate:
         raise ValueError(
             f"{path} ends {len(x) - lead} samples after its onset at {survey.rate} Hz: too few to be a sound"

@@ -33,10 +33,11 @@ def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
     return torch.log1p(S.abs() / eps)
 
 
-def check_whole(name: str, value: Any, low: int, high: float = math.inf, otherwise: str = "") -> None:
-    """Raise ValueError unless a value is a whole number in [low, high]; `otherwise` says what else it may be."""
+def check_whole(name: str, value: Any, low: int, high: float = math.inf, otherwise: str = "") -> int:
+    """A value as an int; ValueError unless it is a whole number in [low, high]; `otherwise`: what else it may be."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
         raise ValueError(f"{name} must be {otherwise}a whole number in [{low}, {high}], got {value!r}")
+    return int(value)
 
 
 class Transform(nn.Module):

@@ -86,7 +86,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            check_whole(f"{name} of a search's budget", value, 5 if name == "n_sounds" else 1)
+            whole = check_whole(f"{name} of a search's budget", value, 5 if name == "n_sounds" else 1)
+            object.__setattr__(self, name, whole)
 
 
 BUDGET = Budget()

@@ -32,9 +32,10 @@ from . import __version__
 from .curves import STEPS
 from .dataset_config import SPLITS, DatasetConfig, draw, ear, encoder_input, stored_config
 from .drum import DRUM
+from .ears import ear_name, ear_sketch, find_ear
 from .metric import Map
 from .runtime import as_stored, first_existing, lacks_means, seal, temporary_name
-from .synthesizer import Synthesizer, sketch
+from .synthesizer import Synthesizer, differs, sketch
 
 
 class Rows(NamedTuple):
@@ -61,8 +62,8 @@ def stored_arrays(config: DatasetConfig) -> dict[str, tuple[tuple[int, ...], str
     return arrays
 
 
-def create(config: DatasetConfig, metric_given: bool) -> None:
-    """Make the store with its ν and empty arrays, under another name, and move it into place.
+def create(config: DatasetConfig, metric: Tensor | None) -> None:
+    """Make the store with its ν and empty arrays, under another name, and move it into place; its M may be given.
 
     If another process has been faster, its store is left as it is.
     """
@@ -75,8 +76,11 @@ def create(config: DatasetConfig, metric_given: bool) -> None:
         raise ValueError(f"{path} needs {size / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free there")
     nu, split = draw(config)
     made_with: dict[str, Any] = {"pnp_tutorial": __version__, "torch": torch.__version__}
-    made_with |= {"machine": platform.platform(), "metric_given": metric_given}
+    made_with |= {"machine": platform.platform(), "metric_given": metric is not None}
+    made_with |= {} if metric is None else {"metric_sum": float(metric.sum())}
     made_with["sketch"] = sketch(config.synthesizer)
+    if not isinstance(config.ear, str):
+        made_with["ear_sketch"] = ear_sketch(ear(config), config.synthesizer)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(temporary_name())
     try:
@@ -139,11 +143,16 @@ def read_config(
     """
     store = open_store(path)
     try:
-        return stored_config(store.attrs["config"], synthesizer, ear, str(path))
+        config = stored_config(store.attrs["config"], synthesizer, ear, str(path))
     except KeyError as error:
         raise ValueError(f"{path} is not a data set of this library") from error
     except TypeError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    if ear is not None and not isinstance(ear, str):
+        heard = find_ear(ear, config.n_samples, config.synthesizer.sample_rate)
+        if differs(ear_sketch(heard, config.synthesizer), provenance(Path(path), store).get("ear_sketch")):
+            raise ValueError(f"{path} was made when the ear {ear_name(ear)!r} heard otherwise: build it again")
+    return config
 
 
 def read_array(path: str | Path, store: Any, name: str, rows: Any = slice(None)) -> np.ndarray:

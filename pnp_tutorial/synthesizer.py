@@ -39,6 +39,10 @@ def _plain(record: Any, *names: str) -> None:
             object.__setattr__(record, name, value.item())
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One coordinate of θ: its name, symbol in the text, unit, range, what a listener calls it, and its scale.
@@ -61,6 +65,8 @@ class Parameter:
         if self.name in TAKEN:
             raise ValueError(f"expected another name of a parameter than {self.name!r}, which tables of matches have")
         _plain(self, "low", "high")
+        if not (_is_number(self.low) and _is_number(self.high)):
+            raise ValueError(f"{self.name}: expected numbers for low and high, got {self.low!r} and {self.high!r}")
         if not -math.inf < self.low < self.high < math.inf:
             raise ValueError(f"{self.name}: expected finite low < high, got {self.low} and {self.high}")
         if self.scale not in ("linear", "log"):
@@ -104,12 +110,18 @@ class Synthesizer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", tuple(self.parameters))
         _plain(self, "n_samples", "sample_rate")
+        if not isinstance(self.name, str):
+            raise ValueError(f"expected the name of a synthesizer to be a string, got {self.name!r}")
+        if not all(isinstance(p, Parameter) for p in self.parameters):
+            kinds = ", ".join(type(p).__name__ for p in self.parameters)
+            raise ValueError(f"{self.name}: expected parameters of the class Parameter, got {kinds}")
         if not self.parameters or len(set(self.names)) < len(self.names):
             raise ValueError(f"{self.name}: expected parameters with a name of their own each, got {self.names}")
-        if not (isinstance(self.n_samples, int) and self.n_samples >= 1 and self.sample_rate > 0):
+        whole = isinstance(self.n_samples, int) and not isinstance(self.n_samples, bool)
+        if not (whole and self.n_samples >= 1 and _is_number(self.sample_rate) and 0 < self.sample_rate < math.inf):
             raise ValueError(
-                f"{self.name}: expected a whole n_samples ≥ 1 and sample_rate > 0 Hz, "
-                f"got {self.n_samples}, {self.sample_rate}"
+                f"{self.name}: expected a whole n_samples ≥ 1 and a finite sample_rate > 0 Hz, "
+                f"got {self.n_samples!r}, {self.sample_rate!r}"
             )
 
     @property
@@ -239,12 +251,22 @@ def stored_synthesizer(stored: Any, given: Synthesizer | None, what: str) -> Syn
         raise ValueError(f"{what} was made with the synthesizer {name!r}, and {found.name!r} is given")
     own = found.to_dict()
     for key, value in stored.items():
-        if own.get(key) != value:
+        here, there = _first_difference(own.get(key), value)
+        if here != there:
             which = "the library's" if given is None else "the one that is given"
             raise ValueError(
-                f"{what} was made with the synthesizer {name!r} of {key} = {value!r}: {which} has {own.get(key)!r}"
+                f"{what} was made with the synthesizer {name!r} of {key} = {there!r}: {which} has {here!r}"
             )
     return found
+
+
+def _first_difference(own: Any, stored: Any) -> tuple[Any, Any]:
+    """Two fields of synthesizers; of lists of parameters, the first that differ, without what is for readers alone."""
+    if not (isinstance(own, list) and isinstance(stored, list) and len(own) == len(stored)):
+        return own, stored
+    texts = ("symbol", "meaning")
+    numbers = ([{k: v for k, v in p.items() if k not in texts} for p in side] for side in (own, stored))
+    return next((pair for pair in zip(*numbers, strict=True) if pair[0] != pair[1]), (None, None))
 
 
 def refuse_taken_name(synthesizer: Synthesizer) -> None:
@@ -260,6 +282,16 @@ def sketch(synthesizer: Synthesizer) -> list[float]:
         x = synthesizer(torch.cat([synthesizer.sample_uniform(2), torch.zeros(1, len(synthesizer.parameters))]))
     levels = [part.double().square().mean(-1).sqrt() for part in x.tensor_split(4, -1) if part.shape[-1]]
     return [float(f"{level:.3g}") for level in torch.stack(levels, -1).flatten().tolist()]
+
+
+def differs(now: list[float] | None, before: list[float] | None) -> bool:
+    """Whether two sketches are of different functions: by more than rounding to three digits can do.
+
+    None is that of a function that cannot be sketched, or of a file that is older than sketches.
+    """
+    if now is None or before is None:
+        return False
+    return len(now) != len(before) or not np.allclose(now, before, rtol=0.02, atol=0.02 * max(map(abs, now)))
 
 
 def check_last_axis(values: Tensor, name: str, parameters: tuple[Parameter, ...]) -> None:

@@ -30,7 +30,7 @@ from .damping import AdaptiveDamping
 from .dataset_config import DatasetConfig
 from .encoder import CHECKPOINT, Encoder, load_encoder, refuse_other_scalogram, sought
 from .objective import Batch, Loss, as_batch, drawn, first_damping, make_loss
-from .runtime import connect, float64_device, select_device
+from .runtime import connect, float64_device, lacks_means, select_device
 from .store import load, read_config
 from .training_config import TrainingConfig, check, modern
 
@@ -122,7 +122,7 @@ def train_one_epoch(
         step_loss = loss(nu_hat.to(batch.nu.device), batch, damping)
         fabric.backward(step_loss)
         if clip is not None:
-            fabric.clip_gradients(encoder, optimizer, max_norm=clip)
+            fabric.clip_gradients(encoder, optimizer, max_norm=clip, error_if_nonfinite=False)
         optimizer.step()
         total, n_steps = total.to(step_loss.device) + step_loss.detach(), n_steps + 1
         bar.update()
@@ -230,6 +230,7 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
 
     torch.manual_seed(config.seed)
     network = Encoder(len(columns), config.backbone)
+    _refuse_small_scalogram(network, train.S[:1].cpu())
     if config.start_from is not None and not Path(config.output_folder, CHECKPOINT).exists():
         network.load_state_dict(_first_weights(config, network, data))
     network.to(memory_format=torch.channels_last)  # what convolutions are fastest in
@@ -239,6 +240,19 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
         network = convert_sync_batchnorm(network)
     state = State(network, torch.optim.Adam(network.parameters(), lr=config.learning_rate), damping)
     return Setup(config, data, fabric, precision, train, validation, loss, unit, batch_size, n_steps), state
+
+
+def _refuse_small_scalogram(network: Encoder, S: Tensor) -> None:
+    """Raise ValueError if a backbone takes no images of the size of S (1, filters, frames)."""
+    try:
+        with torch.no_grad():
+            network.eval()(S)
+    except (RuntimeError, AssertionError) as error:
+        if lacks_means(error):
+            raise
+        size = " × ".join(map(str, S.shape[1:]))
+        raise ValueError(f"{network.name} takes no scalograms of {size}: {error}") from error
+    network.train()
 
 
 def _first_weights(config: TrainingConfig, network: Encoder, data: DatasetConfig) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ class TrainingConfig:
         Names of parameters that are given to the loss, and that the encoder need not predict; on the command line as
         [tau, alpha].
     backbone
-        Any convolutional network of timm.
+        A convolutional network of timm that takes images of the size of the scalogram.
     start_from
         File of an encoder of that kind, whose weights the training begins with; random ones, if not given. So a loss
         can take over where another ended.

@@ -90,6 +90,10 @@ def root(theta, *options, dtype):
         ),
         (lambda theta, n, rate, *, dtype: 1.0, "gives float: expected"),
         (
+            lambda theta, n, rate, *, dtype: tone(theta, 2000, rate, dtype=dtype),
+            r"asked for 1000 samples, it gives \(17, 2000\): expected \(17, 1000\)",
+        ),
+        (
             lambda theta, n, rate, *, dtype: tone(theta, n, rate, dtype=theta.dtype),
             "torch.float32, it gives torch.float64",
         ),
@@ -125,3 +129,31 @@ def test_a_data_set_of_a_broken_one_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ValueError, match="tone breaks its promises: derivatives with respect to decay are zero"):
         build(config, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def of_a_rare_pitch(x):
+    """An ear that fails between 660 and 688 Hz, by the zeros of a sound of an eighth of a second."""
+    n_zeros = (x[..., 1:] * x[..., :-1] < 0).sum(-1, keepdim=True)
+    rare = (n_zeros >= 165) & (n_zeros <= 171)
+    return torch.where(rare, torch.nan * x[..., :64], x[..., :64])
+
+
+@pytest.mark.parametrize(
+    ("function", "named", "ear"),
+    [
+        (lambda x: x / 0, "sound", "mss"),
+        (lambda x: x + (x - x.detach()).abs().sqrt(), "derivative", "mss"),
+        (lambda x: x, "metric", of_a_rare_pitch),
+    ],
+)
+def test_where_no_trial_has_been_what_is_not_finite_is_named_with_its_parameters(tmp_path, function, named, ear):
+    def play(theta, *options, dtype):
+        x = tone(theta, *options, dtype=dtype)
+        hz = theta[..., :1]
+        return torch.where((hz > 660) & (hz < 688), function(x), x)
+
+    some = replace(TONE, function=play)
+    assert check_synthesizer(some) == []
+    config = DatasetConfig(data=str(tmp_path / "x.zarr"), synthesizer=some, ear=ear, n_sounds=200, J=5, T=64)
+    with pytest.raises(ValueError, match=rf"tone: its {named} is not finite at θ = hz = 6[678]\d[.\d]*, decay = "):
+        build(replace(config, device="cpu"), progress=False)

@@ -388,6 +388,29 @@ def test_metrics_that_were_given_are_not_finished_with_others(full_data, tmp_pat
         assert ("which were given" in capfd.readouterr().out) == (given is not None)
 
 
+@pytest.mark.parametrize(
+    ("M", "message"),
+    [
+        (np.eye(5), "expected metrics as a tensor, got ndarray"),
+        (torch.eye(5).expand(22, 5, 5), r"expected metrics of shape \(23, 5, 5\), got \(22, 5, 5\)"),
+        (torch.full((23, 5, 5), torch.nan), "expected finite metrics, got NaN"),
+    ],
+)
+def test_metrics_that_cannot_be_kept_are_named(full_data, tmp_path, M, message):
+    with pytest.raises(ValueError, match=message):
+        build(replace(full_data, data=str(tmp_path / "x.zarr")), progress=False, metric=M)
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_that_were_given_do_not_mix_with_others(full_data, tmp_path):
+    config, M = replace(full_data, data=str(tmp_path / "x.zarr")), torch.eye(5, dtype=torch.float64).expand(23, 5, 5)
+    build(config, progress=False, metric=M)
+    zarr.open_group(config.data)["done"][0] = False
+    with pytest.raises(ValueError, match="begun with metrics that were given, and is to go on with other ones"):
+        build(config, progress=False, metric=3 * M)
+    build(config, progress=False, metric=M)
+
+
 def test_a_store_that_does_not_say_if_metrics_were_given(tiny_data, tmp_path):
     """Is older, and is finished with what is given now."""
     config = replace(tiny_data, data=str(shutil.copytree(tiny_data.data, tmp_path / "old.zarr")))

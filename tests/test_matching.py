@@ -1,5 +1,6 @@
 """A sound becomes the drum that made it, and what it does not determine is told."""
 
+import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,7 @@ from pnp_tutorial.metric import eigen, riemannian_metric
 from pnp_tutorial.mss import CoarseSpectra
 from pnp_tutorial.recording import Recording, noise_like
 from pnp_tutorial.round_drum import ROUND_DRUM
+from pnp_tutorial.runtime import as_stored
 from pnp_tutorial.scattering import JTFS, LogScattering
 from pnp_tutorial.search import refine, scan
 from pnp_tutorial.uncertainty import UNSURE, covariance, undetermined
@@ -232,6 +234,17 @@ def test_a_budget_too_small_is_refused(name, value, least):
     expected = rf"{name} of a search's budget must be a whole number in \[{least}, inf\], got {value}"
     with pytest.raises(ValueError, match=expected):
         Budget(**{name: value})
+
+
+def test_whole_numbers_of_numpy_are_taken():
+    """And become Python's, which JSON can hold."""
+    budget = Budget(*np.arange(5, 9))
+    assert json.loads(json.dumps(as_stored(budget))) == {
+        "n_sounds": 5,
+        "n_generations": 6,
+        "n_runs": 7,
+        "n_iterations": 8,
+    }
 
 
 def identity(v):

@@ -21,6 +21,7 @@ from pnp_tutorial.bank import load_bank, save_bank
 from pnp_tutorial.dataset import SPLITS, DatasetConfig, build, describe, draw, ear, load, propose, read_config, verify
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import EvaluationConfig, report
+from pnp_tutorial.match_files import match_files
 from pnp_tutorial.matching import Budget, match
 from pnp_tutorial.metric import riemannian_metric
 from pnp_tutorial.runtime import load_object, read_tensors, tensor_file
@@ -374,6 +375,54 @@ def test_a_function_that_was_edited_is_noticed(whistle):
     with pytest.raises(ValueError, match="x.zarr was begun when the synthesizer 'whistle' made other sounds"):
         build(replace(config, synthesizer=louder), progress=False)
     build(config, progress=False)
+
+
+def own_ear(factor):
+    """Of one name, and hearing otherwise."""
+
+    def nose(x):
+        return factor * x.abs().reshape(*x.shape[:-1], 40, -1).mean(-1)
+
+    return nose
+
+
+def test_an_ear_that_was_edited_is_noticed(whistle):
+    """In the middle of a data set, and of a training; files have its name only."""
+    config = DatasetConfig("x.zarr", whistle, own_ear(1.0), n_sounds=40, J=6, T=128, features=True, device="cpu")
+    build(config, progress=False)
+    zarr.open_group("x.zarr", mode="r+")["done"][-1] = False
+    with pytest.raises(ValueError, match="x.zarr was made when the ear 'nose' heard otherwise: build it again"):
+        build(replace(config, ear=own_ear(3.0)), progress=False)
+    build(config, progress=False)
+    training = TrainingConfig("x.zarr", "run", whistle, own_ear(1.0), backbone="test_efficientnet", loss="spectral")
+    training = replace(training, n_epochs=1, device="cpu")
+    fit(training, progress=False)
+    with pytest.raises(ValueError, match="x.zarr was made when the ear 'nose' heard otherwise"):
+        fit(replace(training, ear=own_ear(3.0), n_epochs=2), progress=False)
+    assert len(fit(replace(training, n_epochs=2), progress=False)) == 2
+
+
+def test_an_ear_that_draws_at_random_is_not_taken_for_an_edited_one(whistle):
+    def dice(x):
+        return torch.rand(*x.shape[:-1], 8) + 0 * x[..., :8]
+
+    config = DatasetConfig("x.zarr", synthesizer=whistle, ear=dice, n_sounds=20, J=6, T=128, metric=False, device="cpu")
+    build(config, progress=False)
+    assert read_config("x.zarr", whistle, dice).ear is dice
+
+
+def test_a_match_by_an_ear_that_was_edited_is_made_again(whistle):
+    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
+    few = Budget(n_sounds=5, n_generations=2, n_runs=1, n_iterations=1)
+
+    def distance(factor):
+        (row,) = match_files(["sound.wav"], ".", synthesizer=whistle, ear=own_ear(factor), budget=few)
+        assert not row["error"]
+        return row["constant"]
+
+    once = distance(1.0)
+    assert distance(1.0) == once
+    assert distance(3.0) == pytest.approx(3 * once, rel=1e-3)
 
 
 def test_a_module_and_its_neighbours_are_found_from_where_one_stands(tmp_path, monkeypatch):

@@ -87,6 +87,16 @@ def test_dither_is_silence(tmp_path):
         load_audio(tmp_path / "x.wav")
 
 
+@pytest.mark.parametrize("quiet", [0.0, 3e-5])
+def test_a_silent_beginning_where_no_onset_is_sought_is_named(tmp_path, quiet):
+    """Only the first samples are heard."""
+    heard = replace(DRUM, from_onset=False)
+    noise = quiet * np.random.default_rng(0).uniform(-1, 1, 2 * DRUM.n_samples)
+    soundfile.write(tmp_path / "x.wav", np.concatenate([noise, drum()]), 22050, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"is silent in its first 2.97 s, and no more of it is heard"):
+        load_recording(tmp_path / "x.wav", heard)
+
+
 def test_a_long_silence_takes_few_bytes_and_is_a_sound(tmp_path):
     x = np.concatenate([drum(), np.zeros(60 * 22050)])
     soundfile.write(tmp_path / "x.flac", np.stack([x] * 8, 1), 22050)

@@ -139,6 +139,9 @@ def test_called_on_nu_it_is_its_function_of_theta():
         ({"low": math.nan}, "finite low < high"),
         ({"scale": "cubic"}, "'linear' or 'log', got 'cubic'"),
         ({"scale": "log"}, "low > 0 on a logarithmic scale, got 0.0"),
+        ({"low": None}, "a: expected numbers for low and high, got None and 1.0"),
+        ({"high": "1"}, "a: expected numbers for low and high, got 0.0 and '1'"),
+        ({"low": False}, "a: expected numbers for low and high, got False and 1.0"),
     ],
 )
 def test_impossible_parameters_are_named(change, message):
@@ -153,6 +156,11 @@ def test_impossible_parameters_are_named(change, message):
         ({"parameters": MIXED.parameters * 2}, "a name of their own each"),
         ({"n_samples": 0}, "n_samples ≥ 1"),
         ({"sample_rate": -1.0}, "sample_rate > 0 Hz"),
+        ({"sample_rate": math.inf}, "a finite sample_rate > 0 Hz, got 4, inf"),
+        ({"sample_rate": "8000"}, "sample_rate > 0 Hz, got 4, '8000'"),
+        ({"n_samples": True}, "a whole n_samples ≥ 1"),
+        ({"name": 3}, "expected the name of a synthesizer to be a string, got 3"),
+        ({"parameters": ("f",)}, "expected parameters of the class Parameter, got str"),
     ],
 )
 def test_impossible_synthesizers_are_named(change, message):
@@ -218,6 +226,20 @@ def test_what_a_file_says_must_be_what_is_given():
         stored_synthesizer(stored, replace(MIXED, sample_rate=20.0), "x")
     with pytest.raises(ValueError, match="made with the synthesizer 'drum', and 'arpeggiator' is given"):
         stored_synthesizer(None, ARPEGGIATOR, "x")
+
+
+def test_what_is_for_readers_alone_may_be_mended_and_a_range_that_differs_is_named():
+    first, *others = MIXED.parameters
+    stored = MIXED.to_dict()
+    mended = replace(MIXED, parameters=(replace(first, meaning="other words", symbol="s"), *others))
+    assert stored_synthesizer(stored, mended, "x") is mended
+    wider = replace(MIXED, parameters=(*MIXED.parameters[:-1], replace(MIXED.parameters[-1], high=1e6)))
+    with pytest.raises(ValueError, match="1000000.0") as error:
+        stored_synthesizer(stored, wider, "x")
+    assert MIXED.parameters[-1].name in str(error.value)
+    assert f"'name': '{first.name}'" not in str(error.value), "only the one that differs"
+    with pytest.raises(ValueError, match="made with the synthesizer 'mixed' of parameters = "):
+        stored_synthesizer(stored, replace(MIXED, parameters=(first,)), "x")
 
 
 def test_no_rows_give_no_sounds_whatever_the_function_does_with_them():

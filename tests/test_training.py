@@ -644,11 +644,41 @@ def test_a_checkpoint_from_before_some_fields_existed(tiny_training, tmp_path):
         fit(replace(tiny_training, output_folder=str(tmp_path / "run"), damping_shape="mean"), progress=False)
 
 
-def test_losses_that_are_not_finite_end_the_run(tiny_training, tmp_path):
-    config = replace(tiny_training, output_folder=str(tmp_path), learning_rate=1e30)
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_losses_that_are_not_finite_end_the_run(tiny_training, tmp_path, clip):
+    config = replace(tiny_training, output_folder=str(tmp_path), learning_rate=1e30, clip=clip)
     with pytest.raises(ValueError, match="not finite .* try a learning rate below 1e[+]30"):
         fit(config, progress=False)
     assert not (tmp_path / "encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize(("backbone", "message"), [("dla46_c", "tensor a"), ("test_vit", "")])
+def test_a_backbone_for_other_images_is_named_before_any_step(tiny_training, tmp_path, backbone, message):
+    with pytest.raises(ValueError, match=rf"{backbone} takes no scalograms of \d+ × \d+: .*{message}"):
+        fit(replace(tiny_training, output_folder=str(tmp_path), backbone=backbone), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shape", ["identity", "diagonal", "mean"])
+def test_metrics_that_are_zero_are_named(tiny_training, tmp_path, monkeypatch, shape):
+    """Of more than half of the sounds, no sought parameter is heard."""
+
+    def mostly_deaf(*args):
+        rows = load(*args)
+        return rows._replace(metric=rows.metric * (torch.arange(len(rows.nu)) % 3 == 0)[:, None, None])
+
+    monkeypatch.setattr(training, "load", mostly_deaf)
+    config = replace(tiny_training, output_folder=str(tmp_path), damping="scheduled", damping_shape=shape)
+    with pytest.raises(ValueError, match="expected metrics that are not zero"):
+        fit(config, progress=False)
+
+
+def test_a_run_goes_on_when_a_parameters_text_was_mended(tiny_training, tmp_path):
+    folder = Path(shutil.copytree(tiny_training.output_folder, tmp_path / "run"))
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    saved["dataset"]["synthesizer"]["parameters"][0]["meaning"] = "pich"
+    torch.save(saved, folder / "checkpoint.pt")
+    assert len(fit(replace(tiny_training, output_folder=str(folder), n_epochs=3), progress=False)) == 3
 
 
 @pytest.mark.parametrize("length", [0, 1000])
