@@ -108,11 +108,18 @@ def run_train(config: TrainingConfig) -> None:
     history = fit(config)
     if _first_process():
         print(history.drop(columns="record").to_string(index=False))
+        _say_where(config.output_folder, f"the encoder of epoch {history.validation_loss.idxmin()}")
 
 
 def run_evaluate(config: EvaluationConfig) -> None:
     """Compare an encoder with the best constant prediction, on the test split of a data set."""
     print(report(config).to_string())
+    print("errors are |ν̃ − ν|, where a range is 2 wide; gains, how much closer than the best constant answer")
+    _say_where(config.output_folder, "the encoder, which knows that constant now")
+
+
+def _say_where(folder: str, what: str) -> None:
+    print(f"{what}: {Path(folder, 'encoder.safetensors')}")
 
 
 def run_match(config: MatchConfig) -> None:
@@ -122,6 +129,8 @@ def run_match(config: MatchConfig) -> None:
     kinds |= {"aif", "aifc", "oga", "opus", "snd"}
     kinds |= {"aac", "m4a", "mp4", "wma"}  # which are then reported, for nobody here can read them
     files, folder = [path], path.is_dir()
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
     if folder:
         files = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in kinds)
         files = [file for file in files if not (file.stem.endswith("_matched") and file.with_suffix(".json").exists())]

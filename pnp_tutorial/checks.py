@@ -10,6 +10,7 @@ from .synthesizer import Synthesizer
 
 N_SOUNDS = 8  # at random, and as many at corners
 STEP = 1e-6  # of ν, for finite differences
+SILENT = 1e-6  # peak
 ALIKE = 1e-2  # relative error of derivatives that finite differences may have
 
 
@@ -17,12 +18,13 @@ def check_synthesizer(synthesizer: Synthesizer) -> list[str]:
     """What a synthesizer breaks of its promises, a sentence each; an empty list if it keeps all that are tried.
 
     It must be batched (any leading axes; no row depends on another), pure (the same θ, the same sound; θ is left as it
-    is), finite over the whole box, of the dtype and the length that are asked for, and differentiable, in forward mode,
-    almost everywhere in every parameter. Tried at eight random ν, at as many corners of the box and at its centre.
+    is), finite and nowhere silent in the whole box, of the dtype and the length that are asked for, and differentiable,
+    in forward mode, almost everywhere in every parameter. Tried at eight random ν, at as many corners of the box and at
+    its centre.
     """
     nu = _points(synthesizer)
     trials = {
-        f"a batch of θ of shape {tuple(nu.shape)} raises": _calls,
+        f"called as function(θ, n_samples, sample_rate, *, dtype) with θ of shape {tuple(nu.shape)} it raises": _calls,
         "playing it again, row by row, raises": _purity,
         "differentiating it in forward mode raises": _derivatives,
     }
@@ -79,6 +81,11 @@ def _calls(synthesizer: Synthesizer, nu: Tensor) -> list[str]:
             if got != (*shape[:-1], n_samples):
                 broken.append(f"θ of shape {shape} gives {tuple(got)}: expected {(*shape[:-1], n_samples)}")
         peak = x.abs().amax(-1)
+        if (peak < SILENT).any():
+            broken.append(
+                f"it is silent at θ = {_first(synthesizer, nu, peak >= SILENT)}, where nothing tells a parameter: let "
+                "a gain end above 0, or be in dB"
+            )
         if synthesizer.peak_normalized and not ((peak - 1).abs() < 1e-3).all():
             broken.append(
                 f"it says that its sounds have a peak of 1, and one has {peak[(peak - 1).abs().argmax()]:.3g}"

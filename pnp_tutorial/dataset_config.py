@@ -155,7 +155,8 @@ def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
                 f"and {config.n_grid_test} sounds around them for testing"
             )
     if not 10 <= config.n_sounds <= limit:
-        raise ValueError(f"expected n_sounds from 10 to {limit} with {config.sampling} sampling, got {config.n_sounds}")
+        most = f" to {limit}" if config.sampling == "grid" else ""
+        raise ValueError(f"expected n_sounds from 10{most} with {config.sampling} sampling, got {config.n_sounds}")
     if config.sampling == "grid":
         split = draw(config)[1]
         if empty := [name for i, name in enumerate(SPLITS) if not (split == i).any()]:

@@ -82,7 +82,8 @@ class MatchMaker(widgets.VBox):
         self._model = model or load_encoder()
         self._synthesizer, ear, device = parts_of(self._model, "cpu")
         self._heard = ear_name(features or ear)
-        self._features = features or find_ear(ear, self._synthesizer.n_samples, self._synthesizer.sample_rate, device)
+        parts = self._synthesizer.n_samples, self._synthesizer.sample_rate, device
+        self._features = find_ear(features or ear, *parts)
         self._sound: tuple[str, bytes] | None = None  # name and content of the file to match
         self._upload = widgets.FileUpload(accept="audio/*", multiple=False, description="Upload")
         self._recorder = Recorder()

@@ -170,8 +170,9 @@ def match(
     Raises
     ------
     ValueError
-        If the file is not usable (see `load_recording`), the sound has another length, is not finite or nothing but
-        zeros in float32, the seed is no whole number from 0 to 2⁵³, or the encoder needs a known parameter.
+        If the file is not usable (see `load_recording`), model or sound are of another type, the sound has another
+        length, is not finite or nothing but zeros in float32, the seed is no whole number from 0 to 2⁵³, or the encoder
+        needs a known parameter.
     """
     seed = check_whole("seed", seed, 0, MOST_SEED)
     if isinstance(model, AudioEncoder) and model.known:
@@ -209,9 +210,16 @@ def match(
 def parts_of(
     model: AudioEncoder | Synthesizer, device: torch.device | str
 ) -> tuple[Synthesizer, str | Map, torch.device]:
-    """Synthesizer, ear and device of an encoder; of a synthesizer alone JTFS, and the device that is given."""
+    """Synthesizer, ear and device of an encoder; of a synthesizer alone JTFS, and the device that is given.
+
+    Raises ValueError if it is neither.
+    """
     if isinstance(model, Synthesizer):
         return model, "jtfs", torch.device(device)
+    if not isinstance(model, AudioEncoder):
+        raise ValueError(
+            f"expected an encoder, as load_encoder(path) reads it, or a Synthesizer, got {type(model).__name__}"
+        )
     return model.config.synthesizer, model.config.ear, next(model.parameters()).device
 
 
@@ -336,6 +344,8 @@ def at_own_level(nu: Tensor, synthesizer: Synthesizer) -> Tensor:
 
 
 def _recording(audio: Tensor | Recording | str | Path, synthesizer: Synthesizer) -> Recording:
+    if not isinstance(audio, Tensor | Recording | str | Path):
+        raise ValueError(f"expected a path, or a sound as a tensor, got {type(audio).__name__}")
     if not isinstance(audio, Tensor | Recording):
         audio = load_recording(audio, synthesizer)
     is_scaled = isinstance(audio, Recording)

@@ -46,8 +46,10 @@ def jacobian(nu: Tensor, features: Map, synthesizer: Map) -> tuple[Tensor, Tenso
     Raises
     ------
     ValueError
-        If ν has another shape, or lies where the synthesizer is not defined.
+        If ν has another shape, or lies where the synthesizer is not defined, or features are no callable.
     """
+    if not callable(features):
+        raise ValueError(f"expected features as a callable, got {features!r}: `ears.find_ear` makes one of a name")
     return push(features, *tangents(nu, synthesizer))
 
 

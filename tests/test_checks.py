@@ -82,7 +82,7 @@ def root(theta, *options, dtype):
     ("function", "message"),
     [
         (lambda theta, n, rate: tone(theta, n, rate, dtype=theta.dtype), "raises TypeError.*dtype"),
-        (changes(alone), r"a batch of θ of shape \(17, 2\) raises ZeroDivisionError"),
+        (changes(alone), r"with θ of shape \(17, 2\) it raises ZeroDivisionError"),
         (changes(no_batch_of_batches), r"θ of shape \(2, 3, 2\) raises ZeroDivisionError"),
         (
             lambda theta, n, rate, *, dtype: tone(theta, n, rate, dtype=dtype)[..., :-1],
@@ -110,6 +110,10 @@ def root(theta, *options, dtype):
             "with respect to hz are not those of the sound: is θ rounded",
         ),
         (root, "derivatives are not finite at θ = hz = "),
+        (
+            lambda *options, dtype: 1e-9 * tone(*options, dtype=dtype),
+            "it is silent at θ = hz = .*, where nothing tells",
+        ),
     ],
 )
 def test_each_broken_promise_is_named(function, message):

@@ -236,6 +236,18 @@ def test_a_budget_too_small_is_refused(name, value, least):
         Budget(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("audio", "model", "message"),
+    [
+        (np.zeros(8), DRUM, "expected a path, or a sound as a tensor, got ndarray"),
+        (torch.zeros(8), "encoder.safetensors", r"expected an encoder, as load_encoder\(path\) .*, got str"),
+    ],
+)
+def test_what_is_of_another_type_is_named(audio, model, message):
+    with pytest.raises(ValueError, match=message):
+        match(audio, model)
+
+
 def test_whole_numbers_of_numpy_are_taken():
     """And become Python's, which JSON can hold."""
     budget = Budget(*np.arange(5, 9))
