@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -256,7 +257,10 @@ def test_one_file_for_data_set_and_training(tmp_path, monkeypatch, capfd):
         "parameter",
         4,
     )
-    assert "ear_gain" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "ear_gain" in said
+    assert re.search(r"\nthe encoder of epoch \d: run/encoder.safetensors\n", said)
+    assert said.endswith("the encoder, which knows that constant now: run/encoder.safetensors\n")
     assert {"evaluation.json", "evaluation.csv"} <= {p.name for p in Path("run").iterdir()}
 
 

@@ -181,3 +181,8 @@ def test_secant_metric_is_exact_for_a_linear_map_and_inside_the_box():
 def test_secant_metric_refuses(nu, step, message):
     with pytest.raises(ValueError, match=message):
         metric.secant_metric(torch.tensor(nu, dtype=torch.float64), lambda x: x, DRUM, step=step)
+
+
+def test_the_name_of_an_ear_is_no_ear():
+    with pytest.raises(ValueError, match="expected features as a callable, got 'jtfs': `ears.find_ear` makes one"):
+        metric.riemannian_metric(torch.zeros(1, 5, dtype=torch.float64), "jtfs", DRUM)
