@@ -129,8 +129,6 @@ def run_match(config: MatchConfig) -> None:
     kinds |= {"aif", "aifc", "oga", "opus", "snd"}
     kinds |= {"aac", "m4a", "mp4", "wma"}  # which are then reported, for nobody here can read them
     files, folder = [path], path.is_dir()
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
     if folder:
         files = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in kinds)
         files = [file for file in files if not (file.stem.endswith("_matched") and file.with_suffix(".json").exists())]

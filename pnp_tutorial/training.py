@@ -230,7 +230,7 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
 
     torch.manual_seed(config.seed)
     network = Encoder(len(columns), config.backbone)
-    _refuse_small_scalogram(network, train.S[:1].cpu())
+    _refuse_small_scalogram(network, tuple(train.S.shape[1:]))
     if config.start_from is not None and not Path(config.output_folder, CHECKPOINT).exists():
         network.load_state_dict(_first_weights(config, network, data))
     network.to(memory_format=torch.channels_last)  # what convolutions are fastest in
@@ -242,15 +242,15 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     return Setup(config, data, fabric, precision, train, validation, loss, unit, batch_size, n_steps), state
 
 
-def _refuse_small_scalogram(network: Encoder, S: Tensor) -> None:
-    """Raise ValueError if a backbone takes no images of the size of S (1, filters, frames)."""
+def _refuse_small_scalogram(network: Encoder, shape: tuple[int, ...]) -> None:
+    """Raise ValueError if a backbone takes no scalograms of that shape (filters, frames)."""
     try:
         with torch.no_grad():
-            network.eval()(S)
+            network.eval()(torch.zeros(1, *shape))
     except (RuntimeError, AssertionError) as error:
         if lacks_means(error):
             raise
-        size = " × ".join(map(str, S.shape[1:]))
+        size = " × ".join(map(str, shape))
         raise ValueError(f"{network.name} takes no scalograms of {size}: {error}") from error
     network.train()
 

@@ -309,7 +309,9 @@ def test_a_synthesizer_that_does_not_work_is_told_in_one_line(whistle, tmp_path,
     broken = WHISTLE.replace("hz, level = theta.unsqueeze(-2).unbind(-1)", "hz, level = theta")
     (tmp_path / "broken.py").write_text(broken, encoding="utf-8")
     assert main(["dataset", "--data=x.zarr", "--synthesizer=broken.py:WHISTLE", *SMALL]) == 2
-    assert capfd.readouterr().err.startswith("pnp dataset: whistle breaks its promises: a batch of θ of shape")
+    assert capfd.readouterr().err.startswith(
+        "pnp dataset: whistle breaks its promises: called as function(θ, n_samples, sample_rate, *, dtype)"
+    )
     (tmp_path / "deaf.py").write_text("def deaf(x):\n    raise TypeError('of their own')\n", encoding="utf-8")
     options = ["--synthesizer=whistle.py:WHISTLE", "--ear=deaf.py:deaf", *SMALL]
     assert main(["dataset", "--data=x.zarr", *options]) == 2

@@ -246,7 +246,7 @@ def test_two_processes_as_a_user_starts_them(tiny_training, tmp_path):
     config = replace(tiny_training, output_folder=str(tmp_path), n_epochs=1, loss="parameter", precision="bf16-mixed")
     options = [f"--{key}={'null' if value is None else value}" for key, value in fields_of(config).items()]
     printed = torchrun("-m", "pnp_tutorial", "train", *options)
-    assert len(printed.splitlines()) == 2  # a header and an epoch
+    assert len(printed.splitlines()) == 3  # a header, an epoch, and where the encoder is
     alone = fit(replace(config, output_folder=str(tmp_path / "one")), progress=False)
     together = pd.read_json(tmp_path / "metrics.jsonl", lines=True)
     assert together.training_loss[0] == pytest.approx(alone.training_loss[0], rel=0.05)
