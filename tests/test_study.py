@@ -21,6 +21,10 @@ ROWS = study.rows() | {name: (None, config) for name, config in study.tuning().i
 DONE = [name for name in ROWS if study.STUDY.result(name).exists()]
 
 
+def test_no_row_is_missing():
+    assert list(ROWS) == DONE
+
+
 def test_rows_differ_and_have_folders_of_their_own():
     configs = [replace(config, output_folder="") for _, config in ROWS.values()]
     assert len(set(configs)) == len(ROWS)
