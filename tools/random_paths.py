@@ -3,6 +3,7 @@
     Φ_k(x) = log(1 + S₂(x; λ₂, ψ_fr)/ε)    of a rate λ₂ and a scale ψ_fr that are drawn anew for every k
 
 What SCRAPL adds to that is left out here: moments of the gradient for every path, and paths drawn by their importance.
+Whoever imports this module has it as the ear "paths".
 """
 
 import copy
@@ -10,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from pnp_tutorial.ears import jtfs
+from pnp_tutorial.ears import EARS, jtfs
 from pnp_tutorial.scalogram import log_compress
 
 
@@ -46,3 +47,6 @@ class RandomPaths(nn.Module):
         of_rate = one_rate.paths[one_rate.paths.n2 == n2]
         S = one_rate(x)[..., -len(of_rate) :]
         return log_compress(S[..., torch.tensor((of_rate.n_fr == n_fr).to_numpy(), device=S.device)], self.whole.eps)
+
+
+EARS["paths"] = RandomPaths

@@ -14,15 +14,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import random_paths  # noqa: F401  # the ear "paths"
 import study
-from random_paths import RandomPaths
 from rows import Study
 
 from pnp_tutorial.dataset import build
-from pnp_tutorial.ears import EARS
 from pnp_tutorial.training import TrainingConfig
 
-EARS["paths"] = RandomPaths  # as in SCRAPL
 PATHS = "data/study-paths.zarr"  # the drums of the study, of that ear
 SEEDS = (0, 1)
 RATES = (1e-3, 3e-3, 1e-2)
@@ -51,13 +49,10 @@ def rows() -> Iterator[dict[str, TrainingConfig]]:
             of_loss = replace(base, **change)
             for rate in RATES:
                 name = f"tune-{loss}-{rate:g}"
-                yield in_folder(name, replace(of_loss, n_epochs=1, learning_rate=rate))
+                yield RIVALS.in_folders({name: replace(of_loss, n_epochs=1, learning_rate=rate)})
             best = RIVALS.tuned(loss, RATES)
-            yield in_folder(f"{loss}-{seed}", replace(of_loss, **study.FALLING, learning_rate=best, seed=seed))
-
-
-def in_folder(name: str, config: TrainingConfig) -> dict[str, TrainingConfig]:
-    return {name: replace(config, output_folder=str(RIVALS.runs / name))}
+            row = replace(of_loss, **study.FALLING, learning_rate=best, seed=seed)
+            yield RIVALS.in_folders({f"{loss}-{seed}": row})
 
 
 def main(minutes: float) -> None:

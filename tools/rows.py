@@ -11,7 +11,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,10 @@ class Study:
     def device(self) -> torch.device:
         """On which ν is, too."""
         return float64_device(select_device(self.data.device))
+
+    def in_folders(self, rows: Mapping[str, TrainingConfig]) -> dict[str, TrainingConfig]:
+        """The rows, each with a folder of its own."""
+        return {name: replace(row, output_folder=str(self.runs / name)) for name, row in rows.items()}
 
     def result(self, name: str) -> Path:
         return ROOT / "pnp_tutorial/results" / self.name / f"{name}.json"

@@ -25,16 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import papers_bank
+import random_paths  # noqa: F401  # the ear "paths"
 import torch
 import zarr
-from random_paths import RandomPaths
 from rows import Study, judge, refuse_unknown, take_last_weights
 from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial.dataset import DatasetConfig, build, ear, load
 from pnp_tutorial.drum import DRUM, rectangular_drum
-from pnp_tutorial.ears import EARS
 from pnp_tutorial.encoder import load_encoder, save
 from pnp_tutorial.evaluation import predict
 from pnp_tutorial.metric import secant_metric
@@ -105,7 +104,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # secants of Φ itself, of the same width
     "heard-scheduled": ("secant-root", {"data": "data/scaling-short-heard.zarr"}),
 }
-EARS["paths"] = RandomPaths
 RIVALS = {"log": "mss", "linear": "mss-linear", "paths": "paths"}  # ears: MSS by one kind of magnitude; as in SCRAPL
 # What takes over from the root of P-loss, for how many steps, all at the same rate, which falls. The longer ones take
 # less time than those of JTFS. Each δ, in features, is small beside the distances that are left.
@@ -286,10 +284,10 @@ def take_over(prefixes: list[str]) -> None:
     study, rows, firsts = STUDIES["short"], takeovers(), named("short")
     wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
     missing = {first for name, (first, _) in wanted.items() if not study.result(name).exists()}
-    study.do_all(in_folders(study, tuning("short", {firsts[first][0] for first in missing})))
+    study.do_all(study.in_folders(tuning("short", {firsts[first][0] for first in missing})))
     tuned = {first: replace(firsts[first][1], learning_rate=study.tuned(firsts[first][0], RATES)) for first in missing}
-    study.on_data(train, in_folders(study, tuned))
-    study.do_all(in_folders(study, {name: config for name, (_, config) in wanted.items()}))
+    study.on_data(train, study.in_folders(tuned))
+    study.do_all(study.in_folders({name: config for name, (_, config) in wanted.items()}))
 
 
 def train(name: str, config: TrainingConfig) -> None:
@@ -311,17 +309,13 @@ def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
     for drum in drums:
         study, rows = STUDIES[drum], named(drum)
         wanted = ready({name: rows[name] for name in rows if name.startswith(tuple(prefixes))})
-        study.do_all(in_folders(study, tuning(drum, {loss for loss, _ in wanted.values()})))
+        study.do_all(study.in_folders(tuning(drum, {loss for loss, _ in wanted.values()})))
         tuned = {name: replace(row, learning_rate=study.tuned(loss, RATES)) for name, (loss, row) in wanted.items()}
-        study.do_all(in_folders(study, tuned))
+        study.do_all(study.in_folders(tuned))
         if fresh:
-            study.confirm_all(in_folders(study, tuned))
+            study.confirm_all(study.in_folders(tuned))
         if drum == "short":
             take_over(prefixes)
-
-
-def in_folders(study: Study, rows: dict[str, TrainingConfig]) -> dict[str, TrainingConfig]:
-    return {name: replace(row, output_folder=str(study.runs / name)) for name, row in rows.items()}
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def tuning(losses: Collection[str] = LOSSES) -> dict[str, TrainingConfig]:
         if name in losses
         for rate in RATES
     }
-    return {name: replace(row, output_folder=str(STUDY.runs / name)) for name, row in named.items()}
+    return STUDY.in_folders(named)
 
 
 def rows() -> dict[str, tuple[str, TrainingConfig]]:
