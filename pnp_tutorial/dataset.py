@@ -41,7 +41,7 @@ from .store import (
     read_rows,
     stored_arrays,
 )
-from .synthesizer import REGISTRY, Synthesizer, differs, sketch
+from .synthesizer import REGISTRY, Synthesizer
 
 __all__ = [
     "SPLITS",
@@ -100,7 +100,6 @@ def build(
     if len(missing):
         _refuse_another_version(path, store)
         _refuse_other_metrics(path, store, metric)
-        _refuse_another_function(path, store, config.synthesizer)
     fabric.barrier()  # all have read what is missing before any marks a chunk as done
     mine = missing[fabric.global_rank :: fabric.world_size].tolist()
     parts = _parts(config, torch.from_numpy(read_array(path, store, "nu")), mine, metric)
@@ -341,13 +340,4 @@ def _refuse_other_metrics(path: Path, store: Any, metric: Tensor | None) -> None
         raise ValueError(
             f"{path} was begun with {words[before]}, and is to go on with {now}: "
             "finish it as it was begun, or choose another path or delete it"
-        )
-
-
-def _refuse_another_function(path: Path, store: Any, synthesizer: Synthesizer) -> None:
-    """Raise ValueError if sounds are others than those that were begun: files tell no function."""
-    if differs(sketch(synthesizer), provenance(path, store).get("sketch")):
-        raise ValueError(
-            f"{path} was begun when the synthesizer {synthesizer.name!r} made other sounds: "
-            "finish it with that, or choose another path or delete it"
         )

@@ -139,7 +139,8 @@ def read_config(
     """The configuration that a store was built with.
 
     A synthesizer of the user's own must be given; an ear of his own as well, before it can be heard with.
-    Raises ValueError if there is no such store, or it was made with another synthesizer or ear.
+    Raises ValueError if there is no such store, or it was made with another synthesizer or ear than a given one, as it
+    is today.
     """
     store = open_store(path)
     try:
@@ -148,9 +149,12 @@ def read_config(
         raise ValueError(f"{path} is not a data set of this library") from error
     except TypeError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    made_with = provenance(Path(path), store)
+    if synthesizer is not None and differs(sketch(config.synthesizer), made_with.get("sketch")):  # files tell no function
+        raise ValueError(f"{path} was made when the synthesizer {synthesizer.name!r} made other sounds: build it again")
     if ear is not None and not isinstance(ear, str):
         heard = find_ear(ear, config.n_samples, config.synthesizer.sample_rate)
-        if differs(ear_sketch(heard, config.synthesizer), provenance(Path(path), store).get("ear_sketch")):
+        if differs(ear_sketch(heard, config.synthesizer), made_with.get("ear_sketch")):
             raise ValueError(f"{path} was made when the ear {ear_name(ear)!r} heard otherwise: build it again")
     return config
 

@@ -369,14 +369,20 @@ def test_names_of_the_library_are_its_own(whistle):
 
 
 def test_a_function_that_was_edited_is_noticed(whistle):
-    """In the middle of a data set: no file tells a function, but its sounds do."""
-    config = DatasetConfig("x.zarr", synthesizer=whistle, n_sounds=20, J=6, T=128, metric=False, device="cpu")
+    """In the middle of a data set, or before a training: no file tells a function, but its sounds do."""
+    config = DatasetConfig("x.zarr", synthesizer=whistle, n_sounds=40, J=6, T=128, metric=False, device="cpu")
     build(config, progress=False)
     zarr.open_group("x.zarr", mode="r+")["done"][-1] = False
     louder = replace(whistle, function=lambda *args, **options: 1.5 * whistle.function(*args, **options))
-    with pytest.raises(ValueError, match="x.zarr was begun when the synthesizer 'whistle' made other sounds"):
+    edited = "x.zarr was made when the synthesizer 'whistle' made other sounds: build it again"
+    with pytest.raises(ValueError, match=edited):
         build(replace(config, synthesizer=louder), progress=False)
     build(config, progress=False)
+    training = TrainingConfig("x.zarr", "run", whistle, backbone="test_efficientnet", loss="parameter", n_epochs=1)
+    with pytest.raises(ValueError, match=edited):
+        fit(replace(training, synthesizer=louder))
+    assert not Path("run").exists()
+    assert len(fit(training, progress=False)) == 1
 
 
 def own_ear(factor):

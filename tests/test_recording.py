@@ -155,7 +155,7 @@ def test_from_8_bits_to_float(tmp_path, subtype):
     assert aligned > 0.999
 
 
-@pytest.mark.parametrize("seconds, close", [(0.2, 1e-4), (1.0, 1e-6)])
+@pytest.mark.parametrize(("seconds", "close"), [(0.2, 1e-4), (1.0, 1e-6)])
 def test_a_drum_that_still_sounds_keeps_its_zero(tmp_path, seconds, close):
     """The plain mean of its quietest stretch is its own: taken for an offset, it is heard."""
     x = rectangular_drum(THETA, round(seconds * 22050)).numpy()
