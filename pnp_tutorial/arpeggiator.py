@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from .runtime import float64_device, full_precision
+from .runtime import full_precision, in_float64
 from .synthesizer import Parameter, Synthesizer, check_domain
 
 N_SAMPLES = 32768  # 4 s
@@ -86,7 +86,7 @@ def arpeggiator(
     check_theta(theta, sample_rate)
     dtype = dtype or theta.dtype
     device = theta.device
-    theta = theta.to(float64_device(device)).to(torch.float64)  # phases need it
+    theta = in_float64(theta)  # phases need it
     f_c, f_m, gamma = theta.unsqueeze(-2).unbind(-1)  # each (..., 1)
     t = (torch.arange(n_samples, dtype=theta.dtype, device=theta.device) - n_samples // 2) / sample_rate
     # Beyond the whole bandwidth the window is below 10⁻²¹: stopping the glide there keeps 2^(γt) finite.

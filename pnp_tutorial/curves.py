@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .metric import Map, gram
+from .runtime import in_float64
 
 # Of data sets: from the errors of a good encoder to those of one that has learned nothing.
 STEPS = (0.02, 0.06, 0.2, 0.6)
@@ -87,8 +88,8 @@ def curve_weights(error: Tensor, nu: Tensor, steps: Sequence[float]) -> Tensor:
     _check(nu, steps)
     if error.shape != nu.shape:
         raise ValueError(f"error and nu must have one shape (B, n), got {tuple(error.shape)} and {tuple(nu.shape)}")
-    error = error.to(torch.float64)
-    nodes = _distances(nu.to(torch.float64), steps)  # (B, n, 2, m/2)
+    error = in_float64(error)
+    nodes = _distances(in_float64(nu), steps)  # (B, n, 2, m/2)
     before = pad(nodes, (1, 0))[..., :-1]
     width = nodes - before
     below_above = torch.stack([-error, error], -1)[..., None]  # (B, n, 2, 1)
@@ -127,7 +128,7 @@ def curve_form(nu_hat: Tensor, nu: Tensor, G: Tensor, steps: Sequence[float]) ->
     w = curve_weights(nu_hat - nu, nu, steps)
     if G.shape != (*w.shape, w.shape[1]):
         raise ValueError(f"expected G of shape {(*w.shape, w.shape[1])} for these steps, got {tuple(G.shape)}")
-    q = torch.einsum("bk,bkl,bl->b", w, G.detach().to(torch.float64), w)
+    q = torch.einsum("bk,bkl,bl->b", w, in_float64(G.detach()), w)
     return q.clamp_min(0)  # rounding may leave a form of zero just below it
 
 

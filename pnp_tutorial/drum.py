@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink, pad
 
-from .runtime import float64_device, full_precision
+from .runtime import full_precision, in_float64
 from .synthesizer import Parameter, Synthesizer, check_domain
 
 N_SAMPLES = 65536
@@ -314,7 +314,7 @@ def rectangular_drum(
     """
     check_theta(theta)
     device, dtype = theta.device, dtype or theta.dtype
-    theta = theta.to(float64_device(device)).to(torch.float64)  # phases need it
+    theta = in_float64(theta)  # phases need it
     heard = mode_shapes(n_modes, strike, ear).abs() > 1e-12  # not a node of strike or ear
     heard = heard.nonzero()[:, 0]
     heard = heard[heard % (n_modes + 1) == 0] if diagonal else heard

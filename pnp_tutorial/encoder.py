@@ -22,7 +22,7 @@ from .bank import shipped
 from .dataset_config import DatasetConfig, encoder_input, stored_config
 from .drum import DRUM
 from .metric import Map
-from .runtime import as_stored, float64_device, lacks_means, read_tensors, tensor_file, write_atomically
+from .runtime import as_stored, in_float64, lacks_means, read_tensors, tensor_file, write_atomically
 from .synthesizer import Synthesizer
 
 CHECKPOINT = "checkpoint.pt"  # of a training, in the folder where its encoder is
@@ -97,7 +97,7 @@ class AudioEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         nu_hat = self.encoder(self.scalogram(x))
-        return nu_hat.to(float64_device(nu_hat.device)).to(torch.float64)
+        return in_float64(nu_hat)
 
 
 def sought(data: DatasetConfig, known: tuple[str, ...]) -> list[int]:

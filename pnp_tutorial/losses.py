@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .metric import Map
 from .mss import mss_distance
+from .runtime import in_float64
 
 
 def _check_pair(nu_hat: Tensor, nu: Tensor) -> None:
@@ -70,8 +71,8 @@ def spectral_loss(
     _check_pair(nu_hat, nu)
     if target is None:
         with torch.no_grad():
-            target = features(synthesizer(nu.to(torch.float64)))
-    q = (features(synthesizer(nu_hat.to(torch.float64))) - target).square().sum(-1)
+            target = features(synthesizer(in_float64(nu)))
+    q = (features(synthesizer(in_float64(nu_hat))) - target).square().sum(-1)
     return mean_of_form(q, delta)
 
 
@@ -82,8 +83,8 @@ def mss_loss(nu_hat: Tensor, nu: Tensor, synthesizer: Map) -> Tensor:
     """
     _check_pair(nu_hat, nu)
     with torch.no_grad():
-        target = synthesizer(nu.to(torch.float64))
-    return mss_distance(synthesizer(nu_hat.to(torch.float64)), target).mean()
+        target = synthesizer(in_float64(nu))
+    return mss_distance(synthesizer(in_float64(nu_hat)), target).mean()
 
 
 def pnp_loss(
@@ -104,7 +105,7 @@ def pnp_loss(
 
     Returns
     -------
-    loss : scalar Tensor, float64, for the eigenvalues of M span many decades
+    loss : scalar Tensor, float64, for the eigenvalues of M span many decades: on the CPU, if the device has none
 
     Raises
     ------
@@ -116,7 +117,7 @@ def pnp_loss(
         raise ValueError(f"expected a metric of shape {(*nu.shape, nu.shape[-1])}, got {tuple(metric.shape)}")
     if not damping >= 0:
         raise ValueError(f"expected damping ≥ 0, got {float(damping):g}")
-    error = (nu_hat - nu.detach()).to(torch.float64)
-    M = metric.detach().to(torch.float64)
+    error = in_float64(nu_hat - nu.detach())
+    M = in_float64(metric.detach())
     q = torch.einsum("...i,...ij,...j->...", error, M, error) + damping * error.square().sum(-1)
     return mean_of_form(q, delta)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from .runtime import float64_device
+from .runtime import in_float64
 
 with warnings.catch_warnings():  # torch's forward-mode formulas warn of torch.jit when first used
     warnings.simplefilter("ignore")
@@ -79,7 +79,7 @@ def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
 
 def gram(J: Tensor) -> Tensor:
     """JᵀJ (..., n, n), in float64, of Jacobians (..., P, n)."""
-    J = J.to(float64_device(J.device)).to(torch.float64)
+    J = in_float64(J)
     return J.mT @ J
 
 
@@ -151,7 +151,7 @@ def eigen(metric: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"expected metrics of shape (..., n, n), got {tuple(metric.shape)}")
     if not metric.isfinite().all():
         raise ValueError("expected finite metrics, got NaN or infinite entries")
-    values, directions = torch.linalg.eigh(metric.to(torch.float64))
+    values, directions = torch.linalg.eigh(in_float64(metric))
     largest = directions.gather(-2, directions.abs().argmax(-2, keepdim=True))
     return values, directions * largest.sign()
 

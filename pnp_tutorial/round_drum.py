@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .drum import CACHED, N_SAMPLES, SAMPLE_RATE, modal_sum
-from .runtime import float64_device, full_precision
+from .runtime import full_precision, in_float64
 from .synthesizer import Parameter, Synthesizer, check_domain
 
 HIGHEST = 20  # above zero j_mn of the highest mode: more than eight times the pitch
@@ -233,7 +233,7 @@ def round_drum(
         raise ValueError(f"expected n_samples ≥ 1 and sample_rate > 0 Hz, got {n_samples} and {sample_rate}")
     check_theta(theta)
     dtype, device = dtype or theta.dtype, theta.device
-    rows = theta.reshape(-1, theta.shape[-1]).to(float64_device(device)).to(torch.float64)
+    rows = in_float64(theta.reshape(-1, theta.shape[-1]))
     few = max(1, CACHED // 4 // n_samples) if rows.device.type == "cpu" else max(1, len(rows))
     sounds = [_sounds(some, n_samples, sample_rate, dtype) for some in rows.split(few)]
     return torch.cat(sounds).reshape(*theta.shape[:-1], n_samples).to(device)

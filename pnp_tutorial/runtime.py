@@ -49,6 +49,11 @@ def float64_device(device: torch.device | str) -> torch.device:
     return torch.device("cpu") if torch.device(device).type == "mps" else torch.device(device)
 
 
+def in_float64(values: torch.Tensor) -> torch.Tensor:
+    """Values in float64, on `float64_device`."""
+    return values.to(float64_device(values.device)).to(torch.float64)
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Context, or decorator, in which torch computes in the dtypes of its tensors, inside torch.autocast too.

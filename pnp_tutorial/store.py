@@ -149,8 +149,8 @@ def read_config(
         raise ValueError(f"{path} is not a data set of this library") from error
     except TypeError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    made_with = provenance(Path(path), store)
-    if synthesizer is not None and differs(sketch(config.synthesizer), made_with.get("sketch")):  # files tell no function
+    made_with = provenance(Path(path), store)  # sketches, too, for files tell no function
+    if synthesizer is not None and differs(sketch(config.synthesizer), made_with.get("sketch")):
         raise ValueError(f"{path} was made when the synthesizer {synthesizer.name!r} made other sounds: build it again")
     if ear is not None and not isinstance(ear, str):
         heard = find_ear(ear, config.n_samples, config.synthesizer.sample_rate)

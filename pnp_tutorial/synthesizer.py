@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime import float64_device, load_object
+from .runtime import in_float64, load_object
 
 # Synthesizers that are known by name; files may name these and no others (see `stored_synthesizer`).
 REGISTRY = {
@@ -198,7 +198,7 @@ class Synthesizer:
         Raises ValueError if ν has another shape, and as the synthesizer's own function does.
         """
         check_last_axis(nu, "nu", self.parameters)
-        theta, dtype = self.to_theta(nu.to(float64_device(nu.device)).to(torch.float64)), dtype or nu.dtype
+        theta, dtype = self.to_theta(in_float64(nu)), dtype or nu.dtype
         if not theta.numel():  # of no rows many a function can make nothing
             return theta[..., :1].expand(*theta.shape[:-1], self.n_samples).to(nu.device, dtype)
         x = self.function(theta, self.n_samples, self.sample_rate, dtype=dtype)

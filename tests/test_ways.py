@@ -19,10 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from pnp_tutorial import path_sums, runtime
 from pnp_tutorial.__main__ import main
+from pnp_tutorial.curves import curve_form
 from pnp_tutorial.dataset import DatasetConfig, build, encoder_input
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.evaluation import _batches
-from pnp_tutorial.metric import jacobian, tangents
+from pnp_tutorial.losses import mss_loss, pnp_loss, spectral_loss
+from pnp_tutorial.metric import eigen, gram, jacobian, tangents
 from pnp_tutorial.runtime import connect, float64_device
 from pnp_tutorial.scalogram import Scalogram
 from pnp_tutorial.scattering import JTFS, LogScattering
@@ -133,6 +135,23 @@ def test_a_machine_without_slurm_is_alone():
 def test_what_lacks_float64_takes_the_detour():
     assert float64_device("mps") == float64_device(torch.device("mps")) == torch.device("cpu")
     assert float64_device("cuda:1") == torch.device("cuda:1")
+
+
+def test_whatever_wants_float64_takes_it(monkeypatch):
+    """With a CPU that has no float64, and a detour that leads to where nothing is computed."""
+    monkeypatch.setattr(runtime, "float64_device", lambda device: torch.device("meta"))
+    nu, M, G = torch.zeros(2, 5), torch.eye(5).repeat(2, 1, 1), torch.eye(30).repeat(2, 1, 1)
+    forms = (pnp_loss(nu, nu, M, 0.1), curve_form(nu, nu, G, (0.5, 1.0)), gram(M), *eigen(M))
+    assert {values.device.type for values in forms} == {"meta"}
+    heard = []
+
+    def silent(nu):
+        heard.append((nu.device.type, nu.dtype))
+        return torch.zeros(len(nu), 4096)
+
+    spectral_loss(nu, nu, lambda x: x, silent)
+    mss_loss(nu, nu, silent)
+    assert heard == [("meta", torch.float64)] * 4
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
