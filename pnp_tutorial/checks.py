@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .metric import tangents
+from .runtime import float64_device, lacks_means
 from .synthesizer import Synthesizer
 
 N_SOUNDS = 8  # at random, and as many at corners
@@ -42,6 +43,21 @@ def refuse_broken(synthesizer: Synthesizer) -> None:
     """Raise ValueError, which says what, if a synthesizer breaks a promise."""
     if broken := check_synthesizer(synthesizer):
         raise ValueError(f"{synthesizer.name} breaks its promises: {'; '.join(broken)}")
+
+
+def refuse_elsewhere(synthesizer: Synthesizer, device: torch.device | str) -> None:
+    """Raise ValueError if a synthesizer, which works on the CPU, does not play with θ on a device."""
+    nu = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64, device=float64_device(device))
+    try:
+        with torch.no_grad():
+            synthesizer(nu)
+    except Exception as error:  # of code that is not ours
+        if lacks_means(error):
+            raise
+        raise ValueError(
+            f"{synthesizer.name} does not play with θ on {nu.device}: {error} (what it makes itself, as a time axis, "
+            "must lie on the device of θ)"
+        ) from error
 
 
 def refuse_infinite(synthesizer: Synthesizer, nu: Tensor, named: dict[str, Tensor]) -> None:

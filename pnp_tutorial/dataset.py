@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import __version__
-from .checks import refuse_broken, refuse_infinite
+from .checks import refuse_broken, refuse_elsewhere, refuse_infinite
 from .curves import STEPS, curve_gram
 from .dataset_config import SPLITS, DatasetConfig, check, draw, ear, encoder_input, stored_config
 from .ears import ear_name
-from .metric import Map, gram, push, riemannian_metric, secant_metric, tangents
+from .metric import Map, check_vectors, gram, push, riemannian_metric, secant_metric, tangents
 from .mss import CoarseSpectra
 from .runtime import PATIENCE_S, as_stored, connect, float64_device, lacks_means, refuse_difference, select_device
 from .store import (
@@ -118,9 +118,9 @@ def build(
 def propose(config: DatasetConfig) -> str:
     """How long the metrics of a data set take here, in words, if that is more than an hour, and what takes less.
 
-    Forward mode costs about half as much as the features for every parameter, differences of the same features twice as
-    much (results/metric_cost.json): so it is what `build` takes for any number of parameters. Differences of coarse
-    spectra are a small part of both, but another metric.
+    Forward mode costs about half as much as the features for every parameter, differences of the same features about
+    three times as much as that (results/metric_cost.json): so it is what `build` takes for any number of parameters.
+    Differences of coarse spectra are a small part of both, but another metric.
     Raises ValueError, as `build` does, if synthesizer or ear do not work.
     """
     if not config.metric or config.secant_step is not None:
@@ -249,7 +249,7 @@ def _compute(
             if config.metric and metric is not None:
                 rows["metric"] = metric
             if config.features:
-                rows["features"] = features(x)
+                rows["features"] = check_vectors(features(x), x)
         rows["scalogram"] = scalogram(x).half()
     refuse_infinite(synthesizer, nu, rows)
     return {name: values.cpu().numpy() for name, values in rows.items()}
@@ -310,6 +310,7 @@ def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> 
     synthesizer = config.synthesizer
     if synthesizer.name not in REGISTRY:
         refuse_broken(synthesizer)
+        refuse_elsewhere(synthesizer, device)
     try:
         middle = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64)
         next(_in_parallel({0: (middle, None if metric is None else metric[:1])}, config, device))
@@ -317,7 +318,10 @@ def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> 
         if lacks_means(error):
             raise
         settings = ", ".join(f"{name} = {getattr(config, name)}" for name in ("n_samples", "J", "Q", "T"))
-        raise ValueError(f"no data set can be made with {settings}, ear = {ear_name(config.ear)}: {error}") from error
+        raise ValueError(
+            f"no data set can be made with {settings}, ear = {ear_name(config.ear)}: {error} (sounds come in float64, "
+            f"on {device})"
+        ) from error
 
 
 def _refuse_another_version(path: Path, store: Any) -> None:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .bank import shipped
-from .checks import refuse_broken
+from .checks import refuse_broken, refuse_elsewhere
 from .dataset_config import MOST_SEED
 from .drum import DRUM
 from .ears import ear_name, ear_sketch, find_ear
@@ -92,6 +92,7 @@ def match_files(
     synthesizer, own_ear, _ = parts_of(model, device)
     ear = own_ear if ear is None else ear
     features = find_ear(ear, synthesizer.n_samples, synthesizer.sample_rate, device)
+    refuse_elsewhere(synthesizer, device)
     if isinstance(model, Synthesizer):
         _try(synthesizer, features, ear_name(ear), device)
     budget = budget or usual_budget(len(synthesizer.parameters))
@@ -153,13 +154,15 @@ def _model(
 
 def _try(synthesizer: Synthesizer, features: Map, name: str, device: torch.device | str) -> None:
     """Raise ValueError if an ear cannot hear a synthesizer, or has no derivatives: before the search is over."""
-    nu = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64, device=float64_device(torch.device(device)))
+    nu = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64, device=float64_device(device))
     try:
-        jacobian(nu, features, synthesizer)
+        jacobian(nu, features, lambda nu: synthesizer(nu, torch.float32))  # as sounds are heard in a search
     except Exception as error:  # of an ear of the user's own, too
         if lacks_means(error):
             raise
-        raise ValueError(f"no match can be made by the ear {name}: {error}") from error
+        raise ValueError(
+            f"no match can be made by the ear {name}: {error} (sounds come in float32, on {device})"
+        ) from error
 
 
 def _side_by_side(

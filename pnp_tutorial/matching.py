@@ -132,6 +132,7 @@ class Match:
         }
 
 
+@torch.no_grad()  # an ear or a synthesizer may have weights of its own
 def match(
     audio: Tensor | Recording | str | Path,
     model: AudioEncoder | Synthesizer,
@@ -228,8 +229,7 @@ def _predict(x: Tensor, model: AudioEncoder | Synthesizer) -> tuple[Tensor, Tens
     if isinstance(model, Synthesizer):
         centre = torch.zeros(len(model.parameters), dtype=torch.float64)
         return centre, centre
-    with torch.no_grad():
-        nu_encoder = model(x).cpu()
+    nu_encoder = model(x).cpu()
     constant = model.metadata.get("evaluation", {}).get("nu_constant", [0.0] * len(nu_encoder))
     return nu_encoder, torch.tensor(constant, dtype=torch.float64)
 
@@ -248,12 +248,10 @@ def _search(
     """Scan and refine: v, its metric, and the distances of it, of the scan and of the guesses (constant, encoder)."""
     where = float64_device(x.device)
     h, again = (heard_through(noise, synthesizer, where) for noise in noises)
-    with torch.no_grad():
-        S = features(x)
+    S = features(x)
 
     def distances(v: Tensor, target: Tensor = S) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([(features(h(some)) - target).norm(dim=-1).cpu().double() for some in v.split(8)])
+        return torch.cat([(features(h(some)) - target).norm(dim=-1).cpu().double() for some in v.split(8)])
 
     start = at_own_level(guesses[1], synthesizer)
     far, predicted = distances(at_own_level(guesses, synthesizer)).tolist()
@@ -263,9 +261,8 @@ def _search(
     found = scan(x, h, start, synthesizer.sample_rate, seed, budget, story.chapter(), opening, again, exact)
 
     heard, n_starts = distances(found[:1]), 1
-    with torch.no_grad():
-        if not exact and heard > FAR and heard > ITSELF * distances(found[:1], features(again(found[:1]))):
-            heard, n_starts = distances(found), REFINEMENTS
+    if not exact and heard > FAR and heard > ITSELF * distances(found[:1], features(again(found[:1]))):
+        heard, n_starts = distances(found), REFINEMENTS
     candidates = torch.cat([found[: len(heard)], start[None]])
     order = torch.cat([heard, heard.new_tensor([predicted])]).argsort(stable=True)
     starts = apart(candidates[order], n_starts)

@@ -46,7 +46,7 @@ def jacobian(nu: Tensor, features: Map, synthesizer: Map) -> tuple[Tensor, Tenso
     Raises
     ------
     ValueError
-        If ν has another shape, or lies where the synthesizer is not defined, or features are no callable.
+        If ν has another shape, or lies where the synthesizer is not defined, or features are no callable or no vectors.
     """
     if not callable(features):
         raise ValueError(f"expected features as a callable, got {features!r}: `ears.find_ear` makes one of a name")
@@ -74,7 +74,17 @@ def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
     else:
         with FORWARD_MODE:
             S, dS = vmap(lambda tangent: jvp(features, (x,), (tangent,)), out_dims=(None, 0))(dx)  # type: ignore
-    return S, dS.movedim(0, -1)
+    return check_vectors(S, x), dS.movedim(0, -1)
+
+
+def check_vectors(S: Tensor, x: Tensor) -> Tensor:
+    """S, if it is a vector (..., P) for each of the sounds x (..., n_samples); else raise ValueError."""
+    if S.shape[:-1] != x.shape[:-1]:
+        raise ValueError(
+            f"expected features of shape (..., P), a vector for each sound, got {tuple(S.shape)} for sounds of shape "
+            f"{tuple(x.shape)}: `flatten` makes vectors of pictures"
+        )
+    return S
 
 
 def gram(J: Tensor) -> Tensor:
@@ -112,7 +122,7 @@ def secant_metric(nu: Tensor, features: Map, synthesizer: Map, step: float = 0.1
     Raises
     ------
     ValueError
-        If ν has another shape or lies outside the box, or step ≤ 0 or > 2.
+        If ν has another shape or lies outside the box, step ≤ 0 or > 2, or features are no vectors.
     """
     if nu.ndim != 2:
         raise ValueError(f"expected ν of shape (B, n), got {tuple(nu.shape)}")
@@ -124,7 +134,8 @@ def secant_metric(nu: Tensor, features: Map, synthesizer: Map, step: float = 0.1
     ends = torch.stack([(nu[:, None] - h).clamp(-1, 1), (nu[:, None] + h).clamp(-1, 1)])  # (2, B, n, n)
     width = (ends[1] - ends[0]).diagonal(dim1=-2, dim2=-1)  # (B, n)
     with torch.no_grad():
-        below, above = features(synthesizer(ends.flatten(0, 2))).unflatten(0, ends.shape[:3])
+        x = synthesizer(ends.flatten(0, 2))
+        below, above = check_vectors(features(x), x).unflatten(0, ends.shape[:3])
     return gram(((above - below) / width[..., None]).mT)
 
 

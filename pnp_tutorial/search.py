@@ -273,6 +273,7 @@ def apart(population: Tensor, most: int = DESCENTS) -> list[Tensor]:
     return few
 
 
+@torch.no_grad()
 def refine(
     S: Tensor,
     v: Tensor,
@@ -320,8 +321,7 @@ def refine(
         if np.array_equal(v, start):
             return first
         count += 1
-        with torch.no_grad():
-            return (features(synthesizer(torch.from_numpy(v)[None]))[0] - S).cpu().double().numpy()
+        return (features(synthesizer(torch.from_numpy(v)[None]))[0] - S).cpu().double().numpy()
 
     def J(v: np.ndarray) -> np.ndarray:
         return J_first if np.array_equal(v, start) else jacobian_at(v)[1]

@@ -86,7 +86,8 @@ class Synthesizer:
     parameters : tuple of Parameters
     function : callable
         (θ (..., n), n_samples, sample_rate, *, dtype) → x (..., n_samples), of one row or more. Pure, batch first,
-        differentiable almost everywhere; θ comes in float64. `check_synthesizer` tries whether it is all that.
+        differentiable almost everywhere; θ comes in float64. `check_synthesizer` tries whether it is all that. What it
+        makes itself, as a time axis, lies on the device of θ.
     n_samples : int
         Length of a sound; `dataclasses.replace(synthesizer, n_samples=...)` makes others.
     sample_rate : float, Hz
@@ -218,7 +219,8 @@ class Synthesizer:
 def find_synthesizer(name: str) -> Synthesizer:
     """The synthesizer of a name that its user has typed: one of `REGISTRY`, or `module:OBJECT` or `file.py:OBJECT`.
 
-    The latter two are imported, which runs their code: never call it with a name that comes out of a file.
+    The latter two are imported, which runs their code: never call it with a name out of a data set, an encoder or a
+    bank. A file of options counts as what its user has typed.
     Raises ValueError if there is no such thing, it cannot be imported, or is no `Synthesizer`.
     """
     if name not in REGISTRY and ":" not in name:

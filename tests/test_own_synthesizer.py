@@ -18,12 +18,13 @@ import zarr
 from pnp_tutorial.__main__ import main
 from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.bank import load_bank, save_bank
+from pnp_tutorial.checks import refuse_elsewhere
 from pnp_tutorial.dataset import SPLITS, DatasetConfig, build, describe, draw, ear, load, propose, read_config, verify
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import EvaluationConfig, report
 from pnp_tutorial.match_files import match_files
 from pnp_tutorial.matching import Budget, match
-from pnp_tutorial.metric import riemannian_metric
+from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.runtime import load_object, read_tensors, tensor_file
 from pnp_tutorial.synthesizer import Parameter, Synthesizer
 from pnp_tutorial.training import TrainingConfig, fit
@@ -408,6 +409,47 @@ def test_an_ear_that_was_edited_is_noticed(whistle):
     with pytest.raises(ValueError, match="x.zarr was made when the ear 'nose' heard otherwise"):
         fit(replace(training, ear=own_ear(3.0), n_epochs=2), progress=False)
     assert len(fit(replace(training, n_epochs=2), progress=False)) == 2
+
+
+def test_an_ear_that_makes_pictures_is_refused(whistle):
+    """In a data set with metrics, with features alone, and in a match: before anything is written or searched."""
+
+    def picture(x):
+        return x.abs().reshape(*x.shape[:-1], 40, -1)
+
+    config = DatasetConfig("x.zarr", whistle, picture, n_sounds=20, J=6, T=128, device="cpu")
+    said = r"a vector for each sound, got \(1, 40, 100\) for sounds of shape \(1, 4000\)"
+    for changed in (config, replace(config, metric=False, features=True)):
+        with pytest.raises(ValueError, match=said):
+            build(changed, progress=False)
+    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=f"no match can be made by the ear picture: .*{said}"):
+        list(match_files(["sound.wav"], ".", synthesizer=whistle, ear=picture))
+    with pytest.raises(ValueError, match=r"a vector for each sound, got \(4, 40, 100\)"):
+        secant_metric(torch.zeros(1, 2), picture, lambda nu: whistle(nu).float())
+    assert sorted(os.listdir()) == ["sound.wav", "whistle.py"]
+
+
+def test_an_ear_with_weights_in_float32_is_told_what_comes(whistle):
+    """A data set gives it float64, a match float32."""
+    ear = torch.nn.Linear(4000, 8)
+    config = DatasetConfig("x.zarr", whistle, ear, n_sounds=20, J=6, T=128, device="cpu")
+    with pytest.raises(ValueError, match=r"ear = Linear: .*\(sounds come in float64, on cpu\)"):
+        build(config, progress=False)
+    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
+    few = Budget(n_sounds=5, n_generations=2, n_runs=1, n_iterations=1)
+    (row,) = match_files(["sound.wav"], ".", synthesizer=whistle, ear=ear, budget=few)
+    assert not row["error"]
+
+
+def test_a_time_axis_on_another_device_is_named(whistle):
+    def here(theta, n_samples, sample_rate, *, dtype):
+        t = torch.arange(n_samples, dtype=theta.dtype) / sample_rate  # on the CPU, always
+        return torch.sin(theta[..., :1] * t).to(dtype)
+
+    refuse_elsewhere(whistle, "meta")
+    with pytest.raises(ValueError, match="whistle does not play with θ on meta: .*must lie on the device of θ"):
+        refuse_elsewhere(replace(whistle, function=here), "meta")
 
 
 def test_an_ear_that_draws_at_random_is_not_taken_for_an_edited_one(whistle):
