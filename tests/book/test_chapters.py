@@ -115,13 +115,24 @@ def test_parameters_are_found_by_papermill_and_editable_in_colab(chapter, tmp_pa
         assert len(fields) == len(assigned)
 
 
-def test_full_training_takes_parameters(tmp_path):
-    """As a reader gives them: papermill with a file, from the exported notebook."""
+MINE = """from dataclasses import replace
+
+from pnp_tutorial.arpeggiator import ARPEGGIATOR
+
+MINE = replace(ARPEGGIATOR, name="mine")
+"""
+
+
+@pytest.mark.parametrize("synthesizer", ["arpeggiator", "mine.py:MINE"])
+def test_full_training_takes_parameters(tmp_path, synthesizer):
+    """As a reader gives them: papermill with a file, from the exported notebook; with a synthesizer of his own, too."""
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     nbformat.write(export("07_training"), tmp_path / "training.ipynb")
     for name in ("smoke", "laptop", "paper", "arpeggiator"):
         values = yaml.safe_load((BOOK / f"parameters/{name}.yaml").read_text(encoding="utf-8"))
         assert set(values) <= parameters(tmp_path / "training.ipynb"), name
     small = yaml.safe_load((BOOK / "parameters/smoke.yaml").read_text(encoding="utf-8"))
+    small["synthesizer"] = synthesizer
     done = papermill.execute_notebook(
         tmp_path / "training.ipynb", tmp_path / "done.ipynb", parameters=small, cwd=tmp_path, progress_bar=False
     )
