@@ -54,15 +54,16 @@ class _Survey(NamedTuple):
 
     rate: int  # Hz
     row: int  # of `_blocks` that is heard: 0, the mean of all channels, or 1 + a channel
-    offset: float  # of its zero: the mean of its quietest stretch, through a window
+    offset: float  # of its zero: the mean of its quietest stretch, if that is one
     peak: float  # around that
 
 
 def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
     """Read any sound file as one channel, of the length and sample rate of a synthesizer's sounds.
 
-    Channels are averaged (if they cancel, the loudest is taken) and set to zero where they are quietest: the mean over
-    all time need not be 0, and to take that out would be heard as a click. What comes before the onset, but for one
+    Channels are averaged (if they cancel, the loudest is taken) and set to zero where they are quietest, if both halves
+    of that stretch agree: the mean of a drum that still sounds is its own, and to take that out would be heard as a
+    click. What comes before the onset, but for one
     sample, is left out: that is the first above a fiftieth of the peak and six times the noise of the first seconds.
     The rest is cut or filled with zeros to the synthesizer's length, its rate is converted, and it is scaled to a peak
     of 1. For a synthesizer whose sounds do not begin at once, or whose level has a meaning, the beginning or the level
@@ -151,12 +152,14 @@ def _survey(path: Path) -> _Survey:
 
 
 def _zero(rows: np.ndarray) -> np.ndarray:
-    """Means (n_rows,) of rows (n_rows, n), through a Hann window.
+    """Means (n_rows,) of rows (n_rows, n), through Hann windows over their halves; 0 where the halves disagree.
 
-    Of a plain mean, what a drum that still sounds has at the ends of the stretch is a large part.
+    A constant is in both. What a drum has at the ends of the stretch, and its lowest partials, are not.
     """
-    window = np.hanning(rows.shape[1] + 2)[1:-1]
-    return rows @ window / window.sum()
+    n = max(1, rows.shape[1] // 2)
+    window = np.hanning(n + 2)[1:-1]
+    first, last = (half @ window / window.sum() for half in (rows[:, :n], rows[:, -n:]))
+    return np.where(np.abs(first - last) <= np.abs(first + last) / 4, (first + last) / 2, 0.0)
 
 
 def _read(path: Path, survey: _Survey, n: int, from_onset: bool) -> tuple[np.ndarray, int]:

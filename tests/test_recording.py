@@ -155,12 +155,12 @@ def test_from_8_bits_to_float(tmp_path, subtype):
     assert aligned > 0.999
 
 
-@pytest.mark.parametrize(("seconds", "close"), [(0.2, 1e-4), (1.0, 1e-6)])
-def test_a_drum_that_still_sounds_keeps_its_zero(tmp_path, seconds, close):
+@pytest.mark.parametrize("seconds", [0.1, 0.2, 0.5, 1.0])
+def test_a_drum_that_still_sounds_keeps_its_zero(tmp_path, seconds):
     """The plain mean of its quietest stretch is its own: taken for an offset, it is heard."""
     x = rectangular_drum(THETA, round(seconds * 22050)).numpy()
     soundfile.write(tmp_path / "x.wav", 0.5 * x, 22050, subtype="DOUBLE")
-    np.testing.assert_allclose(load_audio(tmp_path / "x.wav", len(x)).numpy(), x, atol=close)
+    np.testing.assert_allclose(load_audio(tmp_path / "x.wav", len(x)).numpy(), x, atol=1e-6)
 
 
 def test_a_constant_offset_is_taken_out(tmp_path):
