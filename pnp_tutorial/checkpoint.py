@@ -19,7 +19,7 @@ from .dataset_config import DatasetConfig
 from .encoder import CHECKPOINT, AudioEncoder, Encoder, save
 from .objective import Batch, Loss
 from .runtime import as_stored, lacks_means, refuse_difference, write_atomically
-from .synthesizer import stored_synthesizer
+from .synthesizer import differs, stored_synthesizer
 from .training_config import TrainingConfig, modern
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Setup(NamedTuple):
 
     config: TrainingConfig
     data: DatasetConfig
+    made_with: dict[str, Any]  # what tells the data set's functions and metrics: see `store.create`
     fabric: "Fabric"
     precision: Literal["32-true", "bf16-mixed"]
     train: Batch  # all rows of the split
@@ -76,6 +77,7 @@ def resume(setup: Setup, state: State) -> None:
         refuse_difference(run, config, f"{setup.folder} holds a run", tuple(ignored))
         stored_synthesizer(data.get("synthesizer"), setup.data.synthesizer, str(setup.folder))
         refuse_difference(data, setup.data, f"{setup.folder} holds a run on data", ("data", "device", "synthesizer"))
+        _refuse_other_functions(setup, saved.get("made_with", setup.made_with))
         if config.n_epochs < len(history):
             raise ValueError(
                 f"{setup.folder} holds a run of {len(history)} epochs: expected n_epochs of no less, "
@@ -87,6 +89,17 @@ def resume(setup: Setup, state: State) -> None:
     setup.fabric.barrier()
 
 
+def _refuse_other_functions(setup: Setup, before: dict[str, Any]) -> None:
+    """Raise ValueError if the data set was built again, from other sounds, features or metrics than those before."""
+    now = setup.made_with
+    other = any(differs(now.get(name), before.get(name)) for name in ("sketch", "ear_sketch"))
+    if other or now.get("metric_sum") != before.get("metric_sum"):
+        raise ValueError(
+            f"{setup.folder} holds a run on other sounds, features or metrics than {setup.config.data} has by now: "
+            "choose another path or delete it"
+        )
+
+
 def write_checkpoint(setup: Setup, state: State) -> None:
     """Write what `resume` reads, and the history, by the first process."""
     path = setup.folder / CHECKPOINT
@@ -95,7 +108,7 @@ def write_checkpoint(setup: Setup, state: State) -> None:
             raise ValueError(f"{setup.folder} was empty, and holds another run by now: choose another path")
         content: dict[str, Any] = {"weights": state.network.state_dict(), "optimizer": state.optimizer.state_dict()}
         content |= {"damping": asdict(state.damping), "best": state.best, "history": state.history}
-        content |= {"config": as_stored(setup.config), "dataset": as_stored(setup.data)}
+        content |= {"config": as_stored(setup.config), "dataset": as_stored(setup.data), "made_with": setup.made_with}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomically({path: buffer.getvalue()})

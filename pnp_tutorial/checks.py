@@ -25,7 +25,8 @@ def check_synthesizer(synthesizer: Synthesizer) -> list[str]:
     """
     nu = _points(synthesizer)
     trials = {
-        f"called as function(θ, n_samples, sample_rate, *, dtype) with θ of shape {tuple(nu.shape)} it raises": _calls,
+        "called as function(θ, n_samples, sample_rate, *, dtype) "
+        f"with θ of shape {tuple(nu.shape)} on the CPU it raises": _calls,
         "playing it again, row by row, raises": _purity,
         "differentiating it in forward mode raises": _derivatives,
     }

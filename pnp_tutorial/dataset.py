@@ -91,15 +91,16 @@ def build(
     path, device = Path(config.data), fabric.device
     if fabric.is_global_zero and not path.exists():
         _try(config, device, metric)
-        create(config, metric)
+        create(config, metric, device)
     fabric.barrier()
     store = open_store(path, "r+")
-    stored = read_config(path, config.synthesizer, None if isinstance(config.ear, str) else config.ear)
+    stored = read_config(path, config.synthesizer, None if isinstance(config.ear, str) else config.ear, device)
     refuse_difference(as_stored(stored), config, f"{path} was built", ignored=("data", "device"))
     missing = np.flatnonzero(~read_array(path, store, "done"))
     if len(missing):
         _refuse_another_version(path, store)
         _refuse_other_metrics(path, store, metric)
+        refuse_elsewhere(config.synthesizer, device)
     fabric.barrier()  # all have read what is missing before any marks a chunk as done
     mine = missing[fabric.global_rank :: fabric.world_size].tolist()
     parts = _parts(config, torch.from_numpy(read_array(path, store, "nu")), mine, metric)
@@ -133,12 +134,13 @@ def propose(config: DatasetConfig) -> str:
     def hours(metric: Callable[[], Tensor]) -> float:
         for _ in range(2):  # the first time warms up
             start = time.perf_counter()
-            metric().cpu()
+            with torch.no_grad():
+                metric().cpu()
         return (time.perf_counter() - start) / n_at_once * config.n_sounds / 3600
 
     try:
         features = ear(config, device)
-        forward = hours(lambda: riemannian_metric(nu, features, synthesizer))
+        forward = hours(lambda: riemannian_metric(nu, features, lambda nu: heard(synthesizer, nu, device)))
     except Exception:
         _try(config, device, None)  # which says what is wrong
         raise
@@ -186,8 +188,10 @@ def verify(
     ValueError
         If the store is missing, unfinished or damaged, or differs from the new computation by more than 10⁻².
     """
-    config, store = read_config(path, synthesizer, ear), open_store(path)
-    names = tuple(stored_arrays(config))
+    where = select_device(device)
+    config, store = read_config(path, synthesizer, ear, where), open_store(path)
+    refuse_elsewhere(config.synthesizer, where)
+    names = tuple(stored_arrays(config, where))
     chunk = min(config.chunk_size, config.n_sounds)
     starts = range(0, config.n_sounds, chunk)
     finished_rows(path, "train")  # is it finished?
@@ -200,7 +204,7 @@ def verify(
     some = np.random.default_rng(seed).choice(len(starts), min(n_chunks, len(starts)), replace=False)
     given = provenance(Path(path), store).get("metric_given")  # older stores do not say
     metric = torch.from_numpy(read_array(path, store, "metric")) if given else None
-    parts, where = _parts(config, nu, some.tolist(), metric), select_device(device)
+    parts = _parts(config, nu, some.tolist(), metric)
     computed = _in_parallel(parts, config, where)
     worst = 0.0
     for i, rows in tqdm(computed, desc="computed again", total=len(parts), disable=not progress):
@@ -218,8 +222,13 @@ def verify(
     return worst
 
 
+def heard(synthesizer: Synthesizer, nu: Tensor, device: torch.device) -> Tensor:
+    """Sounds of ν as ears hear them: in float32, on a device, which need not be that of ν."""
+    return synthesizer(nu).to(device, torch.float32)
+
+
 def _compute(
-    nu: Tensor, config: DatasetConfig, scalogram: Map, features: Map, metric: Tensor | None = None
+    nu: Tensor, config: DatasetConfig, device: torch.device, scalogram: Map, features: Map, metric: Tensor | None = None
 ) -> dict[str, np.ndarray]:
     """The rows of one chunk; they depend on nothing outside it, and its M is computed if it is not given."""
     synthesizer = config.synthesizer
@@ -237,14 +246,14 @@ def _compute(
         if config.curves:
             rows["curves"] = curve_gram(nu, coarse, play, STEPS)
         if config.metric and metric is None:
-            x, dx = tangents(nu, synthesizer)
+            x, dx = tangents(nu, lambda nu: heard(synthesizer, nu, device))
             refuse_infinite(synthesizer, nu, {"sound": x, "derivative": dx.transpose(0, 1)})
             S, J = push(features, x, dx)
             rows["metric"] = gram(J)
             if config.features:
                 rows["features"] = S
         else:
-            x = synthesizer(nu)
+            x = heard(synthesizer, nu, device)
             refuse_infinite(synthesizer, nu, {"sound": x})
             if config.metric and metric is not None:
                 rows["metric"] = metric
@@ -271,7 +280,7 @@ def _in_parallel(
     )
     try:
         tasks = {
-            pool.submit(_compute, nu.to(where), config, scalogram, features, metric): i
+            pool.submit(_compute, nu.to(where), config, device, scalogram, features, metric): i
             for i, (nu, metric) in parts.items()
         }
         for task in as_completed(list(tasks)):
@@ -313,13 +322,16 @@ def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> 
         refuse_elsewhere(synthesizer, device)
     try:
         middle = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64)
+        with torch.no_grad():  # whoever trains or evaluates will, if this data set does not
+            x = heard(synthesizer, middle, device)
+            check_vectors(ear(config, device)(x), x)
         next(_in_parallel({0: (middle, None if metric is None else metric[:1])}, config, device))
     except Exception as error:  # of an ear of the user's own, too
         if lacks_means(error):
             raise
         settings = ", ".join(f"{name} = {getattr(config, name)}" for name in ("n_samples", "J", "Q", "T"))
         raise ValueError(
-            f"no data set can be made with {settings}, ear = {ear_name(config.ear)}: {error} (sounds come in float64, "
+            f"no data set can be made with {settings}, ear = {ear_name(config.ear)}: {error} (sounds come in float32, "
             f"on {device})"
         ) from error
 

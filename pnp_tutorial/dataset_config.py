@@ -33,7 +33,7 @@ class DatasetConfig:
         g: of the library, or any `Synthesizer`.
     ear
         Φ: "jtfs", "mss", "mss-linear" or "coarse"; or any differentiable map from sounds (..., n_samples) to vectors
-        (..., P). It gets sounds in float64 or float32, on the device.
+        (..., P). It gets sounds in float32, on the device.
     sampling
         "uniform" over [−1, 1]ⁿ, or "grid": one point in each cell of a regular grid, as both papers have it.
     n_sounds

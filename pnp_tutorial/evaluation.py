@@ -19,10 +19,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checks import refuse_elsewhere
 from .dataset_config import ear
 from .encoder import CHECKPOINT, AudioEncoder, complete, load_encoder, refuse_other_scalogram, save, sought
 from .metric import Map
-from .mss import mss_distance
+from .mss import SHORTEST, mss_distance
 from .runtime import as_stored, check_fields, check_writable, float64_device, select_device, write_atomically
 from .store import Rows, load, read_config
 from .synthesizer import Synthesizer
@@ -80,7 +81,7 @@ def best_constant(nu: Tensor, features: Map, synthesizer: Map, progress: bool = 
     minimizes Σ_i ‖S_c − S_i‖₂ (their medoid).
     """
     candidates = torch.cat([nu, torch.zeros_like(nu[:1])])
-    S = _in_batches(lambda rows: features(synthesizer(rows)), candidates, progress)
+    S = _in_batches(lambda rows: features(synthesizer(rows).float()), candidates, progress)
     return candidates[torch.cdist(S, S[:-1], compute_mode="donot_use_mm_for_euclid_dist").mean(1).argmin()]
 
 
@@ -102,25 +103,23 @@ def evaluate(nu_hat: Tensor, nu: Tensor, nu_constant: Tensor, features: Map, syn
     table : DataFrame, B rows
         ear, mss: distance of the predicted sound from the true one; ear_constant, mss_constant: of the constant one;
         ear_gain: ear_constant − ear, more than 0 where the encoder is better; error_<parameter>: |ν̃ − ν|, where the
-        whole range is 2.
+        whole range is 2. Of sounds that are too short for MSS, no mss.
     """
     rows, names = [], synthesizer.names
     with torch.no_grad():
-        constant = synthesizer(nu_constant[None])
+        constant = synthesizer(nu_constant[None]).float()
         S_constant = features(constant)
         for part, part_hat in zip(_batches(nu), _batches(nu_hat), strict=True):
-            x, x_hat = synthesizer(part), synthesizer(part_hat)
+            x, x_hat = (synthesizer(nu).float() for nu in (part, part_hat))
             S = features(x)
-            columns = {
-                "ear": torch.linalg.vector_norm(features(x_hat) - S, dim=-1),
-                "mss": mss_distance(x_hat, x),
-                "ear_constant": torch.linalg.vector_norm(S_constant - S, dim=-1),
-                "mss_constant": mss_distance(constant.expand_as(x), x),
-            }
+            columns = {"ear": torch.linalg.vector_norm(features(x_hat) - S, dim=-1)}
+            columns |= {"mss": mss_distance(x_hat, x)} if x.shape[-1] >= SHORTEST else {}
+            columns["ear_constant"] = torch.linalg.vector_norm(S_constant - S, dim=-1)
+            columns |= {"mss_constant": mss_distance(constant.expand_as(x), x)} if x.shape[-1] >= SHORTEST else {}
             errors = {f"error_{name}": error for name, error in zip(names, (part_hat - part).abs().T, strict=True)}
             rows.append(pd.DataFrame({name: values.cpu().numpy() for name, values in (columns | errors).items()}))
     table = pd.concat(rows, ignore_index=True)
-    table.insert(4, "ear_gain", table.ear_constant - table.ear)
+    table.insert(table.columns.get_loc(f"error_{names[0]}"), "ear_gain", table.ear_constant - table.ear)
     return table
 
 
@@ -185,7 +184,9 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     _keep_what_was_trained(config)
     device = select_device(config.device)
     model = load_encoder(config.encoder, device, config.synthesizer, config.ear)
-    data = read_config(config.data, config.synthesizer, config.ear)
+    where = float64_device(device)  # of ν, of sounds and of features
+    data = read_config(config.data, config.synthesizer, config.ear, where)
+    refuse_elsewhere(data.synthesizer, where)
     refuse_other_scalogram(model, data, config.data)
     test, train = load(config.data, "test", ("scalogram",)), load(config.data, "train", ())
     assert test.scalogram is not None
@@ -196,7 +197,6 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
             f"n_sounds = {config.n_sounds} and n_constant = {config.n_constant}"
         )
 
-    where = float64_device(device)  # of ν
     features, synthesizer = ear(data, where), data.synthesizer
     nu_constant = best_constant(train.nu[: config.n_constant].to(where), features, synthesizer, progress)
     table = evaluate(predict(model, test).to(where), test.nu.to(where), nu_constant, features, synthesizer)

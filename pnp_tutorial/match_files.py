@@ -93,8 +93,7 @@ def match_files(
     ear = own_ear if ear is None else ear
     features = find_ear(ear, synthesizer.n_samples, synthesizer.sample_rate, device)
     refuse_elsewhere(synthesizer, device)
-    if isinstance(model, Synthesizer):
-        _try(synthesizer, features, ear_name(ear), device)
+    _try(synthesizer, features, ear_name(ear), device)
     budget = budget or usual_budget(len(synthesizer.parameters))
     check_writable(output_folder)
     made_with = {"encoder": encoder_sum, "seed": seed, "budget": as_stored(budget), "version": __version__}
@@ -156,7 +155,9 @@ def _try(synthesizer: Synthesizer, features: Map, name: str, device: torch.devic
     """Raise ValueError if an ear cannot hear a synthesizer, or has no derivatives: before the search is over."""
     nu = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64, device=float64_device(device))
     try:
-        jacobian(nu, features, lambda nu: synthesizer(nu, torch.float32))  # as sounds are heard in a search
+        values = jacobian(nu, features, lambda nu: synthesizer(nu, torch.float32).to(device))  # as in a search
+        if not all(each.isfinite().all() for each in values):
+            raise ValueError("its features of the sound of ν = 0, or their derivatives, are not finite")
     except Exception as error:  # of an ear of the user's own, too
         if lacks_means(error):
             raise

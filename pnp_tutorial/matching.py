@@ -248,7 +248,7 @@ def _search(
     """Scan and refine: v, its metric, and the distances of it, of the scan and of the guesses (constant, encoder)."""
     where = float64_device(x.device)
     h, again = (heard_through(noise, synthesizer, where) for noise in noises)
-    S = features(x)
+    S = features(x[None])[0]
 
     def distances(v: Tensor, target: Tensor = S) -> Tensor:
         return torch.cat([(features(h(some)) - target).norm(dim=-1).cpu().double() for some in v.split(8)])

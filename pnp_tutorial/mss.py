@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .runtime import at_least_one, full_precision
 from .scalogram import check_whole, log_compress
 
+SHORTEST = 1025  # samples that MSS takes: half the longest transform, and one
 CACHED = 2**18  # samples whose spectra fit a CPU's cache
 
 
@@ -48,9 +49,8 @@ class MSS(nn.Module):
 
     def rows(self, x: Tensor) -> Tensor:
         """Audio (..., n_samples) as (B, n_samples) where the windows are, in their dtype, if it is long enough."""
-        shortest = max(resolution.fft_size for resolution in self.resolutions) // 2 + 1
-        if x.ndim == 0 or x.shape[-1] < shortest:
-            raise ValueError(f"expected audio of shape (..., n_samples), n_samples ≥ {shortest}, got {tuple(x.shape)}")
+        if x.ndim == 0 or x.shape[-1] < SHORTEST:
+            raise ValueError(f"expected audio of shape (..., n_samples), n_samples ≥ {SHORTEST}, got {tuple(x.shape)}")
         if not x.is_floating_point():
             raise ValueError(f"expected floating-point audio, got {x.dtype}")
         return x.reshape(x.shape[:-1].numel(), x.shape[-1]).to(self.resolutions[0].window)

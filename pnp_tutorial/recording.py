@@ -63,11 +63,10 @@ def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
 
     Channels are averaged (if they cancel, the loudest is taken) and set to zero where they are quietest, if both halves
     of that stretch agree: the mean of a drum that still sounds is its own, and to take that out would be heard as a
-    click. What comes before the onset, but for one
-    sample, is left out: that is the first above a fiftieth of the peak and six times the noise of the first seconds.
-    The rest is cut or filled with zeros to the synthesizer's length, its rate is converted, and it is scaled to a peak
-    of 1. For a synthesizer whose sounds do not begin at once, or whose level has a meaning, the beginning or the level
-    stay as they are.
+    click. What comes before the onset, but for one sample, is left out: that is the first above a fiftieth of the peak
+    and six times the noise of the first seconds. The rest is cut or filled with zeros to the synthesizer's length, its
+    rate is converted, and it is scaled to a peak of 1. For a synthesizer whose sounds do not begin at once, or whose
+    level has a meaning, the beginning or the level stay as they are.
 
     Raises
     ------

@@ -48,28 +48,29 @@ class Rows(NamedTuple):
     curves: Tensor | None = None
 
 
-def stored_arrays(config: DatasetConfig) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape of a row and dtype of what is computed."""
-    silence = torch.zeros(config.n_samples)
+def stored_arrays(config: DatasetConfig, device: torch.device) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape of a row and dtype of what is computed, on a device on which the ear hears."""
+    silence = torch.zeros(1, config.n_samples)
     arrays: dict[str, tuple[tuple[int, ...], str]] = {}
-    arrays["scalogram"] = (tuple(encoder_input(config)(silence).shape), "float16")
+    arrays["scalogram"] = (tuple(encoder_input(config)(silence).shape[1:]), "float16")
     if config.metric:
         arrays["metric"] = ((len(config.synthesizer.parameters),) * 2, "float64")
     if config.features:
-        arrays["features"] = (tuple(ear(config)(silence).shape), "float32")
+        with torch.no_grad():
+            arrays["features"] = (tuple(ear(config, device)(silence.to(device)).shape[1:]), "float32")
     if config.curves:
         arrays["curves"] = ((2 * len(config.synthesizer.parameters) * (len(STEPS) + 1),) * 2, "float32")
     return arrays
 
 
-def create(config: DatasetConfig, metric: Tensor | None) -> None:
+def create(config: DatasetConfig, metric: Tensor | None, device: torch.device) -> None:
     """Make the store with its ν and empty arrays, under another name, and move it into place; its M may be given.
 
     If another process has been faster, its store is left as it is.
     """
     path = Path(config.data)
     n, chunk = config.n_sounds, min(config.chunk_size, config.n_sounds)
-    arrays = stored_arrays(config)
+    arrays = stored_arrays(config, device)
     own = 8 * len(config.synthesizer.parameters) + 1  # ν and split
     size = n * (own + sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values()))
     if size > (free := shutil.disk_usage(first_existing(path.parent)).free):
@@ -80,7 +81,7 @@ def create(config: DatasetConfig, metric: Tensor | None) -> None:
     made_with |= {} if metric is None else {"metric_sum": float(metric.sum())}
     made_with["sketch"] = sketch(config.synthesizer)
     if not isinstance(config.ear, str):
-        made_with["ear_sketch"] = ear_sketch(ear(config), config.synthesizer)
+        made_with["ear_sketch"] = ear_sketch(ear(config, device), config.synthesizer, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(temporary_name())
     try:
@@ -134,13 +135,16 @@ def _seal(path: Path, attributes: Mapping[str, Any]) -> str:
 
 
 def read_config(
-    path: str | Path, synthesizer: Synthesizer | None = None, ear: str | Map | None = None
+    path: str | Path,
+    synthesizer: Synthesizer | None = None,
+    ear: str | Map | None = None,
+    device: torch.device | str = "cpu",
 ) -> DatasetConfig:
     """The configuration that a store was built with.
 
-    A synthesizer of the user's own must be given; an ear of his own as well, before it can be heard with.
-    Raises ValueError if there is no such store, or it was made with another synthesizer or ear than a given one, as it
-    is today.
+    A synthesizer of the user's own must be given; an ear of his own as well, before it can be heard with, and the
+    device on which it hears. Raises ValueError if there is no such store, or it was made with another synthesizer or
+    ear than a given one, as it is today.
     """
     store = open_store(path)
     try:
@@ -153,8 +157,8 @@ def read_config(
     if synthesizer is not None and differs(sketch(config.synthesizer), made_with.get("sketch")):
         raise ValueError(f"{path} was made when the synthesizer {synthesizer.name!r} made other sounds: build it again")
     if ear is not None and not isinstance(ear, str):
-        heard = find_ear(ear, config.n_samples, config.synthesizer.sample_rate)
-        if differs(ear_sketch(heard, config.synthesizer), made_with.get("ear_sketch")):
+        heard = find_ear(ear, config.n_samples, config.synthesizer.sample_rate, device)
+        if differs(ear_sketch(heard, config.synthesizer, device), made_with.get("ear_sketch")):
             raise ValueError(f"{path} was made when the ear {ear_name(ear)!r} heard otherwise: build it again")
     return config
 

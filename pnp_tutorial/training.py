@@ -26,12 +26,13 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from .checkpoint import Setup, State, resume, write_checkpoint, write_results
+from .checks import refuse_elsewhere
 from .damping import AdaptiveDamping
 from .dataset_config import DatasetConfig
 from .encoder import CHECKPOINT, Encoder, load_encoder, refuse_other_scalogram, sought
 from .objective import Batch, Loss, as_batch, drawn, first_damping, make_loss
 from .runtime import connect, float64_device, lacks_means, select_device
-from .store import load, read_config
+from .store import load, open_store, provenance, read_config
 from .training_config import TrainingConfig, check, modern
 
 if TYPE_CHECKING:
@@ -205,7 +206,9 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     device = select_device(config.device)
     precision = _precision(config, device)
     fabric = connect(device, precision)
-    data = read_config(config.data, config.synthesizer, config.ear)
+    data = read_config(config.data, config.synthesizer, config.ear, device)
+    if config.loss in ("mss", "spectral"):
+        refuse_elsewhere(data.synthesizer, device)
     names = {"pnp": ("metric",), "spectral": ("features",), "curves": ("curves",)}.get(config.loss, ())
     splits = {split: load(config.data, split, ("scalogram", *names)) for split in ("train", "validation")}
     for split, rows in splits.items():
@@ -239,7 +242,8 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
 
         network = convert_sync_batchnorm(network)
     state = State(network, torch.optim.Adam(network.parameters(), lr=config.learning_rate), damping)
-    return Setup(config, data, fabric, precision, train, validation, loss, unit, batch_size, n_steps), state
+    made_with = dict(provenance(Path(config.data), open_store(config.data)))
+    return Setup(config, data, made_with, fabric, precision, train, validation, loss, unit, batch_size, n_steps), state
 
 
 def _refuse_small_scalogram(network: Encoder, shape: tuple[int, ...]) -> None:

@@ -10,7 +10,8 @@ from .damping import Shape
 from .drum import DRUM
 from .encoder import sought
 from .metric import Map
-from .runtime import check_fields, check_writable
+from .mss import SHORTEST
+from .runtime import check_fields, check_writable, select_device
 from .store import read_config
 from .synthesizer import Synthesizer
 
@@ -141,13 +142,15 @@ def check(config: TrainingConfig) -> None:
     if config.seed > MOST_SEED:
         raise ValueError(f"expected seed ≤ {MOST_SEED}, got {config.seed}")
     check_writable(config.output_folder)
-    data = read_config(config.data, config.synthesizer, config.ear)
+    data = read_config(config.data, config.synthesizer, config.ear, select_device(config.device))
     if unknown := [name for name in config.known if name not in data.synthesizer.names]:
         raise ValueError(f"expected known parameters of {data.synthesizer.names}, got {unknown[0]!r}")
     if not sought(data, config.known):
         raise ValueError(f"expected a parameter that is not known, got known = {config.known}")
     if config.loss == "pnp" and not data.metric:
         raise ValueError(f"{config.data} was built without the metric M, which the PNP loss needs")
+    if config.loss == "mss" and data.n_samples < SHORTEST:
+        raise ValueError(f"expected sounds of {SHORTEST} samples or more with the loss mss, got {data.n_samples}")
     if config.loss == "curves" and not data.curves:
         raise ValueError(f"{config.data} was built without curves, which the loss of that name needs")
     if config.tensorboard and not find_spec("tensorboard") and not find_spec("tensorboardX"):

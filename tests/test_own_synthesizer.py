@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -316,7 +317,7 @@ def test_a_synthesizer_that_does_not_work_is_told_in_one_line(whistle, tmp_path,
     (tmp_path / "deaf.py").write_text("def deaf(x):\n    raise TypeError('of their own')\n", encoding="utf-8")
     options = ["--synthesizer=whistle.py:WHISTLE", "--ear=deaf.py:deaf", *SMALL]
     assert main(["dataset", "--data=x.zarr", *options]) == 2
-    assert capfd.readouterr().err.endswith(", ear = deaf: of their own\n")
+    assert capfd.readouterr().err.endswith(", ear = deaf: of their own (sounds come in float32, on cpu)\n")
 
 
 def test_what_takes_hours_is_told_before_it_begins(whistle):
@@ -430,16 +431,73 @@ def test_an_ear_that_makes_pictures_is_refused(whistle):
     assert sorted(os.listdir()) == ["sound.wav", "whistle.py"]
 
 
-def test_an_ear_with_weights_in_float32_is_told_what_comes(whistle):
-    """A data set gives it float64, a match float32."""
+def test_an_ear_with_weights_of_its_own_hears_float32_everywhere(whistle):
+    """From the data set to the match, though it never heard a sound while that was built; one in float64 is refused."""
     ear = torch.nn.Linear(4000, 8)
-    config = DatasetConfig("x.zarr", whistle, ear, n_sounds=20, J=6, T=128, device="cpu")
-    with pytest.raises(ValueError, match=r"ear = Linear: .*\(sounds come in float64, on cpu\)"):
-        build(config, progress=False)
+    config = DatasetConfig("x.zarr", whistle, ear, n_sounds=60, J=6, T=128, metric=False, device="cpu")
+    with pytest.raises(ValueError, match=r"ear = Linear: .*\(sounds come in float32, on cpu\)"):
+        build(replace(config, ear=torch.nn.Linear(4000, 8).double()), progress=False)
+    assert sorted(os.listdir()) == ["whistle.py"]
+    for changed in (replace(config, data="m.zarr", metric=True, features=True), config):
+        build(changed, progress=False)
+    training = TrainingConfig("m.zarr", "run", whistle, ear, "spectral", backbone="test_efficientnet", device="cpu")
+    fit(replace(training, n_epochs=1), progress=False)
+    evaluation = EvaluationConfig("run/encoder.safetensors", "x.zarr", "run", whistle, ear, device="cpu")
+    assert report(evaluation, progress=False).loc["ear", "mean"] > 0
     soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
     few = Budget(n_sounds=5, n_generations=2, n_runs=1, n_iterations=1)
     (row,) = match_files(["sound.wav"], ".", synthesizer=whistle, ear=ear, budget=few)
     assert not row["error"]
+
+
+def test_an_ear_for_batches_alone_makes_features_and_a_match(whistle):
+    """What is given to an ear always has a batch axis."""
+
+    def flat(x):
+        return x.abs().reshape(len(x), 40, -1).mean(-1).flatten(1)
+
+    build(DatasetConfig("x.zarr", whistle, flat, n_sounds=20, J=6, T=128, features=True, device="cpu"), progress=False)
+    assert load("x.zarr", "train", ("features",)).features.shape == (16, 40)
+    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
+    few = Budget(n_sounds=5, n_generations=2, n_runs=1, n_iterations=1)
+    (row,) = match_files(["sound.wav"], ".", synthesizer=whistle, ear=flat, budget=few)
+    assert not row["error"]
+
+
+def test_an_ear_without_finite_derivatives_is_refused_before_a_search(whistle):
+    def root(x):
+        return (0 * x).abs().sqrt()
+
+    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
+    with pytest.raises(ValueError, match="the ear root: .*their derivatives, are not finite"):
+        list(match_files(["sound.wav"], ".", synthesizer=whistle, ear=root))
+
+
+def test_a_training_does_not_go_on_with_other_sounds(whistle):
+    """Of a data set that was built again, by a function of the same name, or with other metrics."""
+    config = DatasetConfig("x.zarr", whistle, n_sounds=60, J=6, T=128, secant_step=0.1, device="cpu")
+    build(config, progress=False)
+    training = TrainingConfig("x.zarr", "run", whistle, backbone="test_efficientnet", n_epochs=1, device="cpu")
+    fit(training, progress=False)
+    kept = Path("run/encoder.safetensors").read_bytes()
+    louder = replace(whistle, function=lambda *args, **options: 1.5 * whistle.function(*args, **options))
+    for synthesizer, metric in ((louder, None), (whistle, torch.eye(2, dtype=torch.float64).repeat(60, 1, 1))):
+        shutil.rmtree("x.zarr")
+        build(replace(config, synthesizer=synthesizer), metric=metric, progress=False)
+        with pytest.raises(ValueError, match="run holds a run on other sounds, features or metrics than x.zarr has by"):
+            fit(replace(training, synthesizer=synthesizer, n_epochs=2), progress=False)
+    assert Path("run/encoder.safetensors").read_bytes() == kept
+
+
+def test_sounds_too_short_for_mss_are_evaluated_without_it(whistle):
+    short = replace(whistle, n_samples=1000)
+    build(DatasetConfig("x.zarr", short, n_sounds=60, J=5, T=32, metric=False, device="cpu"), progress=False)
+    training = TrainingConfig("x.zarr", "run", short, loss="mss", backbone="test_efficientnet", device="cpu")
+    with pytest.raises(ValueError, match="expected sounds of 1025 samples or more with the loss mss, got 1000"):
+        fit(training, progress=False)
+    fit(replace(training, loss="parameter", n_epochs=1), progress=False)
+    evaluation = EvaluationConfig("run/encoder.safetensors", "x.zarr", "run", short, device="cpu")
+    assert [*report(evaluation, progress=False).index[:3]] == ["ear", "ear_constant", "ear_gain"]
 
 
 def test_a_time_axis_on_another_device_is_named(whistle):
