@@ -259,6 +259,17 @@ export function resample(x, from, to) {
   });
 }
 
+/** Mean of a stretch through Hann windows over its halves, as in `_zero`; 0 if the halves disagree. */
+function zeroOf(part) {
+  const n = Math.max(1, Math.floor(part.length / 2));
+  const window = Float64Array.from({ length: n }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * (i + 1)) / (n + 1)));
+  const weight = window.reduce((a, b) => a + b);
+  const [first, last] = [0, part.length - n].map(
+    (start) => window.reduce((sum, w, i) => sum + w * part[start + i], 0) / weight,
+  );
+  return Math.abs(first - last) <= Math.abs(first + last) / 4 ? (first + last) / 2 : 0;
+}
+
 /** What is heard, as in `_survey`, around its zero: the mean of the channels or, if they cancel, the loudest. */
 function survey(channels) {
   const mean = Float64Array.from(channels[0], (_, n) => channels.reduce((sum, x) => sum + x[n], 0) / channels.length);
@@ -271,7 +282,7 @@ function survey(channels) {
       const part = x.subarray(n, n + QUIET);
       const level = average(part, (value) => value);
       const spread = average(part, (value) => (value - level) ** 2);
-      if (spread < quietest) [quietest, offset] = [spread, level];
+      if (spread < quietest) [quietest, offset] = [spread, zeroOf(part)];
     }
     return { x, offset, span: high - low, peak: Math.max(high - offset, offset - low) };
   });
