@@ -258,7 +258,7 @@ def _compute(
             if config.metric and metric is not None:
                 rows["metric"] = metric
             if config.features:
-                rows["features"] = check_vectors(features(x), x)
+                rows["features"] = features(x)
         rows["scalogram"] = scalogram(x).half()
     refuse_infinite(synthesizer, nu, rows)
     return {name: values.cpu().numpy() for name, values in rows.items()}

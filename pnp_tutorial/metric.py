@@ -50,7 +50,9 @@ def jacobian(nu: Tensor, features: Map, synthesizer: Map) -> tuple[Tensor, Tenso
     """
     if not callable(features):
         raise ValueError(f"expected features as a callable, got {features!r}: `ears.find_ear` makes one of a name")
-    return push(features, *tangents(nu, synthesizer))
+    x, dx = tangents(nu, synthesizer)
+    S, J = push(features, x, dx)
+    return check_vectors(S, x), J
 
 
 def tangents(nu: Tensor, synthesizer: Map) -> tuple[Tensor, Tensor]:
@@ -74,7 +76,7 @@ def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
     else:
         with FORWARD_MODE:
             S, dS = vmap(lambda tangent: jvp(features, (x,), (tangent,)), out_dims=(None, 0))(dx)  # type: ignore
-    return check_vectors(S, x), dS.movedim(0, -1)
+    return S, dS.movedim(0, -1)
 
 
 def check_vectors(S: Tensor, x: Tensor) -> Tensor:
