@@ -112,10 +112,11 @@ def evaluate(nu_hat: Tensor, nu: Tensor, nu_constant: Tensor, features: Map, syn
         for part, part_hat in zip(_batches(nu), _batches(nu_hat), strict=True):
             x, x_hat = (synthesizer(nu).float() for nu in (part, part_hat))
             S = features(x)
-            columns = {"ear": torch.linalg.vector_norm(features(x_hat) - S, dim=-1)}
-            columns |= {"mss": mss_distance(x_hat, x)} if x.shape[-1] >= SHORTEST else {}
-            columns["ear_constant"] = torch.linalg.vector_norm(S_constant - S, dim=-1)
-            columns |= {"mss_constant": mss_distance(constant.expand_as(x), x)} if x.shape[-1] >= SHORTEST else {}
+            columns = {}
+            for of, y, S_y in (("", x_hat, features(x_hat)), ("_constant", constant.expand_as(x), S_constant)):
+                columns[f"ear{of}"] = torch.linalg.vector_norm(S_y - S, dim=-1)
+                if x.shape[-1] >= SHORTEST:
+                    columns[f"mss{of}"] = mss_distance(y, x)
             errors = {f"error_{name}": error for name, error in zip(names, (part_hat - part).abs().T, strict=True)}
             rows.append(pd.DataFrame({name: values.cpu().numpy() for name, values in (columns | errors).items()}))
     table = pd.concat(rows, ignore_index=True)

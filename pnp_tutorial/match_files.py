@@ -93,7 +93,8 @@ def match_files(
     ear = own_ear if ear is None else ear
     features = find_ear(ear, synthesizer.n_samples, synthesizer.sample_rate, device)
     refuse_elsewhere(synthesizer, device)
-    _try(synthesizer, features, ear_name(ear), device)
+    if isinstance(model, Synthesizer) or not isinstance(ear, str):  # of an encoder, what the library has was heard
+        _try(synthesizer, features, ear_name(ear), device)
     budget = budget or usual_budget(len(synthesizer.parameters))
     check_writable(output_folder)
     made_with = {"encoder": encoder_sum, "seed": seed, "budget": as_stored(budget), "version": __version__}

@@ -412,6 +412,14 @@ def test_an_ear_that_was_edited_is_noticed(whistle):
     assert len(fit(replace(training, n_epochs=2), progress=False)) == 2
 
 
+def matched(whistle, ear):
+    """The row of a short search for a sound of the whistle."""
+    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
+    few = Budget(n_sounds=5, n_generations=2, n_runs=1, n_iterations=1)
+    (row,) = match_files(["sound.wav"], ".", synthesizer=whistle, ear=ear, budget=few)
+    return row
+
+
 def test_an_ear_that_makes_pictures_is_refused(whistle):
     """In a data set with metrics, with features alone, and in a match: before anything is written or searched."""
 
@@ -423,9 +431,8 @@ def test_an_ear_that_makes_pictures_is_refused(whistle):
     for changed in (config, replace(config, metric=False, features=True)):
         with pytest.raises(ValueError, match=said):
             build(changed, progress=False)
-    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
     with pytest.raises(ValueError, match=f"no match can be made by the ear picture: .*{said}"):
-        list(match_files(["sound.wav"], ".", synthesizer=whistle, ear=picture))
+        matched(whistle, picture)
     with pytest.raises(ValueError, match=r"a vector for each sound, got \(4, 40, 100\)"):
         secant_metric(torch.zeros(1, 2), picture, lambda nu: whistle(nu).float())
     assert sorted(os.listdir()) == ["sound.wav", "whistle.py"]
@@ -444,10 +451,7 @@ def test_an_ear_with_weights_of_its_own_hears_float32_everywhere(whistle):
     fit(replace(training, n_epochs=1), progress=False)
     evaluation = EvaluationConfig("run/encoder.safetensors", "x.zarr", "run", whistle, ear, device="cpu")
     assert report(evaluation, progress=False).loc["ear", "mean"] > 0
-    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
-    few = Budget(n_sounds=5, n_generations=2, n_runs=1, n_iterations=1)
-    (row,) = match_files(["sound.wav"], ".", synthesizer=whistle, ear=ear, budget=few)
-    assert not row["error"]
+    assert not matched(whistle, ear)["error"]
 
 
 def test_an_ear_for_batches_alone_makes_features_and_a_match(whistle):
@@ -458,19 +462,15 @@ def test_an_ear_for_batches_alone_makes_features_and_a_match(whistle):
 
     build(DatasetConfig("x.zarr", whistle, flat, n_sounds=20, J=6, T=128, features=True, device="cpu"), progress=False)
     assert load("x.zarr", "train", ("features",)).features.shape == (16, 40)
-    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
-    few = Budget(n_sounds=5, n_generations=2, n_runs=1, n_iterations=1)
-    (row,) = match_files(["sound.wav"], ".", synthesizer=whistle, ear=flat, budget=few)
-    assert not row["error"]
+    assert not matched(whistle, flat)["error"]
 
 
 def test_an_ear_without_finite_derivatives_is_refused_before_a_search(whistle):
     def root(x):
         return (0 * x).abs().sqrt()
 
-    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
     with pytest.raises(ValueError, match="the ear root: .*their derivatives, are not finite"):
-        list(match_files(["sound.wav"], ".", synthesizer=whistle, ear=root))
+        matched(whistle, root)
 
 
 def test_a_training_does_not_go_on_with_other_sounds(whistle):
@@ -520,11 +520,8 @@ def test_an_ear_that_draws_at_random_is_not_taken_for_an_edited_one(whistle):
 
 
 def test_a_match_by_an_ear_that_was_edited_is_made_again(whistle):
-    soundfile.write("sound.wav", whistle(torch.tensor([0.1, 0.4])).numpy(), 16000, subtype="FLOAT")
-    few = Budget(n_sounds=5, n_generations=2, n_runs=1, n_iterations=1)
-
     def distance(factor):
-        (row,) = match_files(["sound.wav"], ".", synthesizer=whistle, ear=own_ear(factor), budget=few)
+        row = matched(whistle, own_ear(factor))
         assert not row["error"]
         return row["constant"]
 
