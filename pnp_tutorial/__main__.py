@@ -45,7 +45,7 @@ class MatchConfig:
     Parameters
     ----------
     audio
-        Sound file, of any number of channels and any sample rate, or folder of such files.
+        Sound file, of any number of channels and any sample rate, or folder of such files; folders in it are left out.
     output_folder
         Where NAME_matched.wav and NAME_matched.json are written; of a folder, matches.csv too.
     encoder
@@ -125,6 +125,8 @@ def _say_where(folder: str, what: str) -> None:
 def run_match(config: MatchConfig) -> None:
     """Find the parameters that sound like recordings; write them, and their sounds."""
     path = Path(config.audio)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
     kinds = {kind.lower() for kind in soundfile.available_formats()} - {"raw"}  # which tells no rate
     kinds |= {"aif", "aifc", "oga", "opus", "snd"}
     kinds |= {"aac", "m4a", "mp4", "wma"}  # which are then reported, for nobody here can read them

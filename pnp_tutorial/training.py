@@ -121,7 +121,7 @@ def train_one_epoch(
         optimizer.zero_grad()
         nu_hat = encoder(batch.S)  # (B, k)
         step_loss = loss(nu_hat.to(batch.nu.device), batch, damping)
-        fabric.backward(step_loss)
+        fabric.backward(step_loss, inputs=list(encoder.parameters()))  # none for an ear's or synthesizer's own weights
         if clip is not None:
             fabric.clip_gradients(encoder, optimizer, max_norm=clip, error_if_nonfinite=False)
         optimizer.step()

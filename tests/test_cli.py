@@ -171,6 +171,11 @@ def test_bad_sounds(case, encoder, tmp_path, capfd):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_missing_sound_is_told_before_the_encoder_is_read(tmp_path, capfd):
+    status = main(["match", str(tmp_path / "none.wav"), "--encoder", str(tmp_path / "none.safetensors")])
+    assert_one_line(status, *capfd.readouterr(), "match", "none.wav does not exist")
+
+
 def assert_one_line(status, stdout, stderr, stage, message):
     assert (status, stdout) == (2, "")
     assert stderr.startswith(f"pnp {stage}: ")

@@ -449,6 +449,7 @@ def test_an_ear_with_weights_of_its_own_hears_float32_everywhere(whistle):
         build(changed, progress=False)
     training = TrainingConfig("m.zarr", "run", whistle, ear, "spectral", backbone="test_efficientnet", device="cpu")
     fit(replace(training, n_epochs=1), progress=False)
+    assert ear.weight.grad is None, "of a training, its weights are no part"
     evaluation = EvaluationConfig("run/encoder.safetensors", "x.zarr", "run", whistle, ear, device="cpu")
     assert report(evaluation, progress=False).loc["ear", "mean"] > 0
     assert not matched(whistle, ear)["error"]
