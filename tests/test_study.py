@@ -48,7 +48,7 @@ def test_a_row_wants_the_short_runs_of_its_own_loss(monkeypatch):
     """And not those of losses whose names go on."""
     done = []
     monkeypatch.setattr(study.Study, "do_all", lambda self, named: done.append(list(named)))
-    monkeypatch.setattr(study.Study, "do_constant", lambda self: None)
+    monkeypatch.setattr(study.Study, "do_untrained", lambda self: None)
     monkeypatch.setattr(study, "prepare", lambda path: None)
     study.main(["small-parameter-0"])
     assert done == [[f"tune-parameter-{rate:g}" for rate in study.RATES], ["small-parameter-0"]]

@@ -163,12 +163,18 @@ class Study:
             self.prepare(path)
         side_by_side(work, named, lambda: [judge(self, split) for split in splits])
 
-    def do_constant(self) -> None:
-        """The floor: one ν, whatever the sound."""
+    def do_untrained(self) -> None:
+        """What needs no network: the one best ν for all sounds; and the training sound with the nearest features."""
         if not self.result("constant").exists():
             heard, train = judge(self, "test"), load(self.data.data, names=()).nu[:256].to(self.device)
             nu = best_constant(train, heard.features, heard.play, progress=True).cpu()
             write_results(self.result("constant"), heard(nu.expand_as(heard.rows.nu)))
+        if not self.result("nearest").exists():
+            heard, train = judge(self, "test"), load(self.data.data, names=()).nu
+            with torch.no_grad():
+                parts = tqdm(train.to(self.device).split(8), desc="features", leave=False)
+                S = torch.cat([heard.features(heard.play(some)).cpu() for some in parts])
+            write_results(self.result("nearest"), heard(train[torch.cdist(heard.S, S).argmin(1)]))
 
 
 def refuse_unknown(prefixes: Collection[str], names: Collection[str]) -> None:

@@ -102,8 +102,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         for damping in ("scheduled", "adaptive")
         for h in WIDTHS
     },
-    # secants of Φ itself, of the same width
+    # secants of Φ itself, of the same width; and one form for all sounds, the mean of their secant metrics
     "heard-scheduled": ("secant-root", {"data": "data/scaling-short-heard.zarr"}),
+    "mean-scheduled": ("secant-root", {"data": "data/scaling-short-mean.zarr"}),
 }
 RIVALS = {"log": "mss", "linear": "mss-linear", "paths": "paths"}  # ears: MSS by one kind of magnitude; as in SCRAPL
 # What takes over from the root of P-loss, for how many steps, all at the same rate, which falls. The longer ones take
@@ -168,7 +169,7 @@ def data_sets(drum: str) -> dict[str, DatasetConfig]:
         if drum == "short":
             found["all-metric"] = replace(base, n_sounds=100_000)
             found |= {f"secant{h}": replace(found["metric"], secant_step=h) for h in WIDTHS}
-            found["heard"] = found["secant"]
+            found["heard"] = found["mean"] = found["secant"]
             found |= {name: replace(found["curves"], curves=False, ear=ear) for name, ear in RIVALS.items()}
     configs = [replace(config, data=f"data/scaling-{drum}-{name}.zarr") for name, config in found.items()]
     return {config.data: config for config in configs}
@@ -196,6 +197,8 @@ def prepare(path: str) -> None:
     config, given = data_sets(path.split("-")[1])[path], None
     if path.endswith("heard.zarr") and not (Path(path).exists() and zarr.open_group(path, mode="r")["done"][:].all()):
         given = heard_secants(config)
+    elif path.endswith("mean.zarr"):
+        given = mean_secants(config)
     elif path == FROM_BANK:
         given = papers_bank.metrics()
     build(config, metric=given)
@@ -215,6 +218,14 @@ def heard_secants(config: DatasetConfig) -> Tensor:
         M = secant_metric(some, features, lambda nu: config.synthesizer(nu, torch.float32), SECANT_STEP)
         metric[[numbers[tuple(each)] for each in some.tolist()]] = M
     return metric
+
+
+def mean_secants(config: DatasetConfig) -> Tensor:
+    """For every sound, the mean secant metric of those for training."""
+    judged = judged_on("short")
+    prepare(judged)
+    mean = load(judged, "train", ("metric",)).metric.mean(0)
+    return mean.expand(config.n_sounds, *mean.shape)
 
 
 STUDIES = {

@@ -20,7 +20,7 @@ from rows import Study, refuse_unknown
 from torch import Tensor
 
 from pnp_tutorial.bank import load_bank
-from pnp_tutorial.dataset import build
+from pnp_tutorial.dataset import build, load
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.metric import Map
 from pnp_tutorial.runtime import as_stored, refuse_difference
@@ -33,6 +33,7 @@ SMALL = {"backbone": "mobilenetv3_small_100"}  # of the rows that compare settin
 SECANT = "data/study-secant.zarr"  # the same data set, with metrics of coarse spectra for steps as wide as errors are
 COARSE = "data/study-coarse.zarr"  # and with metrics of coarse spectra for steps that are a hundred times as small
 SECANTS = {SECANT: 0.1, COARSE: 0.001}
+MEAN = "data/study-mean.zarr"  # and with one metric for all sounds, the mean secant metric of those for training
 
 # The same data set with another coordinate of the shape: a function of α and its inverse. It is scaled linearly, so
 # that α from FLATTEST to 1 becomes [−1, 1]; one drum in a hundred is flatter, and counts as FLATTEST.
@@ -84,6 +85,7 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-falling-secant": ("secant", {**FALLING, "damping": "scheduled"}),
     "small-falling-secant-adaptive": ("secant", FALLING),
     "small-falling-average": ("secant", {**FALLING, **AVERAGE}),
+    "small-falling-average-scheduled": ("secant", {**FALLING, "damping": "scheduled", "data": MEAN}),
     "small-falling-parameter-root": ("parameter-root", FALLING),
     "small-falling-secant-root": ("secant-root", FALLING),
     "small-falling-pnp-root": ("pnp-root", FALLING),
@@ -166,6 +168,10 @@ def prepare(path: str) -> None:
     build(data, metric=bank.metric)
     if path in SECANTS:
         build(replace(data, data=path, secant_step=SECANTS[path]))
+    elif path == MEAN:
+        prepare(SECANT)
+        mean = load(SECANT, names=("metric",)).metric.mean(0)
+        build(replace(data, data=path, secant_step=SECANTS[SECANT]), metric=mean.expand(data.n_sounds, *mean.shape))
     elif path in SHAPES and not Path(path).exists():
         build_copy(path, *shape_metric(bank.nu, bank.metric, SHAPES[path][0]))
 
@@ -196,7 +202,7 @@ def main(prefixes: list[str]) -> None:
     prepare(STUDY.data.data)
     STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
     if those(named):
-        STUDY.do_constant()
+        STUDY.do_untrained()
         chosen = ((name, *named[name]) for name in those(named))
         STUDY.do_all({name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, loss, row in chosen})
 
