@@ -60,7 +60,10 @@ export function mount(element, { sounds, caption = "" }) {
     button.innerHTML = `<span aria-hidden="true"></span><span></span>`; // a sign for the eye, and the name
     button.lastChild.textContent = label;
     button.setAttribute("aria-keyshortcuts", keys);
-    button.addEventListener("click", onClick);
+    button.addEventListener("click", () => {
+      button.focus(); // Safari does not, and the keys would go to the page
+      onClick();
+    });
     root.querySelector(".buttons").append(button);
     return button;
   };

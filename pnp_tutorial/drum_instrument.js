@@ -1,11 +1,10 @@
 // The rectangular drum as an instrument: five sliders, a membrane to strike, its sound and its spectrum.
 //
-// One module with drum.js before it, and no dependency. The book's page holds it inline and calls `mount`; Jupyter and
+// One module with drum.js and speaker.js before it, and no dependency. The book's page holds it inline and calls `mount`; Jupyter and
 // Colab load it as the front end of an anywidget, through the default export. Both get θ, the ranges of the sliders
 // and the sample rate from Python (drum_instrument.py).
 
 const STEPS = 200; // of a slider, from one end of its range to the other
-const VOLUME = 0.5; // of full scale, at the loudest sample
 const SHOWN_HZ = 0.5; // at which the eye sees the first mode swing
 const SHOWN_S = 20; // after which the picture of a strike stops
 const LOWEST_HZ = 20; // of the spectrum
@@ -55,6 +54,7 @@ const LAYOUT = `
 
 /** SVG of the spectrum, in dB below its highest point, over a logarithmic axis of frequency. */
 function spectrum(theta, sampleRate, options) {
+  const all = modes(theta, options);
   const [left, right, top, bottom] = [42, 330, 8, 150];
   const octaves = Math.log2(sampleRate / 2 / LOWEST_HZ);
   const x = (hz) => left + ((right - left) * Math.log2(hz / LOWEST_HZ)) / octaves;
@@ -62,9 +62,9 @@ function spectrum(theta, sampleRate, options) {
 
   // Even steps along the axis, and every mode: a line may be narrower than a step.
   const steps = Array.from({ length: 300 }, (_, i) => LOWEST_HZ * 2 ** ((octaves * i) / 299));
-  const lines = Array.from(modes(theta, options).omega, (w) => w / (2 * Math.PI));
+  const lines = Array.from(all.omega, (w) => w / (2 * Math.PI));
   const hz = [...steps, ...lines].filter((f) => f <= sampleRate / 2).sort((a, b) => a - b);
-  const levels = hz.map((f) => 20 * Math.log10(magnitude(f, theta, sampleRate, options)));
+  const levels = hz.map((f) => 20 * Math.log10(magnitude(f, all, sampleRate)));
   const highest = Math.max(...levels);
   const points = hz.map((f, i) => `${x(f).toFixed(1)},${y(levels[i] - highest).toFixed(1)}`);
 
@@ -85,36 +85,6 @@ function spectrum(theta, sampleRate, options) {
     <svg x="${left}" y="${top}" width="${width}" height="${height}" viewBox="${left} ${top} ${width} ${height}">
       <polyline class="curve" points="${points.join(" ")}"/>
     </svg>`; // the inner svg cuts off what lies below the axis
-}
-
-/** A loudspeaker that plays one sound at a time. Browsers let it open only when the user has done something. */
-function loudspeaker() {
-  let context;
-  let playing;
-  const stop = () => {
-    if (!playing) return;
-    playing.gain.gain.setTargetAtTime(0, context.currentTime, 0.003); // without a click
-    playing.source.stop(context.currentTime + 0.03);
-    playing = undefined;
-  };
-  return {
-    play(x, sampleRate) {
-      context ??= new AudioContext();
-      context.resume();
-      stop();
-      const buffer = new AudioBuffer({ length: x.length, sampleRate });
-      buffer.copyToChannel(Float32Array.from(x), 0);
-      const source = new AudioBufferSourceNode(context, { buffer });
-      const gain = new GainNode(context, { gain: VOLUME });
-      source.connect(gain).connect(context.destination);
-      source.start();
-      playing = { source, gain };
-    },
-    close() {
-      stop();
-      context?.close();
-    },
-  };
 }
 
 /**
@@ -241,7 +211,7 @@ export function mount(element, { theta, parameters, sampleRate, onTheta = () => 
     strike = position;
     const sigma = 1 / theta[1];
     const nSamples = Math.ceil((Math.log(1000) / sigma) * sampleRate); // until it is 60 dB down
-    speaker.play(rectangularDrum(theta, nSamples, sampleRate, { strike }), sampleRate);
+    speaker.play({ x: rectangularDrum(theta, nSamples, sampleRate, { strike }), sampleRate });
     showSpectrum();
     animate();
     const [hz, decay] = inWords(theta);

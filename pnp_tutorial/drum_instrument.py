@@ -14,7 +14,8 @@ from .drum import DRUM
 
 START = (-0.2, 0.0, -0.3, -0.2, 0.4)  # ν of the first drum: near the middle, so that every slider is heard
 SOURCE = "".join(
-    Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("drum.js", "drum_instrument.js")
+    Path(__file__).with_name(name).read_text(encoding="utf-8")
+    for name in ("drum.js", "speaker.js", "drum_instrument.js")
 )
 
 

@@ -235,6 +235,7 @@ export function mount(element, options) {
   root.className = "drum-matcher";
   root.setAttribute("role", "group");
   root.setAttribute("aria-label", "Find the drum of a sound");
+  root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab would take the keys for its own
   root.innerHTML = `<style>${STYLE}</style>${LAYOUT}`;
   element.replaceChildren(root);
   const find = (selector) => root.querySelector(selector);

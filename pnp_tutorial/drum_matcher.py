@@ -30,10 +30,14 @@ SOURCES = {
 # A page that is opened as a file may not load modules from other files: they are in it as text.
 MODULE = f"""const sources = {json.dumps(SOURCES, ensure_ascii=False)};
 const url = (source) => URL.createObjectURL(new Blob([source], {{ type: "text/javascript" }}));
-async function mount(element, options) {{
+const load = async () => {{
   const names = ["core", "player", "recorder", "matcher"];
-  const [core, player, recorder, matcher] = await Promise.all(names.map((name) => import(url(sources[name]))));
-  const workerUrl = url(sources.core.replace(/^export /gm, "")); // no module: in a file, Chromium would not run it
+  const modules = await Promise.all(names.map((name) => import(url(sources[name]))));
+  return [...modules, url(sources.core.replace(/^export /gm, ""))]; // no module: in a file, Chromium would not run it
+}};
+let loaded; // once, however often it is shown
+async function mount(element, options) {{
+  const [core, player, recorder, matcher, workerUrl] = await (loaded ??= load());
   return matcher.mount(element, {{ ...options, core, workerUrl, player, recorder }});
 }}
 export default {{

@@ -1,4 +1,4 @@
-// The kit of the explorables: what their scenes share. No dependency but drum.js, which Python puts before it.
+// The kit of the explorables: what their scenes share. Python puts drum.js and speaker.js before it.
 //
 // A scene, explorable_NAME.js, says explorables.register("NAME", scene). In the page it finds its elements,
 // <div data-explorable="NAME">; in Jupyter and Colab it is the front end of an anywidget (explorables.py).
@@ -18,7 +18,7 @@
 //   legend(parent, [[label, colour, dash], …])                 colour: 1 to 5, or 0, the text's; dash as in SVG, or ""
 //   plot(parent, {label, x, y, width, height})                 axes {label, low, high, log, ticks}, see below
 //   number(x, n)                     x with n significant digits, for people
-//   modes, rectangularDrum, membrane, magnitude                of drum.js
+//   rectangularDrum                                            of drum.js
 //   fadedDrum(theta, nSamples, sampleRate)                     the drum, its last quarter faded out
 //
 // Of a plot, in the units of its axes, `key` naming what is drawn anew when the same key comes again:
@@ -28,13 +28,9 @@
 //   band(key, {x: [from, to]} or {y: [from, to]})
 //   contours(key, {values, shape, x: [from, to], y: [from, to]}, levels, {color, dash})
 //   heat(key, {values, shape, x, y}, low, high)        in cividis; shape (rows along y, columns along x)
-//   remove(key)
 //   point({label, at: [x, y], step: [dx, dy], snap, say, nudge, onMove, color})
 //     to drag by mouse and touch, or by arrow keys (× 10 with Shift). snap(x, y): where it may stand instead;
 //     say(x, y): what is spoken; nudge(x, y, i, j): where an arrow leads; onMove(x, y). Returned: moveTo(x, y), say().
-
-const GAIN = 0.5; // of all sounds: one is as loud beside another as the scene makes it
-const PLAYS = "ab-player-started"; // tells all other players of a page to be silent
 
 const CIVIDIS = [
   [0, 34, 78], [26, 56, 111], [67, 78, 108], [97, 101, 111], [125, 124, 120], [155, 148, 118], [188, 174, 108],
@@ -217,7 +213,6 @@ function plot(parent, { label, x, y, width = 340, height = 300 }) {
   }
 
   const self = {
-    svg,
     axes(newX, newY) {
       axis = { x: newX, y: newY };
       for (const made of drawn.values()) made.remove();
@@ -269,10 +264,6 @@ function plot(parent, { label, x, y, width = 340, height = 300 }) {
       const look = { href: canvas.toDataURL(), style: "image-rendering: pixelated" };
       draw(key, "image", { ...place, ...look }, ".heat");
     },
-    remove(key) {
-      drawn.get(key)?.remove();
-      drawn.delete(key);
-    },
     point(options) {
       const made = movable(self, () => axis, () => [sx(), sy()], element, options);
       find(".points").append(made.group);
@@ -284,7 +275,6 @@ function plot(parent, { label, x, y, width = 340, height = 300 }) {
       const { x: u, y: v } = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
       return [sx().back(u), sy().back(v)];
     },
-    points,
   };
   svg.addEventListener("click", (event) => {
     if (!event.target.closest(".point") && points.length) points[0].moveTo(...self.under(event), true);
@@ -305,9 +295,6 @@ function movable(plane, axis, scales, element, options) {
 
   const self = {
     group,
-    get at() {
-      return here;
-    },
     say() {
       group.setAttribute("aria-valuetext", say(...here));
     },
@@ -349,40 +336,6 @@ function movable(plane, axis, scales, element, options) {
   return self;
 }
 
-/** A loudspeaker that plays one sound at a time. Browsers let it open only when the user has done something. */
-function loudspeaker() {
-  let context;
-  let playing;
-  const stop = () => {
-    if (!playing) return;
-    playing.gain.gain.setTargetAtTime(0, context.currentTime, 0.003); // without a click
-    playing.source.stop(context.currentTime + 0.03);
-    playing = undefined;
-  };
-  const yieldToOthers = ({ detail }) => detail !== stop && stop();
-  document.addEventListener(PLAYS, yieldToOthers);
-  return {
-    play({ x, sampleRate }) {
-      document.dispatchEvent(new CustomEvent(PLAYS, { detail: stop }));
-      context ??= new AudioContext();
-      context.resume();
-      stop();
-      const buffer = new AudioBuffer({ length: x.length, sampleRate });
-      buffer.copyToChannel(Float32Array.from(x), 0);
-      const source = new AudioBufferSourceNode(context, { buffer });
-      const gain = new GainNode(context, { gain: GAIN });
-      source.connect(gain).connect(context.destination);
-      source.start();
-      playing = { source, gain };
-    },
-    close() {
-      document.removeEventListener(PLAYS, yieldToOthers);
-      stop();
-      context?.close();
-    },
-  };
-}
-
 /** The kit of one scene; `ending` collects what is to be done when it goes. */
 function makeKit(ending) {
   let speaker;
@@ -398,7 +351,7 @@ function makeKit(ending) {
   };
   const note = (parent, text) => add(parent, "p", { textContent: text });
   return {
-    modes, rectangularDrum, membrane, magnitude, fadedDrum, number, plot, button, note,
+    rectangularDrum, fadedDrum, number, plot, button, note,
     panel: (root) => add(root, "div", { className: "panel" }),
     select(parent, { label, options, value, onInput }) {
       const made = add(add(parent, "label", { textContent: label }), "select");
@@ -413,7 +366,6 @@ function makeKit(ending) {
       const shown = add(line, "span", { className: "value", ariaHidden: "true" }); // aria-valuetext has the same
       const [from, to] = log ? [Math.log(low), Math.log(high)] : [low, high];
       const self = {
-        input: made,
         get value() {
           const share = made.valueAsNumber / steps;
           const there = from * (1 - share) + to * share; // exact at both ends
@@ -437,6 +389,8 @@ function makeKit(ending) {
     },
     readout(parent, labels) {
       const list = add(parent, "dl");
+      list.setAttribute("aria-live", "polite");
+      list.setAttribute("aria-atomic", "true"); // a number is spoken with its name
       const values = {};
       for (const [name, label] of Object.entries(labels)) {
         add(list, "dt", { textContent: label });

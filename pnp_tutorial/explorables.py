@@ -1,7 +1,7 @@
 """Explorables: pictures that a reader moves, in notebooks and in the book's static page, without Python behind them.
 
-A scene is one script, explorable_NAME.js, on the kit that all scenes share (explorables.js, after drum.js). It gets
-what the chapter has computed: numbers and words as JSON, and arrays as float32.
+A scene is one script, explorable_NAME.js, on the kit that all scenes share (drum.js, speaker.js, explorables.js). It
+gets what the chapter has computed: numbers and words as JSON, and arrays as float32.
 """
 
 import base64
@@ -69,9 +69,9 @@ def scenes() -> list[str]:
 
 def scripts(name: str) -> tuple[str, str]:
     """The kit that all scenes share, and the scene of this name, without comments and indentation: pages carry them."""
-    files = ("drum.js", "explorables.js", f"explorable_{name}.js")
-    drum, kit, scene = (BARE.sub("", (FOLDER / file).read_text(encoding="utf-8")) for file in files)
-    return drum + kit, scene
+    files = ("drum.js", "speaker.js", "explorables.js", f"explorable_{name}.js")
+    drum, speaker, kit, scene = (BARE.sub("", (FOLDER / file).read_text(encoding="utf-8")) for file in files)
+    return drum + speaker + kit, scene
 
 
 def explorable(name: str, data: Mapping[str, Any], text: str) -> Explorable:

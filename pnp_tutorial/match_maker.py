@@ -91,7 +91,7 @@ class MatchMaker(widgets.VBox):
         self._status = widgets.HTML()
         self._image = widgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
         self._upload.observe(lambda change: self._choose(uploaded(change["new"])), "value")
-        self._recorder.observe(lambda change: self._choose(("recording.wav", self._recorder.wav())), "pcm")
+        self._recorder.observe(lambda change: self._choose_recording(), "pcm")
         self._button.on_click(lambda button: self._match())
         self._controls = widgets.HBox(
             [self._upload, self._recorder, self._button], layout={"flex_flow": "row wrap", "align_items": "center"}
@@ -107,6 +107,9 @@ class MatchMaker(widgets.VBox):
         path, synthesizer, heard = Path(path), self._synthesizer, self._heard
         self.result = None
         self._button.disabled = True
+        for child in self.children:
+            if isinstance(child, ABPlayer):
+                child.close()  # its sounds would stay in the notebook
         self.children = [self._controls, self._status]
         self._say(f"{path.name}: reading")
         story: list[Step] = []
@@ -158,6 +161,10 @@ class MatchMaker(widgets.VBox):
             self._sound = sound
             self._button.disabled = False
             self._say(f"{sound[0]}, {len(sound[1]) / 1000:.0f} kB: press Match")
+
+    def _choose_recording(self) -> None:
+        self._upload.value = type(self._upload.value)()  # so that the same file can be uploaded again
+        self._choose(("recording.wav", self._recorder.wav()))
 
     def _match(self) -> None:
         assert self._sound, "the button is disabled before there is a sound"

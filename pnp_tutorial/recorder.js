@@ -64,6 +64,7 @@ async function record() {
 export function mount(element, { onSound }) {
   const root = document.createElement("div");
   root.className = "recorder";
+  root.setAttribute("data-lm-suppress-shortcuts", "true"); // JupyterLab would take the keys for its own
   root.innerHTML = `<style>${STYLE}</style><button type="button"></button><span role="status"></span>`;
   element.replaceChildren(root);
   const button = root.querySelector("button");
@@ -84,6 +85,7 @@ export function mount(element, { onSound }) {
       return;
     }
     busy = true;
+    document.dispatchEvent(new CustomEvent("ab-player-started", { detail: root })); // what plays would be recorded
     try {
       show("Waiting for the microphone …");
       recording = await record();

@@ -111,7 +111,8 @@ def test_scripts_lose_comments_and_indentation_alone():
     """Word for word the rest is there: of drum.js, of the kit and of the scene."""
     for name in scenes():
         whole = "".join(
-            (explorables.FOLDER / file).read_text(encoding="utf-8") for file in ("drum.js", "explorables.js")
+            (explorables.FOLDER / file).read_text(encoding="utf-8")
+            for file in ("drum.js", "speaker.js", "explorables.js")
         )
         whole += (explorables.FOLDER / f"explorable_{name}.js").read_text(encoding="utf-8")
         lines = [line.strip() for line in whole.splitlines()]

@@ -118,10 +118,12 @@ def test_uploaded_sounds_are_matched_when_the_button_is_pressed(maker, wav):
     maker._button.click()
     assert not maker._button.disabled
     check_match(maker, "snare &lt;1&gt;.wav")
+    player = maker.children[2]
     give(maker, "silence.wav", wav[:44] + bytes(len(wav) - 44))
     maker._button.click()
     (line,) = status(maker)
     assert line.startswith("silence.wav is silent")
+    assert player.comm is None, "closed, with its sounds"
     assert maker.children == (maker._controls, maker._status)
     assert maker.result is None
     assert not maker._button.disabled
@@ -132,6 +134,7 @@ def test_a_recorded_sound_is_matched_after_a_bad_file(maker):
     maker._button.click()
     samples = rectangular_drum(THETA, 4458, 48_000).numpy().astype("<f4")
     maker._recorder.set_state({"sample_rate": 48_000, "pcm": memoryview(samples.tobytes())})
+    assert maker._upload.value == (), "else the same file could not be uploaded again"
     heard, rate = soundfile.read(io.BytesIO(maker._recorder.wav()), dtype="float32")
     assert rate == 48_000
     assert np.array_equal(heard, samples)
@@ -232,7 +235,7 @@ const made = [];
 function fake() {
   const element = {
     listeners: {}, firstChild: {}, lastChild: {}, paragraphs: [{ setAttribute() {} }, { setAttribute() {} }],
-    setAttribute() {}, append() {}, replaceChildren() {},
+    setAttribute() {}, append() {}, replaceChildren() {}, focus() {},
     addEventListener(type, listener) { this.listeners[type] = listener; },
     querySelector: () => ({ append() {} }),
     querySelectorAll() { return this.paragraphs; },

@@ -112,6 +112,24 @@ def test_space_strikes_and_does_not_scroll(instrument):
     assert "145 Hz" in instrument.get_by_role("status").inner_text()
 
 
+OTHER_STARTS = """
+() => new Promise((resolve) => {
+  sounds.at(-1).onended = () => resolve("ended");
+  setTimeout(() => resolve("goes on"), 400);
+  document.dispatchEvent(new CustomEvent("ab-player-started"));
+})
+"""
+
+
+def test_it_takes_turns_with_the_players_of_the_page(instrument):
+    page = instrument.page
+    page.evaluate("window.turns = 0; document.addEventListener('ab-player-started', () => turns++)")
+    instrument.get_by_role("button", name="Strike").first.click()
+    assert page.evaluate("turns") == 1
+    page.wait_for_function("sounds.at(-1).context.state === 'running'")
+    assert page.evaluate(OTHER_STARTS) == "ended"
+
+
 def test_space_elsewhere_in_the_page_is_not_taken(instrument):
     instrument.page.keyboard.press("Space")
     assert n_sounds(instrument) == 0

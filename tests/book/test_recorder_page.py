@@ -54,6 +54,7 @@ def test_it_records_until_it_is_stopped(open_recorder):
     page = open_recorder(permissions=["microphone"])
     button = page.get_by_role("button")
     assert button.inner_text() == "● Record"
+    page.evaluate("window.turns = 0; document.addEventListener('ab-player-started', () => turns++)")
     for n in (1, 2):
         button.focus()
         page.keyboard.press("Enter")
@@ -68,6 +69,7 @@ def test_it_records_until_it_is_stopped(open_recorder):
         assert said(page) == f"{len(x) / rate:.1f} s recorded."
         assert np.isfinite(x).all()
         assert np.abs(x).max() > 0.01, "the beep"
+        assert page.evaluate("turns") == n, "the players of the page are told to stop: they would be recorded"
 
 
 def test_it_stops_by_itself(open_recorder):
