@@ -122,7 +122,7 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
                 config = replace(base, **LOSSES[loss], **FALLING, **change, known=known, seed=seed)
                 named[f"{loss}{'-known' * len(known)}-{seed}"] = loss, config
         for name, (loss, change) in DAMPINGS.items():
-            named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **LOSSES[loss], **change, seed=seed)
+            named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **(LOSSES[loss] | change), seed=seed)
     for name in AGAIN:
         loss, config = named[name.replace("-cpu", "")]
         named[name] = loss, replace(config, device="cpu")
