@@ -9,6 +9,9 @@ CHROME ?= $(shell for name in chromium chromium-browser google-chrome; do comman
 COLAB := us-docker.pkg.dev/colab-images/public/cpu-runtime:latest
 SHIPPED := secant-root-82224-7040-0
 ARPEGGIO := constant-0
+SUMS = cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS.new && mv SHA256SUMS.new SHA256SUMS
+# A row is done anew: with its result goes what was trained, but not what an interrupted call has trained since.
+anew = if test -e pnp_tutorial/results/$(1).json; then rm -rf runs/$(1) && rm pnp_tutorial/results/$(1).json; fi
 
 # Idle threads sleep: on a busy machine, spinning ones cost a factor of five and more.
 export OMP_WAIT_POLICY = PASSIVE
@@ -21,7 +24,7 @@ study scaling encoder arpeggiator arpeggio: export MALLOC_TRIM_THRESHOLD_ = 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help book test browser check outputs notebooks serve clean lock encoder bank study scaling arpeggiator matching benchmark
-.PHONY: arpeggio recordings compat gpu papers rivals links colab package pdf
+.PHONY: arpeggio recordings torture mutants compat gpu papers rivals links colab package pdf
 
 help: ## List the targets
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -90,18 +93,18 @@ lock: ## Regenerate requirements.lock from pyproject.toml
 	    --custom-compile-command "make lock" --output-file requirements.lock
 
 encoder: $(INSTALLED) ## Train and test the encoder that ships with the package, a row of the scaling study, anew (an hour and a half)
-	rm -rf pnp_tutorial/results/scaling/full/$(SHIPPED).json runs/scaling/full/$(SHIPPED)
+	$(call anew,scaling/full/$(SHIPPED))
 	$(BIN)/python tools/scaling.py --drums full --rows $(SHIPPED)
 	PYTHONPATH=tools $(BIN)/python -c "import study; study.prepare(study.STUDY.data.data)"
 	$(BIN)/pnp evaluate --encoder runs/scaling/full/$(SHIPPED)/encoder.safetensors --data data/study.zarr \
 	    --output_folder runs/scaling/full/$(SHIPPED)/evaluation
 	cp runs/scaling/full/$(SHIPPED)/evaluation/encoder.safetensors pnp_tutorial/weights/encoder.safetensors
-	cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS
+	$(SUMS)
 
 bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (about an hour)
 	$(BIN)/pnp dataset --config book/parameters/study.yaml
 	$(BIN)/python -c "from pnp_tutorial.bank import WEIGHTS, save_bank; save_bank('data/study.zarr', WEIGHTS / 'bank.safetensors')"
-	cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS
+	$(SUMS)
 
 papers: $(INSTALLED) ## Compute the papers' 100 000 metrics, piece by piece, for 100 minutes (about eleven hours in all)
 	$(BIN)/python tools/papers_bank.py
@@ -120,12 +123,12 @@ arpeggiator: $(INSTALLED) ## Train and test every row of chapter 10's study that
 	$(BIN)/python tools/arpeggiator_study.py
 
 arpeggio: $(INSTALLED) ## Train and test the arpeggiator's encoder that ships with the package, a row of its study, anew (half an hour)
-	rm -rf pnp_tutorial/results/arpeggiator/$(ARPEGGIO).json runs/arpeggiator/$(ARPEGGIO)
+	$(call anew,arpeggiator/$(ARPEGGIO))
 	$(BIN)/python tools/arpeggiator_study.py $(ARPEGGIO)
 	$(BIN)/pnp evaluate --encoder runs/arpeggiator/$(ARPEGGIO)/encoder.safetensors --data data/arpeggiator.zarr \
 	    --n_sounds 512 --output_folder runs/arpeggiator/$(ARPEGGIO)/evaluation
 	cp runs/arpeggiator/$(ARPEGGIO)/evaluation/encoder.safetensors pnp_tutorial/weights/arpeggiator.safetensors
-	cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS
+	$(SUMS)
 
 matching: $(INSTALLED) ## Match the sounds of chapter 9 that are missing from its results (half an hour on two cores)
 	$(BIN)/python tools/matching_study.py

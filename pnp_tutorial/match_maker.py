@@ -85,6 +85,7 @@ class MatchMaker(widgets.VBox):
         parts = self._synthesizer.n_samples, self._synthesizer.sample_rate, device
         self._features = find_ear(features or ear, *parts)
         self._sound: tuple[str, bytes] | None = None  # name and content of the file to match
+        self._player: ABPlayer | None = None  # of the last match
         self._upload = widgets.FileUpload(accept="audio/*", multiple=False, description="Upload")
         self._recorder = Recorder()
         self._button = widgets.Button(description="Match", button_style="primary", disabled=True)
@@ -107,9 +108,9 @@ class MatchMaker(widgets.VBox):
         path, synthesizer, heard = Path(path), self._synthesizer, self._heard
         self.result = None
         self._button.disabled = True
-        for child in self.children:
-            if isinstance(child, ABPlayer):
-                child.close()  # its sounds would stay in the notebook
+        if self._player:
+            self._player.close()  # its sounds would stay in the notebook
+            self._player = None
         self.children = [self._controls, self._status]
         self._say(f"{path.name}: reading")
         story: list[Step] = []
@@ -152,8 +153,8 @@ class MatchMaker(widgets.VBox):
             unsure(result),
         )
         sounds = {"recording": result.x, "match": result.x_hat}
-        player = ABPlayer(sounds, synthesizer.sample_rate, distances)
-        self.children = [self._controls, self._status, player, self._image]
+        self._player = ABPlayer(sounds, synthesizer.sample_rate, distances)
+        self.children = [self._controls, self._status, self._player, self._image]
         return result
 
     def _choose(self, sound: tuple[str, bytes] | None) -> None:

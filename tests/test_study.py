@@ -91,7 +91,15 @@ def test_the_arpeggiator_that_ships_is_a_row_of_its_study():
     assert model.metadata["evaluation"]["summary"]["ear"]["mean"] == pytest.approx(sum(row["jtfs"]) / 512, rel=0.01)
 
 
-@pytest.mark.parametrize("name", [*matching_study.CONDITIONS, *matching_study.FILES, *matching_study.MEMBRANES])
+MATCHED = (
+    *matching_study.CONDITIONS,
+    *matching_study.FILES,
+    *matching_study.MEMBRANES,
+    *matching_study.CALIBRATION,
+)
+
+
+@pytest.mark.parametrize("name", MATCHED)
 def test_matches_are_those_of_the_encoder_that_ships(name):
     made = read_results(matching_study.RESULTS / f"{name}.json")
     assert made["encoder"] == hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()

@@ -250,8 +250,9 @@ def test_workers_of_a_data_loader(method):
     torch.testing.assert_close(torch.cat(list(loader)), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_workers_end_with_what_started_them(tmp_path):
-    """A pool of two is at work; its program is killed; no worker is left to write."""
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_what_started_them(tmp_path, stop):
+    """A pool of two is at work; its program is killed or interrupted; no worker is left to write, nor begins anew."""
     code = (
         "import multiprocessing, os, sys, time; from pathlib import Path\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
@@ -261,7 +262,7 @@ def test_workers_end_with_what_started_them(tmp_path):
         "    time.sleep(600)\n"
         "if __name__ == '__main__':\n"
         "    with ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), end_with_parent) as pool:\n"
-        "        list(pool.map(work, range(2)))\n"
+        "        list(pool.map(work, range(6)))\n"
     )
     (tmp_path / "program.py").write_text(code, encoding="utf-8")
     path = os.pathsep.join([str(Path(__file__).parents[1] / "tools"), os.environ.get("PYTHONPATH", "")])
@@ -272,8 +273,9 @@ def test_workers_end_with_what_started_them(tmp_path):
         time.sleep(0.02)
     workers = [int(file.stem) for file in tmp_path.glob("*.pid")]
     assert len(workers) == 2
-    program.kill()
-    program.wait()
+    for pid in (program.pid, *(workers if stop == signal.SIGINT else ())):  # a terminal interrupts all
+        os.kill(pid, stop)
+    program.wait(timeout=60)
     deadline = time.time() + 20
     while any(map(is_alive, workers)) and time.time() < deadline:
         time.sleep(0.05)

@@ -1,6 +1,8 @@
 """What runs once a week, the notebooks on Colab and the links that lead elsewhere, sees what is broken."""
 
 import threading
+import urllib.error
+from http.client import BadStatusLine
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import check_links
@@ -39,6 +41,15 @@ def test_links(tmp_path, elsewhere, capsys, status, broken):
 
 def test_a_host_that_is_not_there_is_broken():
     assert check_links.fault("http://127.0.0.1:9/")
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError(TimeoutError()), TimeoutError(), BadStatusLine("")])
+def test_a_host_that_is_slow_or_confused_is_there_for_all_we_know(monkeypatch, error):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    assert check_links.fault("http://127.0.0.1:9/") == ""
 
 
 def test_notebooks(tmp_path, monkeypatch, capsys):

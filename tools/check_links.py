@@ -4,6 +4,7 @@ A link is broken if its host or its page is not there, twice. A page that refuse
 there for all we know.
 """
 
+import http.client
 import sys
 import urllib.error
 import urllib.request
@@ -40,9 +41,11 @@ def fault(url: str) -> str:
             if error.code not in GONE:
                 return ""
             said = str(error)
-        except TimeoutError:
-            return ""
+        except http.client.HTTPException:
+            return ""  # an answer that is none
         except OSError as error:  # no such host, nobody listens, a certificate that has expired
+            if isinstance(getattr(error, "reason", error), TimeoutError):
+                return ""
             said = str(error)
     return said
 

@@ -25,6 +25,8 @@ from myst_nb.core.read import read_myst_markdown_notebook
 from repository import ROOT
 from workers import end_with_parent
 
+from pnp_tutorial.runtime import write_atomically
+
 EXECUTED = ROOT / "_build/executed"
 CACHES = ROOT / "_build/execution_cache"
 TIMEOUT_S = 600  # of a cell
@@ -69,7 +71,7 @@ def execute(chapter: str) -> nbformat.NotebookNode:
     notebook.cells.insert(0, nbformat.v4.new_code_cell(SUMMARIES.format(str(ROOT / "tools"))))
     notebook = papermill.execute_notebook(notebook, None, cwd=EXECUTED, progress_bar=False, execution_timeout=TIMEOUT_S)
     notebook.metadata["key"] = wanted
-    nbformat.write(notebook, path)
+    write_atomically({path: nbformat.writes(notebook).encode()})
     return notebook
 
 

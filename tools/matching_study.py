@@ -26,6 +26,7 @@ import soundfile
 import soxr
 import torch
 from repository import ROOT
+from rows import refuse_unknown
 from scipy.signal import fftconvolve
 from torch import Tensor
 from tqdm import tqdm
@@ -40,7 +41,7 @@ from pnp_tutorial.matching import Match, Step, heard_through, match
 from pnp_tutorial.membrane import play
 from pnp_tutorial.metric import Map, riemannian_metric
 from pnp_tutorial.mss import CoarseSpectra
-from pnp_tutorial.runtime import write_atomically, write_results
+from pnp_tutorial.runtime import read_results, write_atomically, write_results
 from pnp_tutorial.search import refine, scan
 from pnp_tutorial.uncertainty import covariance
 
@@ -62,6 +63,12 @@ def encoder_sum() -> str:
 def runs(name: str) -> Path:
     """Folder of the sounds of a condition; what another encoder began is not gone on with."""
     return Path("runs/matching", encoder_sum()[:12], name)
+
+
+def is_done(name: str) -> bool:
+    """Is a condition there, made with the encoder of today?"""
+    path = RESULTS / f"{name}.json"
+    return path.exists() and read_results(path)["encoder"] == encoder_sum()
 
 
 def noisy(x: Tensor, snr_db: float) -> Tensor:
@@ -274,15 +281,16 @@ def one(name: str, i: int) -> None:
 def main(prefixes: list[str]) -> None:
     sizes = {name: N_DRUMS if name == "clean" else N_BAD for name in (*CONDITIONS, *FILES)}
     sizes |= dict.fromkeys(MEMBRANES, len(PLAYED)) | dict.fromkeys(CALIBRATION, N_CALIBRATION)
+    refuse_unknown(prefixes, sizes)
     wanted = {name: range(n) for name, n in sizes.items() if name.startswith(tuple(prefixes) or ("",))}
     missing = [(name, i) for name, rows in wanted.items() for i in rows if not (runs(name) / f"{i}.json").exists()]
-    missing = [(name, i) for name, i in missing if not (RESULTS / f"{name}.json").exists()]
+    missing = [(name, i) for name, i in missing if not is_done(name)]
     n, spawn = torch.get_num_threads(), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(n, spawn, end_with_parent) as pool:
         for _ in tqdm(pool.map(one, *zip(*missing, strict=True)), total=len(missing)) if missing else ():
             pass
     for name, rows in wanted.items():
-        if not (RESULTS / f"{name}.json").exists():
+        if not is_done(name):
             done = [json.loads((runs(name) / f"{i}.json").read_text(encoding="utf-8")) for i in rows]
             seed = CALIBRATION.get(name, (name, SEED))[1]
             about = {"seed": seed, "version": __version__, "torch": torch.__version__, "machine": platform.platform()}

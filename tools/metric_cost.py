@@ -61,7 +61,7 @@ def main(path: Path) -> None:
     for kind in KINDS:
         for n in (0, *N_PARAMETERS):
             command = [sys.executable, __file__, kind, str(n)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             print(kind, n, found, flush=True)
             for what, value in found.items():
                 results.setdefault(kind, {}).setdefault(what, []).append(float(f"{value:.3g}"))

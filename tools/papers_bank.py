@@ -1,7 +1,7 @@
 """Metrics of the papers' 100 000 drums, in ten pieces that any machine can make, in any order.
 
     python tools/papers_bank.py                                    # the next pieces, for 100 minutes
-    python tools/papers_bank.py --minutes 10 --pieces 3 4 --device cuda --batch 256
+    python tools/papers_bank.py --minutes 10 --pieces 3 4 --device cuda --batch 64
 
 The drums are those of `DRUM.sample_jittered_grid()`, one from each of 10⁵ cells, in an order that is always the same:
 drums for training and for validation, mixed in proportion, each in the order in which a training draws them; drums for

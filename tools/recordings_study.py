@@ -30,6 +30,7 @@ import soundfile
 import soxr
 import torch
 from repository import ROOT
+from rows import refuse_unknown
 from torch import Tensor
 from tqdm import tqdm
 from workers import end_with_parent
@@ -184,6 +185,7 @@ def commit() -> str:
 
 def main(prefixes: list[str]) -> None:
     names = sorted(path.stem for path in RECORDINGS.glob("*.flac")) + [f"known_{i}" for i in range(N_KNOWN)]
+    refuse_unknown(prefixes, names)
     wanted = [name for name in names if name.startswith(tuple(prefixes) or ("",))]
     wanted = [name for name in wanted if not (RESULTS / f"{name}.json").exists()]
     missing = [(name, *job) for name in wanted for job in jobs(name) if not run(name, *job).exists()]

@@ -19,6 +19,7 @@ import study
 from rows import Study
 
 from pnp_tutorial.dataset import build
+from pnp_tutorial.runtime import select_device
 from pnp_tutorial.training import TrainingConfig
 
 PATHS = "data/study-paths.zarr"  # the drums of the study, of that ear
@@ -55,6 +56,12 @@ def rows() -> Iterator[dict[str, TrainingConfig]]:
             yield RIVALS.in_folders({f"{loss}-{seed}": row})
 
 
+def refuse_cpu() -> None:
+    """Two cores need an hour for an epoch of JTFS: in a few minutes they would begin it again and again."""
+    if select_device(RIVALS.data.device).type == "cpu":
+        raise SystemExit("rivals: expected a GPU, and there is none: in its minutes, a CPU finishes no epoch")
+
+
 def main(minutes: float) -> None:
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
@@ -70,4 +77,6 @@ def main(minutes: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=12, help="after which it stops; it goes on when called again")
-    main(parser.parse_args().minutes)
+    arguments = parser.parse_args()
+    refuse_cpu()
+    main(arguments.minutes)

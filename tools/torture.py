@@ -14,6 +14,7 @@ import torture_damaged
 import torture_killed
 import torture_rubbish
 import torture_starved
+from rows import refuse_unknown
 from trials import RESULTS, Trial, do
 
 from pnp_tutorial.runtime import read_results
@@ -38,6 +39,7 @@ def named() -> dict[str, tuple[str, str, Trial]]:
 def main(prefixes: list[str]) -> int:
     torch.set_num_threads(1)  # what is compared bit for bit is computed in one
     broken = []
+    refuse_unknown(prefixes, named())
     for file, (part, name, trial) in named().items():
         if not file.startswith(tuple(prefixes) or ("",)):
             continue
