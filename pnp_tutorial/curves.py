@@ -141,7 +141,7 @@ def near_metric(G: Tensor, nu: Tensor, steps: Sequence[float]) -> Tensor:
     n, side = nu.shape[1], len(steps) + 1
     if G.shape != (len(nu), 2 * n * side, 2 * n * side):
         raise ValueError(f"expected G of shape {(len(nu), 2 * n * side, 2 * n * side)}, got {tuple(G.shape)}")
-    near = in_float64(G).reshape(-1, n, 2, side, n, 2, side)[:, :, :, 0, :, :, 0]  # (B, n, 2, n, 2)
+    near = in_float64(G.reshape(-1, n, 2, side, n, 2, side)[:, :, :, 0, :, :, 0])  # (B, n, 2, n, 2)
     sign = near.new_tensor([-1.0, 1.0])
     width = _distances(nu, steps)[..., 0].sum(-1)  # (B, n)
     return torch.einsum("bisjt,s,t->bij", near, sign, sign) / (width[:, :, None] * width[:, None, :])

@@ -133,7 +133,7 @@ def _real_factors(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return torch.view_as_real(left).flatten(-2), swapped.flatten(-2).mT
 
 
-def _nonzero(peak: Tensor) -> Tensor:
+def nonzero(peak: Tensor) -> Tensor:
     return torch.where(peak == 0, 1, peak)  # silence stays silence
 
 
@@ -158,7 +158,7 @@ class _ModalSum(torch.autograd.Function):
         k = blocks.abs().amax(-1).argmax(-1, keepdim=True)  # faster than to look for the peak in all samples
         at = k * blocks.shape[-1] + blocks.gather(-2, k[..., None].expand(*k.shape, blocks.shape[-1])).abs().argmax(-1)
         x = x[..., :n_samples].contiguous()
-        return (x.div_(_nonzero(x.gather(-1, at).abs())) if normalize else x), at
+        return (x.div_(nonzero(x.gather(-1, at).abs())) if normalize else x), at
 
     @staticmethod
     def factors(
@@ -182,7 +182,7 @@ class _ModalSum(torch.autograd.Function):
     def peak(a: Tensor, log_z: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
         """The sum (..., 1) at the sample n = `at` (..., 1), with its sign, and zⁿ (..., modes)."""
         z = torch.exp(log_z * at.to(log_z.real))
-        return _nonzero((a * z).imag.sum(-1, keepdim=True)), z
+        return nonzero((a * z).imag.sum(-1, keepdim=True)), z
 
     @staticmethod
     @full_precision()

@@ -13,7 +13,7 @@ from .mss import MSS, CoarseSpectra
 from .runtime import object_name
 from .scalogram import check_whole
 from .scattering import JTFS, LogScattering
-from .synthesizer import Synthesizer
+from .synthesizer import Synthesizer, levels
 
 
 def jtfs(n_samples: int, sample_rate: float) -> LogScattering:
@@ -52,7 +52,7 @@ def find_ear(ear: str | Map, n_samples: int, sample_rate: float, device: torch.d
     return ear.to(device) if isinstance(ear, torch.nn.Module) else ear
 
 
-def ear_sketch(features: Map, synthesizer: Synthesizer, device: torch.device | str = "cpu") -> list[float] | None:
+def ear_sketch(features: Map, synthesizer: Synthesizer, device: torch.device | str = "cpu") -> list[list[float]] | None:
     """What an ear on a device makes of three sounds, in a few numbers: sizes of the quarters of Φ, to three digits.
 
     None, if it hears the same sounds otherwise a second time, for it draws at random.
@@ -63,8 +63,7 @@ def ear_sketch(features: Map, synthesizer: Synthesizer, device: torch.device | s
         S, again = features(x), features(x)
     if not torch.allclose(S, again, rtol=1e-3, atol=1e-5):
         return None
-    parts = [part.double().square().mean(-1).sqrt() for part in S.cpu().tensor_split(4, -1) if part.shape[-1]]
-    return [float(f"{size:.3g}") for size in torch.stack(parts, -1).flatten().tolist()]
+    return [levels(S.cpu())]
 
 
 def ear_name(ear: str | Map) -> str:

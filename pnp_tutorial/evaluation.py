@@ -3,7 +3,8 @@
     ear    ‖Φ(g(ν̃)) − Φ(g(ν))‖₂, in the features of the data set's ear: JTFS, if no other was asked for
     MSS    auraloss's multi-resolution STFT loss, with its defaults, as in Han et al. (2023)
 
-The floor under every result is the best constant: the one ν that, whatever the sound, is closest on average.
+The floor under every result is the best constant: the one ν that, whatever the sound, is closest on average. What an
+encoder is given of a sound's parameters, the constant is given, too.
 """
 
 import json
@@ -96,7 +97,9 @@ def predict(model: AudioEncoder, rows: Rows) -> Tensor:
 
 
 def evaluate(nu_hat: Tensor, nu: Tensor, nu_constant: Tensor, features: Map, synthesizer: Synthesizer) -> pd.DataFrame:
-    """Distances and errors of predictions ν̃ (B, n) of ν (B, n), next to those of the constant ν (n,).
+    """Distances and errors of predictions ν̃ (B, n) of ν (B, n), next to those of a constant.
+
+    That is one ν (n,), or ν (B, n) where it is given what is known of each sound.
 
     Returns
     -------
@@ -106,17 +109,20 @@ def evaluate(nu_hat: Tensor, nu: Tensor, nu_constant: Tensor, features: Map, syn
         whole range is 2. Of sounds that are too short for MSS, no mss.
     """
     rows, names = [], synthesizer.names
+
+    def heard(nu: Tensor) -> tuple[Tensor, Tensor]:
+        x = synthesizer(nu).float()
+        return x, features(x)
+
     with torch.no_grad():
-        constant = synthesizer(nu_constant[None]).float()
-        S_constant = features(constant)
-        for part, part_hat in zip(_batches(nu), _batches(nu_hat), strict=True):
-            x, x_hat = (synthesizer(nu).float() for nu in (part, part_hat))
-            S = features(x)
+        alone = heard(nu_constant[None]) if nu_constant.ndim == 1 else None
+        for part, part_hat, part_constant in zip(*map(_batches, (nu, nu_hat, nu_constant.expand_as(nu))), strict=True):
+            x, S = heard(part)
             columns = {}
-            for of, y, S_y in (("", x_hat, features(x_hat)), ("_constant", constant.expand_as(x), S_constant)):
+            for of, (y, S_y) in (("", heard(part_hat)), ("_constant", alone or heard(part_constant))):
                 columns[f"ear{of}"] = torch.linalg.vector_norm(S_y - S, dim=-1)
                 if x.shape[-1] >= SHORTEST:
-                    columns[f"mss{of}"] = mss_distance(y, x)
+                    columns[f"mss{of}"] = mss_distance(y.expand_as(x), x)
             errors = {f"error_{name}": error for name, error in zip(names, (part_hat - part).abs().T, strict=True)}
             rows.append(pd.DataFrame({name: values.cpu().numpy() for name, values in (columns | errors).items()}))
     table = pd.concat(rows, ignore_index=True)
@@ -132,7 +138,8 @@ def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     for name, values in table.items():
         sample = (values.to_numpy(),)
         generator = np.random.default_rng(seed)
-        interval = scipy.stats.bootstrap(sample, np.mean, method="percentile", rng=generator).confidence_interval
+        options = {"method": "percentile", "batch": 500, "rng": generator}  # in batches, as memory has its limits
+        interval = scipy.stats.bootstrap(sample, np.mean, **options).confidence_interval
         summary[name] = {"mean": float(values.mean()), "low": float(interval.low), "high": float(interval.high)}
     return pd.DataFrame.from_dict(summary, orient="index")
 
@@ -200,7 +207,9 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
 
     features, synthesizer = ear(data, where), data.synthesizer
     nu_constant = best_constant(train.nu[: config.n_constant].to(where), features, synthesizer, progress)
-    table = evaluate(predict(model, test).to(where), test.nu.to(where), nu_constant, features, synthesizer)
+    nu, columns = test.nu.to(where), sought(data, model.known)
+    constants = complete(nu_constant[columns].expand(len(nu), -1), nu, columns) if model.known else nu_constant
+    table = evaluate(predict(model, test).to(where), nu, constants, features, synthesizer)
     summary = summarize(table)
     results: dict[str, Any] = {"n_sounds": len(test.nu), "summary": summary.to_dict("index")}
     results |= {"nu_constant": nu_constant.tolist(), "config": as_stored(config), "dataset": as_stored(data)}

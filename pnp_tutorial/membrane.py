@@ -128,9 +128,10 @@ def play(
     strike : pair of fractions of the sides
         The nearest node is struck.
     bend : float, at least 0 and less than 3
-        How much more tension the membrane has at its widest motion than at rest: pitch then glides down as it fades.
+        How much more tension the membrane would have at the widest motion of one that does not tighten, than at rest:
+        pitch then glides down as it fades. A tight one moves less: for 0.3 it has a quarter more, for 1 0.7 times more.
     n_intervals : int
-        Of the grid, along each side, as in `simulate`. Few detune the high modes.
+        Of the grid, along each side, as in `simulate`; at least 15 for a bend above 1. Few detune the high modes.
     n_samples : int
 
     Returns
@@ -145,8 +146,10 @@ def play(
     """
     if rim not in ("rectangle", "ellipse"):
         raise ValueError(f"expected rim 'rectangle' or 'ellipse', got {rim!r}")
-    if not 0 <= bend < 3:  # half the stable step is stable under less than four times the tension
+    if not 0 <= bend < 3:  # half the step that is stable at rest is stable under less than four times the tension
         raise ValueError(f"expected a bend of at least 0 and less than 3, got {bend}")
+    if bend > 1 and n_intervals < 15:
+        raise ValueError(f"expected n_intervals ≥ 15 for a bend above 1, got {n_intervals}")
     if n_samples < 1:
         raise ValueError(f"expected n_samples ≥ 1, got {n_samples}")
     k = _time_step(theta, n_intervals)

@@ -159,7 +159,8 @@ class CoarseSpectra(nn.Module):
     Parameters
     ----------
     n_samples : int
-        Of the sounds. Frames have 4096 samples (186 ms), or a quarter of shorter sounds; they overlap by half.
+        Of the sounds. Frames have 4096 samples (186 ms at 22 050 Hz), or a quarter of shorter sounds; they overlap by
+        half.
     sample_rate : float, Hz
 
     Called on audio (..., n_samples) it returns (..., P), in torch's default dtype of when it was made.
@@ -173,6 +174,7 @@ class CoarseSpectra(nn.Module):
 
     def __init__(self, n_samples: int, sample_rate: float) -> None:
         super().__init__()
+        self.sample_rate = sample_rate
         check_whole("n_samples", n_samples, 8)
         self.n_fft = min(self.LONGEST, n_samples // 4)
         lowest, semitone = 35.0, 2 ** (1 / 12)

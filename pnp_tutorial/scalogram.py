@@ -234,7 +234,7 @@ class Scalogram(Transform):
         Centre of each filter in Hz, descending.
 
     Called on audio (..., n_samples) it returns (..., n_filters, n_frames), without n_frames if T is "global".
-    Raises ValueError on audio of another length.
+    Raises ValueError on audio of another length, of whole numbers, or with NaN or infinite samples.
     """
 
     def __init__(

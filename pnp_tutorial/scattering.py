@@ -71,7 +71,8 @@ class JTFS(Transform):
         first-order filter), rate in Hz, scale in cycles per octave, spin (+1: rising or −1: falling; NaN: none).
 
     Called on audio (..., n_samples) it returns (..., P) if T is "global", else (..., P, n_frames).
-    Raises ValueError on audio of another length, and at construction on an impossible configuration.
+    Raises ValueError on audio of another length, of whole numbers, or with NaN or infinite samples, and at
+    construction on an impossible configuration.
     """
 
     def __init__(

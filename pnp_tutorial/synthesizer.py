@@ -278,22 +278,34 @@ def refuse_taken_name(synthesizer: Synthesizer) -> None:
         raise ValueError(f"{name!r} is the name of a synthesizer of the library: give yours another")
 
 
-def sketch(synthesizer: Synthesizer) -> list[float]:
-    """What a function does, in a few numbers: levels of the quarters of three sounds, to three digits."""
+def sketch(synthesizer: Synthesizer) -> list[list[float]]:
+    """What a function does, in a few numbers: levels of the quarters of three sounds, to three digits; and the same of
+    their changes from sample to sample, for of tones the level does not tell the pitch.
+    """
     with torch.no_grad():
         x = synthesizer(torch.cat([synthesizer.sample_uniform(2), torch.zeros(1, len(synthesizer.parameters))]))
-    levels = [part.double().square().mean(-1).sqrt() for part in x.tensor_split(4, -1) if part.shape[-1]]
-    return [float(f"{level:.3g}") for level in torch.stack(levels, -1).flatten().tolist()]
+    return [levels(x), levels(x.diff(dim=-1, prepend=torch.zeros_like(x[:, :1])))]
 
 
-def differs(now: list[float] | None, before: list[float] | None) -> bool:
+def levels(values: Tensor) -> list[float]:
+    """Root mean squares of the quarters of each row of values (rows, n), to three digits."""
+    parts = [part.double().square().mean(-1).sqrt() for part in values.tensor_split(4, -1) if part.shape[-1]]
+    return [float(f"{level:.3g}") for level in torch.stack(parts, -1).flatten().tolist()]
+
+
+def differs(now: list[list[float]] | None, before: list | None) -> bool:
     """Whether two sketches are of different functions: by more than rounding to three digits can do.
 
-    None is that of a function that cannot be sketched, or of a file that is older than sketches.
+    None is that of a function that cannot be sketched, or of a file that is older than sketches; older sketches are
+    their first row alone.
     """
-    if now is None or before is None:
+    if now is None or not before:
         return False
-    return len(now) != len(before) or not np.allclose(now, before, rtol=0.02, atol=0.02 * max(map(abs, now)))
+    rows = before if isinstance(before[0], list) else [before]
+    return any(
+        len(a) != len(b) or not np.allclose(a, b, rtol=0.02, atol=0.02 * max(map(abs, a)))
+        for a, b in zip(now, rows, strict=False)
+    )
 
 
 def check_last_axis(values: Tensor, name: str, parameters: tuple[Parameter, ...]) -> None:
@@ -328,7 +340,9 @@ def check_domain(
         except RuntimeError:  # vmap
             return
         if not all_valid:
+            got = f"{value[~valid].flatten()[0].item():g}{'' if parameter.unit == '1' else f' {parameter.unit}'}"
+            left = "[" if parameter.name in with_lower_end else "("
             raise ValueError(
-                f"{parameter.name} = {value[~valid].flatten()[0].item():g} {parameter.unit} {otherwise}: "
-                f"expected a value in ({low:g}, {high:g}); the data set has [{parameter.low:g}, {parameter.high:g}]"
+                f"{parameter.name} = {got} {otherwise}: expected a value in {left}{low:g}, {high:g}); "
+                f"the data set has [{parameter.low:g}, {parameter.high:g}]"
             )

@@ -63,6 +63,22 @@ def test_constant_predictions_gain_nothing(tiny_data, features):
     assert table.error_tau.to_numpy() == pytest.approx((nu[:, 1] - 0.1).abs().numpy())
 
 
+def test_the_constant_is_given_what_the_encoder_is(tiny_data, tiny_training, tmp_path):
+    """So that an encoder which answers it, and knows the pitch of every sound, gains nothing."""
+    nu = load(tiny_data.data, "test").nu
+    constants = torch.cat([nu[:, :1], torch.full((len(nu), 4), 0.1)], 1).double()
+    table = evaluate(constants, nu, constants, ear(tiny_data), SYNTHESIZER)
+    assert (table.ear_gain == 0).all()
+    training = replace(tiny_training, known=("log_omega",), n_epochs=1, output_folder=str(tmp_path))
+    fit(training, progress=False)
+    config = EvaluationConfig(f"{tmp_path}/encoder.safetensors", tiny_data.data, str(tmp_path), device="cpu")
+    report(config, progress=False)
+    medoid = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["nu_constant"]
+    constants[:, 1:] = torch.tensor(medoid[1:])
+    expected = evaluate(nu, nu, constants, ear(tiny_data), SYNTHESIZER).ear_constant
+    assert pd.read_csv(tmp_path / "evaluation.csv").ear_constant.to_numpy() == pytest.approx(expected.to_numpy())
+
+
 def test_known_pitch_is_given(tiny_data):
     class FourOutputs(torch.nn.Module):
         def __init__(self):

@@ -27,7 +27,7 @@ from pnp_tutorial.match_files import match_files
 from pnp_tutorial.matching import Budget, match
 from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.runtime import load_object, read_tensors, tensor_file
-from pnp_tutorial.synthesizer import Parameter, Synthesizer
+from pnp_tutorial.synthesizer import Parameter, Synthesizer, differs, sketch
 from pnp_tutorial.training import TrainingConfig, fit
 
 WHISTLE = '''
@@ -370,21 +370,36 @@ def test_names_of_the_library_are_its_own(whistle):
     assert not Path("x.zarr").exists()
 
 
-def test_a_function_that_was_edited_is_noticed(whistle):
+def louder(whistle):
+    return lambda *args, **options: 1.5 * whistle(*args, **options)
+
+
+def higher(whistle):
+    return lambda theta, *args, **options: whistle(theta * theta.new_tensor([1.1, 1.0]), *args, **options)
+
+
+@pytest.mark.parametrize("edit", [louder, higher])
+def test_a_function_that_was_edited_is_noticed(whistle, edit):
     """In the middle of a data set, or before a training: no file tells a function, but its sounds do."""
     config = DatasetConfig("x.zarr", synthesizer=whistle, n_sounds=40, J=6, T=128, metric=False, device="cpu")
     build(config, progress=False)
     zarr.open_group("x.zarr", mode="r+")["done"][-1] = False
-    louder = replace(whistle, function=lambda *args, **options: 1.5 * whistle.function(*args, **options))
+    other = replace(whistle, function=edit(whistle.function))
     edited = "x.zarr was made when the synthesizer 'whistle' made other sounds: build it again"
     with pytest.raises(ValueError, match=edited):
-        build(replace(config, synthesizer=louder), progress=False)
+        build(replace(config, synthesizer=other), progress=False)
     build(config, progress=False)
     training = TrainingConfig("x.zarr", "run", whistle, backbone="test_efficientnet", loss="parameter", n_epochs=1)
     with pytest.raises(ValueError, match=edited):
-        fit(replace(training, synthesizer=louder))
+        fit(replace(training, synthesizer=other))
     assert not Path("run").exists()
     assert len(fit(training, progress=False)) == 1
+
+
+def test_a_sketch_of_an_older_file_has_levels_alone(whistle):
+    now = sketch(whistle)
+    assert not differs(now, now[0])
+    assert differs(sketch(replace(whistle, function=louder(whistle.function))), now[0])
 
 
 def own_ear(factor):
