@@ -8,6 +8,7 @@ steps of one leave room for those of others.
 
 import io
 import json
+import math
 import multiprocessing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -164,17 +165,26 @@ class Study:
         side_by_side(work, named, lambda: [judge(self, split) for split in splits])
 
     def do_untrained(self) -> None:
-        """What needs no network: the one best ν for all sounds; and the training sound with the nearest features."""
+        """What needs no network: the one best ν for all sounds, and a search."""
         if not self.result("constant").exists():
             heard, train = judge(self, "test"), load(self.data.data, names=()).nu[:256].to(self.device)
             nu = best_constant(train, heard.features, heard.play, progress=True).cpu()
             write_results(self.result("constant"), heard(nu.expand_as(heard.rows.nu)))
-        if not self.result("nearest").exists():
-            heard, train = judge(self, "test"), load(self.data.data, names=()).nu
+        self.search("nearest", load(self.data.data, names=()).nu)
+
+    def search(self, name: str, nu: Tensor) -> None:
+        """Of each test sound, that of ν (n, …) whose features are nearest."""
+        if self.result(name).exists():
+            return
+        heard = judge(self, "test")
+        least, found = torch.full((len(heard.S),), math.inf), heard.rows.nu.clone()
+        for some in tqdm(nu.split(64), desc=name, leave=False):
             with torch.no_grad():
-                parts = tqdm(train.to(self.device).split(8), desc="features", leave=False)
-                S = torch.cat([heard.features(heard.play(some)).cpu() for some in parts])
-            write_results(self.result("nearest"), heard(train[torch.cdist(heard.S, S).argmin(1)]))
+                S = torch.cat([heard.features(heard.play(few)).cpu() for few in some.to(self.device).split(8)])
+            distance, k = torch.cdist(heard.S, S).min(1)
+            closer = distance < least
+            least[closer], found[closer] = distance[closer], some[k[closer]]
+        write_results(self.result(name), heard(found))
 
 
 def refuse_unknown(prefixes: Collection[str], names: Collection[str]) -> None:

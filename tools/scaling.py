@@ -12,7 +12,8 @@ There are three drums, each with a jittered grid of its own:
 
 A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
 and so the same first weights and batches. In rows "after-…", of the short drum, losses that a CPU cannot afford from
-random weights, and others beside them, take over where the root of P-loss has ended. Rows of full length with M are
+random weights, and others beside them, take over where the root of P-loss has ended. In "nearest-…" there is no network,
+but a search in so many sounds. Rows of full length with M are
 done as far as pieces of the papers' bank are there (tools/papers_bank.py). What a row is, and how it is kept:
 tools/rows.py.
 """
@@ -120,6 +121,8 @@ TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
     **{f"{loss}-{SHORT_RUN}": (LOSSES[loss], SHORT_RUN) for loss in ("parameter-root", "secant-root")},
 }
 TAKEOVER_RATE = 1e-3
+# Numbers of sounds that a search compares, and the data sets that have them.
+SEARCHED = dict.fromkeys((FEW, MORE), "data/scaling-short-secant.zarr") | {MOST: "data/scaling-short-all.zarr"}
 # Beginnings of losses that want data sets of their own, and which.
 STORED = {"pnp": "metric", "trace": "metric", "curves": "curves"}
 FROM_BANK = "data/scaling-full-metric.zarr"  # whose metrics are those of the papers' bank
@@ -304,6 +307,15 @@ def take_over(prefixes: list[str]) -> None:
     study.do_all(study.in_folders({name: config for name, (_, config) in wanted.items()}))
 
 
+def search(prefixes: list[str]) -> None:
+    """What needs no network: of each short test sound, the nearest of as many sounds as rows are trained on."""
+    for n, path in SEARCHED.items():
+        if f"nearest-{n}".startswith(tuple(prefixes)) and not STUDIES["short"].result(f"nearest-{n}").exists():
+            prepare(path)
+            prepare(judged_on("short"))
+            STUDIES["short"].search(f"nearest-{n}", drawn(load(path, "train", ()), n, "training sounds").nu)
+
+
 def train(name: str, config: TrainingConfig) -> None:
     """Train a row, keep the weights of its last epoch, which were not chosen by any validation loss, and test them:
     trained again, on another machine perhaps, they need not be those of the row.
@@ -318,7 +330,8 @@ def train(name: str, config: TrainingConfig) -> None:
 
 
 def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
-    names = [name for drum in drums for name in (*named(drum), *(takeovers() if drum == "short" else ()))]
+    names = [name for drum in drums for name in named(drum)]
+    names += [*takeovers(), *(f"nearest-{n}" for n in SEARCHED)] if "short" in drums else []
     refuse_unknown(prefixes, names)
     for drum in drums:
         study, rows = STUDIES[drum], named(drum)
@@ -330,6 +343,7 @@ def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
             study.confirm_all(study.in_folders(tuned))
         if drum == "short":
             take_over(prefixes)
+            search(prefixes)
 
 
 if __name__ == "__main__":
