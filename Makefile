@@ -112,7 +112,7 @@ papers: $(INSTALLED) ## Compute the papers' 100 000 metrics, piece by piece, for
 study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about twelve hours on two cores)
 	$(BIN)/python tools/study.py
 
-scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (about ten hours on two cores)
+scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (about twelve hours on two cores)
 	$(BIN)/python tools/scaling.py
 	$(BIN)/python tools/scaling.py --drums short --fresh --rows parameter-root-16384 secant-root-16384 trace-root-16384 pnp-root-16384
 

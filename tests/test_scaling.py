@@ -96,6 +96,38 @@ def test_every_row_has_its_steps_and_its_data(drum):
         assert n_train(data) >= config.n_train
 
 
+def test_no_row_is_missing_but_those_that_the_chapter_names():
+    rows_of = {
+        drum: [*scaling.named(drum), *(scaling.takeovers() if drum == "short" else ())] for drum in scaling.DRUMS
+    }
+    missing = {
+        f"{drum}, {name.rpartition('-')[0]}"
+        for drum, names in rows_of.items()
+        for name in names
+        if (drum, name) not in DONE
+    }
+    of_M = {f"short, {loss}-82224-7040" for loss in ("pnp-adaptive", "pnp-root", "trace-root")}
+    counts = {f"full, {loss}-{n}-7040" for loss in scaling.ROOTS for n in (4096, 16384, 32768)}
+    counts |= {f"full, {loss}-{n}-7040" for loss in scaling.OF_M for n in (4096, 16384, 32768, 82224)}
+    assert missing == of_M | counts | {"short, after-paths-128"}
+    assert all(scaling.STUDIES["short"].result(f"nearest-{n}").exists() for n in scaling.SEARCHED)
+
+
+def test_a_search_finds_the_nearest(tmp_path, monkeypatch):
+    """Of sounds among which are those that are searched for."""
+    monkeypatch.chdir(tmp_path)
+    data = replace(scaling.data_sets("short")["data/scaling-short-secant.zarr"], n_sounds=60, metric=False)
+    data = replace(data, secant_step=None, data="data/few.zarr", device="cpu")
+    build(data, progress=False)
+    monkeypatch.setattr(rows.Study, "result", lambda self, name: tmp_path / f"{name}.json")
+    few = rows.Study("few", "scaling.yaml", lambda path: None, sounds=data, n_test=3)
+    sought = rows.Judge(few, "test").rows.nu
+    few.search("nearest", torch.cat([data.synthesizer.sample_uniform(70, seed=5), sought]))
+    found = few.read("nearest")
+    torch.testing.assert_close(torch.tensor(found["nu_hat"]).double(), sought, rtol=1e-3, atol=1e-4)
+    assert max(found["jtfs"]) < 1e-2
+
+
 @pytest.mark.parametrize(("drum", "name"), DONE)
 def test_results_were_made_with_the_configuration_of_today(drum, name):
     """And with the learning rate that was best; the first weights and batches are those of the other losses."""

@@ -32,7 +32,7 @@ from rows import Study, judge, refuse_unknown, take_last_weights
 from torch import Tensor
 from tqdm import tqdm
 
-from pnp_tutorial.dataset import DatasetConfig, build, ear, load
+from pnp_tutorial.dataset import SPLITS, DatasetConfig, Rows, build, draw, ear, load
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import load_encoder, save
 from pnp_tutorial.evaluation import predict
@@ -310,9 +310,10 @@ def search(prefixes: list[str]) -> None:
     """What needs no network: of each short test sound, the nearest of as many sounds as rows are trained on."""
     for n, path in SEARCHED.items():
         if f"nearest-{n}".startswith(tuple(prefixes)) and not STUDIES["short"].result(f"nearest-{n}").exists():
-            prepare(path)
             prepare(judged_on("short"))
-            STUDIES["short"].search(f"nearest-{n}", drawn(load(path, "train", ()), n, "training sounds").nu)
+            nu, split = draw(data_sets("short")[path])
+            train = Rows(nu[torch.from_numpy(split == SPLITS.index("train"))])
+            STUDIES["short"].search(f"nearest-{n}", drawn(train, n, "training sounds").nu)
 
 
 def train(name: str, config: TrainingConfig) -> None:
