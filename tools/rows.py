@@ -11,7 +11,7 @@ import json
 import math
 import multiprocessing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -176,14 +176,22 @@ class Study:
         """Of each test sound, that of ν (n, …) whose features are nearest."""
         if self.result(name).exists():
             return
-        heard = judge(self, "test")
+        heard, parts = judge(self, "test"), nu.split(8)
         least, found = torch.full((len(heard.S),), math.inf), heard.rows.nu.clone()
-        for some in tqdm(nu.split(64), desc=name, leave=False):
+
+        def distances(some: Tensor) -> Tensor:
             with torch.no_grad():
-                S = torch.cat([heard.features(heard.play(few)).cpu() for few in some.to(self.device).split(8)])
-            distance, k = torch.cdist(heard.S, S).min(1)
-            closer = distance < least
-            least[closer], found[closer] = distance[closer], some[k[closer]]
+                return torch.cdist(heard.S, heard.features(heard.play(some.to(self.device))).cpu())
+
+        n = torch.get_num_threads()
+        with ThreadPoolExecutor(
+            n if self.device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:  # as where data sets are built: a thread for each part is faster than all threads for one
+            for some, far in tqdm(zip(parts, pool.map(distances, parts), strict=True), desc=name, total=len(parts)):
+                distance, k = far.min(1)
+                closer = distance < least
+                least[closer], found[closer] = distance[closer], some[k[closer]]
+        torch.set_num_threads(n)
         write_results(self.result(name), heard(found))
 
 
