@@ -32,7 +32,7 @@ from rows import Study, judge, refuse_unknown, take_last_weights
 from torch import Tensor
 from tqdm import tqdm
 
-from pnp_tutorial.dataset import SPLITS, DatasetConfig, Rows, build, draw, ear, load
+from pnp_tutorial.dataset import DatasetConfig, build, ear, load
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import load_encoder, save
 from pnp_tutorial.evaluation import predict
@@ -120,8 +120,7 @@ TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
     **{f"{loss}-{SHORT_RUN}": (LOSSES[loss], SHORT_RUN) for loss in ("parameter-root", "secant-root")},
 }
 TAKEOVER_RATE = 1e-3
-# Numbers of sounds that a search compares, and the data sets that have them.
-SEARCHED = dict.fromkeys((FEW, MORE), "data/scaling-short-secant.zarr") | {MOST: "data/scaling-short-all.zarr"}
+SEARCHED = (FEW, MORE)  # numbers of sounds that a search compares
 # Beginnings of losses that want data sets of their own, and which.
 STORED = {"pnp": "metric", "trace": "metric", "curves": "curves"}
 FROM_BANK = "data/scaling-full-metric.zarr"  # whose metrics are those of the papers' bank
@@ -308,12 +307,11 @@ def take_over(prefixes: list[str]) -> None:
 
 def search(prefixes: list[str]) -> None:
     """What needs no network: of each short test sound, the nearest of as many sounds as rows are trained on."""
-    for n, path in SEARCHED.items():
+    for n in SEARCHED:
         if f"nearest-{n}".startswith(tuple(prefixes)) and not STUDIES["short"].result(f"nearest-{n}").exists():
-            prepare(judged_on("short"))
-            nu, split = draw(data_sets("short")[path])
-            train = Rows(nu[torch.from_numpy(split == SPLITS.index("train"))])
-            STUDIES["short"].search(f"nearest-{n}", drawn(train, n, "training sounds").nu)
+            path = judged_on("short")
+            prepare(path)
+            STUDIES["short"].search(f"nearest-{n}", drawn(load(path, "train", ()), n, "training sounds").nu)
 
 
 def train(name: str, config: TrainingConfig) -> None:
