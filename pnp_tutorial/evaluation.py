@@ -4,7 +4,7 @@
     MSS    auraloss's multi-resolution STFT loss, with its defaults, as in Han et al. (2023)
 
 The floor under every result is the best constant: the one ν that, whatever the sound, is closest on average. What an
-encoder is given of a sound's parameters, the constant is given, too.
+encoder is given of a sound's parameters then takes the place of the constant's.
 """
 
 import json

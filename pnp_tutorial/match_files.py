@@ -28,7 +28,7 @@ from .metric import Map, jacobian
 from .runtime import as_stored, check_writable, float64_device, lacks_means, readable, seal, write_atomically
 from .scalogram import check_whole
 from .search import Budget, usual_budget
-from .synthesizer import REGISTRY, Synthesizer, refuse_taken_name, sketch
+from .synthesizer import REGISTRY, Synthesizer, differs, refuse_taken_name, sketch
 
 LONGEST_NAME = 255  # of a file, in bytes: most systems have no longer ones
 
@@ -192,11 +192,19 @@ def _sum(path: Path) -> str:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
 
 
+def _is_same(stored: dict[str, Any], source: dict[str, Any]) -> bool:
+    """Whether two matches were made from the same; of functions, sketches are compared as elsewhere."""
+    sketches = ("sketch", "ear_sketch")
+    said = ({name: value for name, value in each.items() if name not in sketches} for each in (stored, source))
+    one, other = said
+    return one == other and not any(differs(source.get(name), stored.get(name)) for name in sketches)
+
+
 def _row(wav: Path, document: Path, source: dict[str, Any]) -> dict[str, Any]:
     """What two files that `save_match` made from `source` say, side by side; empty if they are not as it wrote them."""
     try:
         content = json.loads(document.read_text(encoding="utf-8"))
-        if content.pop("seal") != seal(content, wav.read_bytes()) or content["source"] != source:
+        if content.pop("seal") != seal(content, wav.read_bytes()) or not _is_same(content["source"], source):
             return {}
         values = {p["name"]: p["value"] for p in content["theta"]}
         spreads = {f"{p['name']}_uncertainty": p["uncertainty"] for p in content["theta"]}

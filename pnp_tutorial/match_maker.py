@@ -164,7 +164,8 @@ class MatchMaker(widgets.VBox):
             self._say(f"{sound[0]}, {len(sound[1]) / 1000:.0f} kB: press Match")
 
     def _choose_recording(self) -> None:
-        self._upload.value = type(self._upload.value)()  # so that the same file can be uploaded again
+        # So that the same file can be uploaded again; ipywidgets 7 lets nobody assign it.
+        self._upload.set_trait("value", type(self._upload.value)())
         self._choose(("recording.wav", self._recorder.wav()))
 
     def _match(self) -> None:

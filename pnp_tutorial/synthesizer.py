@@ -293,18 +293,18 @@ def levels(values: Tensor) -> list[float]:
     return [float(f"{level:.3g}") for level in torch.stack(parts, -1).flatten().tolist()]
 
 
-def differs(now: list[list[float]] | None, before: list | None) -> bool:
+def differs(one: list | None, other: list | None) -> bool:
     """Whether two sketches are of different functions: by more than rounding to three digits can do.
 
-    None is that of a function that cannot be sketched, or of a file that is older than sketches; older sketches are
-    their first row alone.
+    None is that of a function that cannot be sketched, or of a file that is older than sketches; in older files there
+    is the first row alone.
     """
-    if now is None or not before:
+    if not one or not other:
         return False
-    rows = before if isinstance(before[0], list) else [before]
+    rows = (sketch if isinstance(sketch[0], list) else [sketch] for sketch in (one, other))
     return any(
         len(a) != len(b) or not np.allclose(a, b, rtol=0.02, atol=0.02 * max(map(abs, a)))
-        for a, b in zip(now, rows, strict=False)
+        for a, b in zip(*rows, strict=False)
     )
 
 

@@ -24,7 +24,7 @@ from pnp_tutorial.match_files import match_files, save_match
 from pnp_tutorial.matching import Budget, match
 from pnp_tutorial.round_drum import ROUND_DRUM
 from pnp_tutorial.runtime import seal
-from pnp_tutorial.synthesizer import Parameter, Synthesizer
+from pnp_tutorial.synthesizer import Parameter, Synthesizer, sketch
 from pnp_tutorial.uncertainty import undetermined
 
 QUICK = Budget(n_sounds=8, n_generations=4, n_runs=1, n_iterations=3)
@@ -270,6 +270,16 @@ def test_a_match_is_made_again_if_it_would_be_another(encoder, tmp_path, made, c
     assert made == paths
     made.clear()
     table_of(paths, tmp_path / "out", mine, **options)
+    assert made == []
+
+
+def test_a_match_of_before_its_sketch_said_more_is_not_made_again(encoder, tmp_path, made):
+    paths = write_drums(tmp_path / "in", 1)
+    table_of(paths, tmp_path / "out", encoder)
+    made.clear()
+    levels = {"sketch": sketch(load_encoder(encoder).config.synthesizer)[0]}
+    change(tmp_path / "out", lambda content: content | {"source": content["source"] | levels})
+    table_of(paths, tmp_path / "out", encoder)
     assert made == []
 
 

@@ -134,7 +134,7 @@ def test_a_recorded_sound_is_matched_after_a_bad_file(maker):
     maker._button.click()
     samples = rectangular_drum(THETA, 4458, 48_000).numpy().astype("<f4")
     maker._recorder.set_state({"sample_rate": 48_000, "pcm": memoryview(samples.tobytes())})
-    assert maker._upload.value == (), "else the same file could not be uploaded again"
+    assert not maker._upload.value, "else the same file could not be uploaded again"
     heard, rate = soundfile.read(io.BytesIO(maker._recorder.wav()), dtype="float32")
     assert rate == 48_000
     assert np.array_equal(heard, samples)

@@ -16,6 +16,7 @@ from pnp_tutorial.bank import WEIGHTS, shipped
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.runtime import read_results
+from pnp_tutorial.store import Rows
 
 ROWS = study.rows() | {name: (None, config) for name, config in study.tuning().items()}
 DONE = [name for name in ROWS if study.STUDY.result(name).exists()]
@@ -23,6 +24,7 @@ DONE = [name for name in ROWS if study.STUDY.result(name).exists()]
 
 def test_no_row_is_missing():
     assert list(ROWS) == DONE
+    assert all(study.STUDY.result(name).exists() for name in ("constant", "nearest"))
 
 
 def test_rows_differ_and_have_folders_of_their_own():
@@ -48,8 +50,10 @@ def test_a_row_wants_the_short_runs_of_its_own_loss(monkeypatch):
     """And not those of losses whose names go on."""
     done = []
     monkeypatch.setattr(study.Study, "do_all", lambda self, named: done.append(list(named)))
-    monkeypatch.setattr(study.Study, "do_untrained", lambda self: None)
+    monkeypatch.setattr(study.Study, "do_constant", lambda self: None)
+    monkeypatch.setattr(study.Study, "search", lambda self, name, nu: None)
     monkeypatch.setattr(study, "prepare", lambda path: None)
+    monkeypatch.setattr(study, "load", lambda path, names: Rows(torch.zeros(1, 5)))
     study.main(["small-parameter-0"])
     assert done == [[f"tune-parameter-{rate:g}" for rate in study.RATES], ["small-parameter-0"]]
     done.clear()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -274,7 +275,8 @@ def test_workers_end_with_what_started_them(tmp_path, stop):
     workers = [int(file.stem) for file in tmp_path.glob("*.pid")]
     assert len(workers) == 2
     for pid in (program.pid, *(workers if stop == signal.SIGINT else ())):  # a terminal interrupts all
-        os.kill(pid, stop)
+        with suppress(ProcessLookupError):
+            os.kill(pid, stop)
     program.wait(timeout=60)
     deadline = time.time() + 20
     while any(map(is_alive, workers)) and time.time() < deadline:

@@ -39,8 +39,9 @@ def test_links(tmp_path, elsewhere, capsys, status, broken):
     assert f"1 links, {broken} broken" in capsys.readouterr().out
 
 
-def test_a_host_that_is_not_there_is_broken():
-    assert check_links.fault("http://127.0.0.1:9/")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "http://127.0.0.1:9/a b"])
+def test_what_is_not_there_or_no_address_is_broken(url):
+    assert check_links.fault(url)
 
 
 @pytest.mark.parametrize("error", [urllib.error.URLError(TimeoutError()), TimeoutError(), BadStatusLine("")])

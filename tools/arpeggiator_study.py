@@ -78,7 +78,7 @@ def main(prefixes: list[str]) -> None:
     prepare(STUDY.data.data)
     STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
     if those(named):
-        STUDY.do_untrained()
+        STUDY.do_constant()
         wanted_rows = {name: named[name] for name in those(named)}
         STUDY.do_all(
             {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, (loss, row) in wanted_rows.items()}

@@ -41,6 +41,8 @@ def fault(url: str) -> str:
             if error.code not in GONE:
                 return ""
             said = str(error)
+        except http.client.InvalidURL as error:
+            return str(error)
         except http.client.HTTPException:
             return ""  # an answer that is none
         except OSError as error:  # no such host, nobody listens, a certificate that has expired

@@ -108,7 +108,8 @@ def give_to_jupyter_book(chapter: str, executed: nbformat.NotebookNode) -> None:
 def main(names: list[str], jobs: int) -> int:
     failed = []
     largest_first = sorted(names, key=lambda chapter: -(BOOK / f"{chapter}.md").stat().st_size)
-    with ProcessPoolExecutor(jobs, get_context("spawn"), worker) as pool:
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), worker)
+    try:
         tasks = {pool.submit(execute, chapter): chapter for chapter in largest_first}
         for task in as_completed(tasks):
             chapter = tasks[task]
@@ -120,6 +121,8 @@ def main(names: list[str], jobs: int) -> int:
                 continue
             give_to_jupyter_book(chapter, notebook)
             print(f"{chapter}: {seconds(notebook):.0f} s", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever interrupts waits for what has begun, and no more
     if failed:
         print(f"not executed: {', '.join(sorted(failed))}", file=sys.stderr)
     return 1 if failed else 0

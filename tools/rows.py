@@ -164,16 +164,15 @@ class Study:
             self.prepare(path)
         side_by_side(work, named, lambda: [judge(self, split) for split in splits])
 
-    def do_untrained(self) -> None:
-        """What needs no network: the one best ν for all sounds, and a search."""
+    def do_constant(self) -> None:
+        """The floor: one ν, whatever the sound."""
         if not self.result("constant").exists():
             heard, train = judge(self, "test"), load(self.data.data, names=()).nu[:256].to(self.device)
             nu = best_constant(train, heard.features, heard.play, progress=True).cpu()
             write_results(self.result("constant"), heard(nu.expand_as(heard.rows.nu)))
-        self.search("nearest", load(self.data.data, names=()).nu)
 
     def search(self, name: str, nu: Tensor) -> None:
-        """Of each test sound, that of ν (n, …) whose features are nearest."""
+        """What needs no network, either: for each test sound, that of ν (n, …) whose features are nearest."""
         if self.result(name).exists():
             return
         heard, parts = judge(self, "test"), nu.split(8)
@@ -184,14 +183,16 @@ class Study:
                 return torch.cdist(heard.S, heard.features(heard.play(some.to(self.device))).cpu())
 
         n = torch.get_num_threads()
-        with ThreadPoolExecutor(
-            n if self.device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:  # as where data sets are built: a thread for each part is faster than all threads for one
+        n_threads = n if self.device.type == "cpu" else 1  # one for each part is faster than all for one
+        pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
             for some, far in tqdm(zip(parts, pool.map(distances, parts), strict=True), desc=name, total=len(parts)):
                 distance, k = far.min(1)
                 closer = distance < least
                 least[closer], found[closer] = distance[closer], some[k[closer]]
-        torch.set_num_threads(n)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(n)
         write_results(self.result(name), heard(found))
 
 

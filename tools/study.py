@@ -202,7 +202,8 @@ def main(prefixes: list[str]) -> None:
     prepare(STUDY.data.data)
     STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
     if those(named):
-        STUDY.do_untrained()
+        STUDY.do_constant()
+        STUDY.search("nearest", load(STUDY.data.data, names=()).nu)
         chosen = ((name, *named[name]) for name in those(named))
         STUDY.do_all({name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, loss, row in chosen})
 

@@ -10,8 +10,8 @@ def end_with_parent() -> None:
     """Called once in a worker that multiprocessing started: from then on it ends as soon as its parent has ended.
 
     Otherwise a worker that was told to train for an hour would go on for an hour after its study was killed, and write
-    into the folder of the study that took its place. An interrupt, too, ends it at once: it would be one job's result,
-    and the next job would begin.
+    into the folder of the study that took its place. An interrupt, too, ends it at once, unless a job takes it for
+    itself: else it would be one job's result, and the next job would begin.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

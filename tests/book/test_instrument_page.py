@@ -115,7 +115,7 @@ def test_space_strikes_and_does_not_scroll(instrument):
 OTHER_STARTS = """
 () => new Promise((resolve) => {
   sounds.at(-1).onended = () => resolve("ended");
-  setTimeout(() => resolve("goes on"), 400);
+  setTimeout(() => resolve("goes on"), 1500);
   document.dispatchEvent(new CustomEvent("ab-player-started"));
 })
 """
