@@ -206,7 +206,7 @@ def test_unwritable_output(encoder, sound, tmp_path):
     [
         (["match"], "audio"),
         (["match", "x.wav", "--loud"], "--loud"),
-        (["match", "x.wav", "--encoder", "nowhere"], "there is no encoder at nowhere"),
+        (["match", __file__, "--encoder", "nowhere"], "there is no encoder at nowhere"),
         (["dataset", "--n_sounds", "many"], "many"),
         (["dataset", "--n_sound", "10"], "--n_sound"),
         (["dataset", "--sampling", "gaussian"], "gaussian"),

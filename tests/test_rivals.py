@@ -9,9 +9,10 @@ import rivals
 import rows
 import scaling
 import study
+import torch
 from rows import Study
 
-from pnp_tutorial.dataset import build
+from pnp_tutorial.dataset import DatasetConfig, build
 
 
 @pytest.fixture
@@ -45,6 +46,14 @@ def test_rows_differ_from_those_of_the_study_in_their_loss_and_rate_only(done):
             differs = {key for key, value in vars(config).items() if value != vars(beside)[key]}
             assert differs <= own, name
             assert config.learning_rate == 0.003
+
+
+def test_a_cpu_is_refused(monkeypatch):
+    """It would begin its first epoch again and again."""
+    monkeypatch.setattr(rivals, "select_device", torch.device)
+    monkeypatch.setattr(rivals, "RIVALS", Study("rivals", "study.yaml", rivals.prepare, DatasetConfig(device="cpu")))
+    with pytest.raises(SystemExit, match="expected a GPU"):
+        rivals.refuse_cpu()
 
 
 def test_a_row_of_random_paths_is_trained_and_tested(tmp_path, monkeypatch):

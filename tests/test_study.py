@@ -109,6 +109,13 @@ def test_matches_are_those_of_the_encoder_that_ships(name):
     assert made["encoder"] == hashlib.sha256(shipped("encoder.safetensors").read_bytes()).hexdigest()
 
 
+def test_matches_of_another_encoder_count_as_missing(monkeypatch):
+    assert matching_study.is_done("clean")
+    assert not matching_study.is_done("none")
+    monkeypatch.setattr(matching_study, "encoder_sum", lambda: "another")
+    assert not matching_study.is_done("clean")
+
+
 @pytest.mark.parametrize("data", study.SHAPES)
 def test_another_coordinate_of_the_shape_is_the_same_drum(data):
     u, inverse = study.SHAPES[data]
