@@ -51,7 +51,9 @@ def test_rows_differ_from_those_of_the_study_in_their_loss_and_rate_only(done):
 def test_a_cpu_is_refused(monkeypatch):
     """It would begin its first epoch again and again."""
     monkeypatch.setattr(rivals, "select_device", torch.device)
-    monkeypatch.setattr(rivals, "RIVALS", Study("rivals", "study.yaml", rivals.prepare, DatasetConfig(device="cpu")))
+    monkeypatch.setattr(
+        rivals, "RIVALS", Study("rivals", "study.yaml", rivals.prepare, sounds=DatasetConfig(device="cpu"))
+    )
     with pytest.raises(SystemExit, match="expected a GPU"):
         rivals.refuse_cpu()
 
