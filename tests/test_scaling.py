@@ -109,6 +109,13 @@ def test_no_row_is_missing_but_those_that_the_chapter_names():
     assert all(scaling.STUDIES["short"].result(f"nearest-{n}").exists() for n in scaling.SEARCHED)
 
 
+def test_one_metric_for_all_is_damped_as_those_of_each_are():
+    for seed in range(3):
+        name = f"secant-root-{scaling.FEW}-{scaling.SHORT_RUN}-{seed}"
+        first = scaling.STUDIES["short"].read(name)["history"][0]
+        assert first["damping"] == pytest.approx(scaling.BEGINNING, rel=1e-5)
+
+
 def test_a_search_finds_the_nearest(tmp_path, monkeypatch):
     """Of sounds among which are those that are searched for."""
     monkeypatch.chdir(tmp_path)

@@ -49,6 +49,7 @@ WIDTHS = (0.001, 0.02, 0.1, 0.2)  # of secants, that are tried beside it; the fi
 # λ where it is constant: about a tenth of the median of tr M/5, for secants of every width and for M
 CONSTANT = {0.02: 450.0, SECANT_STEP: 300.0, 0.1: 200.0, 0.2: 100.0}
 CONSTANT_OF_M = 5000.0
+BEGINNING = 442_312.0  # λ of the schedule in its first epoch, with the secant metric of every sound
 RATES = (3e-3, 1e-2, 3e-2)  # that are tried for each loss
 BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no row is chosen by it
 TUNING_STEPS = 320
@@ -105,6 +106,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # secants of Φ itself, of the same width; and one form for all sounds, the mean of their secant metrics
     "heard-scheduled": ("secant-root", {"data": "data/scaling-short-heard.zarr"}),
     "mean-scheduled": ("secant-root", {"data": "data/scaling-short-mean.zarr"}),
+    "mean-higher": ("secant-root", {"data": "data/scaling-short-mean.zarr", "lambda_0": BEGINNING}),
 }
 RIVALS = {"log": "mss", "linear": "mss-linear", "paths": "paths"}  # ears: MSS by one kind of magnitude; as in SCRAPL
 # What takes over from the root of P-loss, for how many steps, all at the same rate, which falls. The longer ones take
