@@ -13,7 +13,7 @@ LISTEN = """
 window.sounds = [];
 const start = AudioBufferSourceNode.prototype.start;
 AudioBufferSourceNode.prototype.start = function (...args) {
-  sounds.push({ buffer: this.buffer, context: this.context });
+  sounds.push({ source: this, buffer: this.buffer, context: this.context });
   return start.apply(this, args);
 };
 """

@@ -114,7 +114,7 @@ def test_space_strikes_and_does_not_scroll(instrument):
 
 OTHER_STARTS = """
 () => new Promise((resolve) => {
-  sounds.at(-1).onended = () => resolve("ended");
+  sounds.at(-1).source.onended = () => resolve("ended");
   setTimeout(() => resolve("goes on"), 1500);
   document.dispatchEvent(new CustomEvent("ab-player-started"));
 })
