@@ -19,7 +19,7 @@ from .dataset_config import DatasetConfig
 from .encoder import CHECKPOINT, AudioEncoder, Encoder, save
 from .objective import Batch, Loss
 from .runtime import as_stored, lacks_means, refuse_difference, write_atomically
-from .synthesizer import differs, stored_synthesizer
+from .synthesizer import other_functions, stored_synthesizer
 from .training_config import TrainingConfig, modern
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def resume(setup: Setup, state: State) -> None:
 def _refuse_other_functions(setup: Setup, before: dict[str, Any]) -> None:
     """Raise ValueError if the data set was built again, from other sounds, features or metrics than those before."""
     now = setup.made_with
-    other = any(differs(now.get(name), before.get(name)) for name in ("sketch", "ear_sketch"))
-    if other or now.get("metric_sum") != before.get("metric_sum"):
+    if other_functions(now, before) or now.get("metric_sum") != before.get("metric_sum"):
         raise ValueError(
             f"{setup.folder} holds a run on other sounds, features or metrics than {setup.config.data} has by now: "
             "choose another path or delete it"

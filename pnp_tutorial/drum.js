@@ -77,8 +77,8 @@ function addPair(x, { zRe: cRe, zIm: cIm, amplitude: a, end }, { zRe: dRe, zIm: 
 }
 
 /**
- * Magnitude |X(f)| of the unnormalized sound of some modes, in s: the Fourier transform of its damped sinusoids in closed
- * form, X(f) = Σ_m a_m ω_m / ((σ_m + i 2πf)² + ω_m²).
+ * Magnitude |X(f)| of the unnormalized sound of some modes, in s: the Fourier transform of its damped sinusoids, in
+ * closed form, X(f) = Σ_m a_m ω_m / ((σ_m + i 2πf)² + ω_m²).
  */
 export function magnitude(hz, { omega, sigma, amplitude }, sampleRate) {
   const w = 2 * Math.PI * hz;

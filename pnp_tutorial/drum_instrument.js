@@ -1,8 +1,8 @@
 // The rectangular drum as an instrument: five sliders, a membrane to strike, its sound and its spectrum.
 //
-// One module with drum.js and speaker.js before it, and no dependency. The book's page holds it inline and calls `mount`; Jupyter and
-// Colab load it as the front end of an anywidget, through the default export. Both get θ, the ranges of the sliders
-// and the sample rate from Python (drum_instrument.py).
+// One module with drum.js and speaker.js before it, and no dependency. The book's page holds it inline and calls `mount`;
+// Jupyter and Colab load it as the front end of an anywidget, through the default export. Both get θ, the ranges of the
+// sliders and the sample rate from Python (drum_instrument.py).
 
 const STEPS = 200; // of a slider, from one end of its range to the other
 const SHOWN_HZ = 0.5; // at which the eye sees the first mode swing

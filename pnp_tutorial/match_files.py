@@ -28,7 +28,7 @@ from .metric import Map, jacobian
 from .runtime import as_stored, check_writable, float64_device, lacks_means, readable, seal, write_atomically
 from .scalogram import check_whole
 from .search import Budget, usual_budget
-from .synthesizer import REGISTRY, Synthesizer, differs, refuse_taken_name, sketch
+from .synthesizer import REGISTRY, SKETCHES, Synthesizer, other_functions, refuse_taken_name, sketch
 
 LONGEST_NAME = 255  # of a file, in bytes: most systems have no longer ones
 
@@ -194,10 +194,8 @@ def _sum(path: Path) -> str:
 
 def _is_same(stored: dict[str, Any], source: dict[str, Any]) -> bool:
     """Whether two matches were made from the same; of functions, sketches are compared as elsewhere."""
-    sketches = ("sketch", "ear_sketch")
-    said = ({name: value for name, value in each.items() if name not in sketches} for each in (stored, source))
-    one, other = said
-    return one == other and not any(differs(source.get(name), stored.get(name)) for name in sketches)
+    one, other = ({name: each[name] for name in each.keys() - SKETCHES} for each in (stored, source))
+    return one == other and not other_functions(stored, source)
 
 
 def _row(wav: Path, document: Path, source: dict[str, Any]) -> dict[str, Any]:

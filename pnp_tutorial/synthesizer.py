@@ -10,7 +10,7 @@ Scaling and sampling are those of Han, Lostanlen and Lagrange (2023, section 4; 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ REGISTRY = {
     "arpeggiator": "pnp_tutorial.arpeggiator:ARPEGGIATOR",
     "round_drum": "pnp_tutorial.round_drum:ROUND_DRUM",
 }
+SKETCHES = ("sketch", "ear_sketch")  # under which files tell what their functions do
 MOST_CELLS = 10**7  # of a grid
 # What tables of matches call other things than parameters.
 TAKEN = {"file", "error", "undetermined", "constant", "encoder", "scan", "match", "spread"}
@@ -306,6 +307,11 @@ def differs(one: list | None, other: list | None) -> bool:
         len(a) != len(b) or not np.allclose(a, b, rtol=0.02, atol=0.02 * max(map(abs, a)))
         for a, b in zip(*rows, strict=False)
     )
+
+
+def other_functions(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two files were made with functions that differ, as far as their sketches tell."""
+    return any(differs(one.get(name), other.get(name)) for name in SKETCHES)
 
 
 def check_last_axis(values: Tensor, name: str, parameters: tuple[Parameter, ...]) -> None:

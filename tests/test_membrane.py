@@ -121,11 +121,11 @@ def test_the_shortest_sounds_glide_too(n_samples):
         membrane.play(SLOW, n_samples=0)
 
 
-@pytest.mark.parametrize("theta", [SLOW, (3.8, 0.8, -5.0, -5.0, 1.0)])
-def test_the_largest_bend_is_stable(theta):
+@pytest.mark.parametrize(("theta", "left"), [(SLOW, 0.1), ((3.8, 0.8, -5.0, -5.0, 1.0), 0.5)])
+def test_the_largest_bend_is_stable(theta, left):
     """On a coarse grid it would not be for many membranes, such as the second."""
     x = membrane.play(theta, bend=2.99, n_intervals=15, n_samples=20000)
     assert np.isfinite(x).all()
-    assert np.abs(x[-2000:]).max() < np.abs(x).max() / 2, "it fades"
+    assert np.abs(x[-2000:]).max() < left, "it fades"
     with pytest.raises(ValueError, match="expected n_intervals ≥ 15 for a bend above 1, got 10"):
         membrane.play(theta, bend=2.99, n_intervals=10)

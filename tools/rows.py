@@ -8,10 +8,9 @@ steps of one leave room for those of others.
 
 import io
 import json
-import math
 import multiprocessing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -39,6 +38,7 @@ from pnp_tutorial.runtime import (
     write_atomically,
     write_results,
 )
+from pnp_tutorial.runtime import side_by_side as in_threads
 from pnp_tutorial.synthesizer import find_synthesizer
 from pnp_tutorial.training import TrainingConfig, drawn, fit, modern
 
@@ -175,25 +175,16 @@ class Study:
         """What needs no network, either: for each test sound, that of ν (n, …) whose features are nearest."""
         if self.result(name).exists():
             return
-        heard, parts = judge(self, "test"), nu.split(8)
-        least, found = torch.full((len(heard.S),), math.inf), heard.rows.nu.clone()
+        heard, parts = judge(self, "test"), nu.to(self.device).split(8)
+        with torch.no_grad(), tqdm(total=len(parts), desc=name) as bar:
 
-        def distances(some: Tensor) -> Tensor:
-            with torch.no_grad():
-                return torch.cdist(heard.S, heard.features(heard.play(some.to(self.device))).cpu())
+            def distances(some: Tensor) -> Tensor:
+                far = torch.cdist(heard.S, heard.features(heard.play(some)).cpu())
+                bar.update()
+                return far
 
-        n = torch.get_num_threads()
-        n_threads = n if self.device.type == "cpu" else 1  # one for each part is faster than all for one
-        pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            for some, far in tqdm(zip(parts, pool.map(distances, parts), strict=True), desc=name, total=len(parts)):
-                distance, k = far.min(1)
-                closer = distance < least
-                least[closer], found[closer] = distance[closer], some[k[closer]]
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(n)
-        write_results(self.result(name), heard(found))
+            nearest = torch.cat(in_threads(distances, parts), 1).argmin(1)
+        write_results(self.result(name), heard(nu[nearest]))
 
 
 def refuse_unknown(prefixes: Collection[str], names: Collection[str]) -> None:
