@@ -1,5 +1,6 @@
 """Notebooks for Jupyter and Colab: what the book folds, they fold."""
 
+import export_notebooks
 import nbformat
 import papermill
 from export_notebooks import fold, form, plain_markdown
@@ -45,6 +46,20 @@ def test_terms_of_the_glossary_are_words():
     """The glossary is on a page that is no notebook."""
     text = "The **{term}`metric`** of two {term}`modes <mode>`, and *{term}`stiffer <stiff>`* ones."
     assert plain_markdown(text) == "The **metric** of two modes, and *stiffer* ones."
+
+
+def test_sections_are_linked_within_a_notebook_and_from_another(monkeypatch):
+    """By the anchor that JupyterLab makes of a heading, and that Colab is given."""
+    monkeypatch.setattr(export_notebooks, "sections", lambda: {"results-own": ("08_results", "One-metric-for-all")})
+    monkeypatch.setattr(export_notebooks, "repository_url", lambda: None)
+    heading = "(results-own)=\n### One metric for all\n\nSee [there](results-own)."
+    shown = '<a name="One-metric-for-all"></a>\n\n### One metric for all\n\nSee [there]({}#One-metric-for-all).'
+    assert plain_markdown(heading, "08_results") == shown.format("")
+    assert plain_markdown(heading, "09_matching") == shown.format("08_results.ipynb")
+
+
+def test_a_section_of_a_page_that_is_no_notebook_is_text():
+    assert plain_markdown("the [glossary](glossary), of course") == "the glossary, of course"
 
 
 def test_only_what_hide_cell_says_hides_outputs():

@@ -30,6 +30,7 @@ DIRECTIVE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 EQUATION = re.compile(r"\$\$(?P<tex>.*?)\$\$ *\((?P<label>[\w-]+)\)", re.DOTALL)
+SECTION = re.compile(r"^\((?P<label>[\w-]+)\)=\n(?P<heading>#+ (?P<title>[^\n]+))$", re.MULTILINE)
 
 # What JupyterLab reads of a cell that the book folds.
 FOLDED = {
@@ -111,6 +112,18 @@ def numbering() -> dict[str, str]:
 
 
 @cache
+def sections() -> dict[str, tuple[str, str]]:
+    """Of every labelled section, the name of its page, and its anchor in a notebook."""
+    texts = {Path(page).name: (ROOT / f"{page}.md").read_text(encoding="utf-8") for page in pages()}
+    return {m["label"]: (name, anchor(m["title"])) for name, text in texts.items() for m in SECTION.finditer(text)}
+
+
+def anchor(title: str) -> str:
+    """As JupyterLab makes it of a heading."""
+    return title.replace(" ", "-")
+
+
+@cache
 def references() -> Any:
     return parse_file(str(BOOK / "references.bib")).entries
 
@@ -167,9 +180,22 @@ def link(match: re.Match) -> str:
     return f"[{text}]({page_url(name)})" if name in chapters() else text
 
 
-def plain_markdown(source: str) -> str:
+def section_link(match: re.Match, chapter: str) -> str:
+    name, place = sections()[match["label"]]
+    page = page_url(name) if name != chapter else ""
+    return f"[{match['text']}]({page}#{place})" if name in chapters() else match["text"]
+
+
+def section(match: re.Match) -> str:
+    """The heading of a labelled section, with an anchor, since Colab makes none of headings."""
+    return f'<a name="{anchor(match["title"])}"></a>\n\n{match["heading"]}'
+
+
+def plain_markdown(source: str, chapter: str = "") -> str:
+    """Without the mark-up of MyST; a section of the chapter itself is linked within the notebook."""
     source = DIRECTIVE.sub(directive, source)
-    source = re.sub(r"^\([\w-]+\)=\n", "", source, flags=re.MULTILINE)
+    source = re.sub(r"\[(?P<text>[^\]]+)\]\((?P<label>[a-z][a-z-]*)\)", lambda m: section_link(m, chapter), source)
+    source = re.sub(r"^\([\w-]+\)=\n", "", SECTION.sub(section, source), flags=re.MULTILINE)
     source = EQUATION.sub(lambda m: f"$${m['tex'].rstrip()} \\tag{{{numbering()[m['label']]}}}\n$$", source)
     source = re.sub(r"\{(?P<name>[\w:]+)\}`(?P<target>[^`]+)`", role, source)
     return re.sub(r"\[(?P<text>[^\]]+)\]\((?P<page>\w+)\.md\)", link, source)
@@ -211,14 +237,14 @@ def export(chapter: str) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         cells.append(cell)
         if cell.cell_type == "markdown":
-            cell.source = plain_markdown(cell.source)
+            cell.source = plain_markdown(cell.source, chapter)
             continue
         settings = cell.metadata.pop("mystnb", {})
         if FOLDED.keys() & set(cell.metadata.get("tags", [])):
             fold(cell, settings["code_prompt_show"])
         if "caption" in settings.get("figure", {}):
             figure = settings["figure"]
-            caption = plain_markdown(f"*Figure {numbering()[figure['name']]}. {figure['caption']}*")
+            caption = plain_markdown(f"*Figure {numbering()[figure['name']]}. {figure['caption']}*", chapter)
             cells.append(nbformat.v4.new_markdown_cell(caption))
     install = nbformat.v4.new_code_cell(INSTALL.format(requirement=requirement()))
     notebook.cells = [cells[0], install, *cells[1:]]

@@ -80,6 +80,18 @@ def test_exported_prose_is_plain_markdown(chapter):
 
 
 @pytest.mark.parametrize("chapter", chapters())
+def test_exported_links_lead_somewhere(chapter):
+    """To the web, to a picture, or to a notebook and a heading that it has."""
+    cells = [cell.source for cell in export(chapter).cells if cell.cell_type == "markdown"]
+    for target in re.findall(r"\]\(([^()\s]+)\)", "\n".join(cells)):
+        if not target.startswith(("https://", "../../book/_static/")):
+            name, _, place = target.partition("#")
+            assert name == "" or name.removesuffix(".ipynb") in set(chapters()), target
+            there = "\n".join(cell.source for cell in export(name.removesuffix(".ipynb") or chapter).cells)
+            assert not place or f'<a name="{place}"></a>' in there, target
+
+
+@pytest.mark.parametrize("chapter", chapters())
 def test_export_is_reproducible(chapter):
     assert nbformat.writes(export(chapter)) == nbformat.writes(export(chapter))
 
