@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -73,22 +74,25 @@ def test_where_a_kernel_cuts_what_a_cell_prints_makes_no_difference():
     assert outputs.text(mixed) == "a\nshown\nb"
 
 
+@cache
+def prose(chapter: str) -> str:
+    return "\n".join(cell.source for cell in export(chapter).cells if cell.cell_type == "markdown")
+
+
 @pytest.mark.parametrize("chapter", chapters())
 def test_exported_prose_is_plain_markdown(chapter):
-    prose = [cell.source for cell in export(chapter).cells if cell.cell_type == "markdown"]
-    assert not RAW_MYST.findall("\n".join(prose))
+    assert not RAW_MYST.findall(prose(chapter))
 
 
 @pytest.mark.parametrize("chapter", chapters())
 def test_exported_links_lead_somewhere(chapter):
     """To the web, to a picture, or to a notebook and a heading that it has."""
-    cells = [cell.source for cell in export(chapter).cells if cell.cell_type == "markdown"]
-    for target in re.findall(r"\]\(([^()\s]+)\)", "\n".join(cells)):
+    for target in re.findall(r"\]\(([^()\s]+)\)", prose(chapter)):
         if not target.startswith(("https://", "../../book/_static/")):
-            name, _, place = target.partition("#")
-            assert name == "" or name.removesuffix(".ipynb") in set(chapters()), target
-            there = "\n".join(cell.source for cell in export(name.removesuffix(".ipynb") or chapter).cells)
-            assert not place or f'<a name="{place}"></a>' in there, target
+            page, _, place = target.partition("#")
+            name = page.removesuffix(".ipynb") or chapter
+            assert name in set(chapters()), target
+            assert not place or f'<a name="{place}"></a>' in prose(name), target
 
 
 @pytest.mark.parametrize("chapter", chapters())
