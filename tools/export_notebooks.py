@@ -195,7 +195,7 @@ def plain_markdown(source: str, chapter: str = "") -> str:
     """Without the mark-up of MyST; a section of the chapter itself is linked within the notebook."""
     source = DIRECTIVE.sub(directive, source)
     source = re.sub(r"\[(?P<text>[^\]]+)\]\((?P<label>[a-z][a-z-]*)\)", lambda m: section_link(m, chapter), source)
-    source = re.sub(r"^\([\w-]+\)=\n", "", SECTION.sub(section, source), flags=re.MULTILINE)
+    source = SECTION.sub(section, source)
     source = EQUATION.sub(lambda m: f"$${m['tex'].rstrip()} \\tag{{{numbering()[m['label']]}}}\n$$", source)
     source = re.sub(r"\{(?P<name>[\w:]+)\}`(?P<target>[^`]+)`", role, source)
     return re.sub(r"\[(?P<text>[^\]]+)\]\((?P<page>\w+)\.md\)", link, source)
