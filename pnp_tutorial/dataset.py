@@ -28,6 +28,7 @@ from .ears import ear_name
 from .metric import Map, check_vectors, gram, push, riemannian_metric, secant_metric, tangents
 from .mss import CoarseSpectra
 from .runtime import PATIENCE_S, as_stored, connect, float64_device, lacks_means, refuse_difference, select_device
+from .scalogram import check_whole
 from .store import (
     Rows,
     create,
@@ -146,7 +147,10 @@ def propose(config: DatasetConfig) -> str:
         raise
     if forward < 1:
         return ""
-    coarse = CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(where)
+    try:
+        coarse = CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(where)
+    except ValueError:  # sounds too short, or of too low a rate, for spectra that are cheaper
+        return ""
     secant = hours(lambda: secant_metric(nu, coarse, lambda nu: synthesizer(nu, torch.float32)))
     return (
         f"metrics of {config.n_sounds} sounds take about {forward:.2g} hours here; those of coarse spectra, for steps "
@@ -188,6 +192,8 @@ def verify(
     ValueError
         If the store is missing, unfinished or damaged, or differs from the new computation by more than 10⁻².
     """
+    check_whole("n_chunks", n_chunks, 0)
+    check_whole("seed", seed, 0)
     where = select_device(device)
     config, store = read_config(path, synthesizer, ear, where), open_store(path)
     refuse_elsewhere(config.synthesizer, where)

@@ -134,7 +134,8 @@ def _real_factors(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nonzero(peak: Tensor) -> Tensor:
-    return torch.where(peak == 0, 1, peak)  # silence stays silence
+    """Peaks to divide sounds by: 1 in place of 0, so that silence stays silence."""
+    return torch.where(peak == 0, 1, peak)
 
 
 class _ModalSum(torch.autograd.Function):

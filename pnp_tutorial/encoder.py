@@ -46,10 +46,9 @@ class Encoder(nn.Module):
         super().__init__()
         if n_outputs < 1:
             raise ValueError(f"expected n_outputs ≥ 1, got {n_outputs}")
-        import timm  # here, as it takes longer than torch, and a command that needs no network does without
+        import timm
 
-        if not timm.is_model(backbone):
-            raise ValueError(f"timm has no network {backbone!r}: see timm.list_models()")
+        refuse_unknown_network(backbone)
         self.name, self.n_outputs = backbone, n_outputs
         self.input_norm = nn.BatchNorm2d(1)
         self.backbone = timm.create_model(backbone, pretrained=False, in_chans=1, num_classes=0)
@@ -100,6 +99,14 @@ class AudioEncoder(nn.Module):
         return in_float64(nu_hat)
 
 
+def refuse_unknown_network(backbone: str) -> None:
+    """Raise ValueError if timm has no network of that name."""
+    import timm  # here, as it takes longer than torch, and a command that needs no network does without
+
+    if not timm.is_model(backbone):
+        raise ValueError(f"timm has no network {backbone!r}: see timm.list_models()")
+
+
 def sought(data: DatasetConfig, known: tuple[str, ...]) -> list[int]:
     """Columns of ν that an encoder predicts: all but those of known parameters."""
     return [j for j, name in enumerate(data.synthesizer.names) if name not in known]
@@ -148,8 +155,9 @@ def _at_most(n: int) -> Iterator[None]:
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:
         nonlocal made
-        if get_ident() == here and parameter is not None:
-            made += parameter.numel()
+        if get_ident() != here or parameter is None:
+            return
+        made += parameter.numel()
         if made > n:
             raise TypeError(f"its network has more than {n:,} parameters, which the file does not hold")
 

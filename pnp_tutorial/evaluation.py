@@ -26,7 +26,7 @@ from .encoder import CHECKPOINT, AudioEncoder, complete, load_encoder, refuse_ot
 from .metric import Map
 from .mss import SHORTEST, mss_distance
 from .runtime import as_stored, check_fields, check_writable, float64_device, select_device, write_atomically
-from .store import Rows, load, read_config
+from .store import Rows, at_most, load, read_config
 from .synthesizer import Synthesizer
 
 BATCH = 8  # sounds whose features are taken at once
@@ -48,9 +48,9 @@ class EvaluationConfig:
     synthesizer, ear
         Of the data set, if they are none of the library.
     n_sounds
-        At most so many sounds of the test split.
+        At most so many sounds of the test split, drawn from all over it.
     n_constant
-        So many sounds of the training split are candidates for the best constant.
+        So many sounds of the training split, drawn in the same way, are candidates for the best constant.
     device
         "auto", "cpu", "cuda" or "mps".
     """
@@ -188,6 +188,11 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     another encoder that is evaluated: it would take the place of what was trained.
     """
     check_fields(config)
+    if config.n_sounds < 2 or config.n_constant < 1:
+        raise ValueError(
+            f"expected n_sounds ≥ 2 and n_constant ≥ 1, got n_sounds = {config.n_sounds} and n_constant = "
+            f"{config.n_constant}"
+        )
     check_writable(config.output_folder)
     _keep_what_was_trained(config)
     device = select_device(config.device)
@@ -196,17 +201,13 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     data = read_config(config.data, config.synthesizer, config.ear, where)
     refuse_elsewhere(data.synthesizer, where)
     refuse_other_scalogram(model, data, config.data)
-    test, train = load(config.data, "test", ("scalogram",)), load(config.data, "train", ())
-    assert test.scalogram is not None
-    test = Rows(test.nu[: config.n_sounds], test.scalogram[: config.n_sounds])
-    if min(len(test.nu), config.n_sounds) < 2 or config.n_constant < 1:
-        raise ValueError(
-            f"expected at least two test sounds, n_sounds ≥ 2 and n_constant ≥ 1, got {len(test.nu)} test sounds, "
-            f"n_sounds = {config.n_sounds} and n_constant = {config.n_constant}"
-        )
+    test = at_most(load(config.data, "test", ("scalogram",)), config.n_sounds, data.sampling)
+    train = at_most(load(config.data, "train", ()), config.n_constant, data.sampling)
+    if len(test.nu) < 2:
+        raise ValueError(f"expected at least two test sounds in {config.data}, got {len(test.nu)}")
 
     features, synthesizer = ear(data, where), data.synthesizer
-    nu_constant = best_constant(train.nu[: config.n_constant].to(where), features, synthesizer, progress)
+    nu_constant = best_constant(train.nu.to(where), features, synthesizer, progress)
     nu, columns = test.nu.to(where), sought(data, model.known)
     constants = complete(nu_constant[columns].expand(len(nu), -1), nu, columns) if model.known else nu_constant
     table = evaluate(predict(model, test).to(where), nu, constants, features, synthesizer)

@@ -73,21 +73,6 @@ def make_loss(
     return losses[config.loss]
 
 
-def in_drawn_order(n: int) -> Tensor:
-    """Indices (n,) of some rows: more of them begin with those that fewer of them are."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
-
-
-def drawn(rows: Rows, n: int | None, what: str) -> Rows:
-    """n of some rows, at random; raises ValueError if there are not so many."""
-    if n is None:
-        return rows
-    if n > len(rows.nu):
-        raise ValueError(f"expected at most the {len(rows.nu)} {what}, got {n}")
-    some = in_drawn_order(len(rows.nu))[:n].sort().values
-    return rows._replace(**{name: values[some] for name, values in rows._asdict().items() if values is not None})
-
-
 def as_batch(rows: Rows, columns: list[int], config: TrainingConfig, device: torch.device) -> Batch:
     """A whole split, so that no step waits for it: a GPU holds the paper's 82 224 drums in 1.1 GB."""
     where = float64_device(device)

@@ -97,9 +97,8 @@ def load_recording(path: str | Path, synthesizer: Synthesizer) -> Recording:
             f"there is {np.abs(y).max():.1g} of full scale, expected at least {SILENCE:g}"
         )
     if not y.any() or (len(x) - lead) * sample_rate < survey.rate:
-        raise ValueError(
-            f"{path} ends {len(x) - lead} samples after its onset at {survey.rate} Hz: too few to be a sound"
-        )
+        after = " after its onset" if synthesizer.from_onset else ""
+        raise ValueError(f"{path} ends {len(x) - lead} samples{after} at {survey.rate} Hz: too few to be a sound")
     band = 1.0 if survey.rate == sample_rate else PASSED * min(survey.rate / sample_rate, 1)
     gain = np.abs(y).max() if synthesizer.peak_normalized else 1.0
     return Recording(torch.from_numpy(np.pad(y, (0, n_samples - len(y))) / gain), band)

@@ -196,6 +196,7 @@ def _noise(n: int, sample_rate: float, dtype: torch.dtype, device: torch.device)
 
 
 def peak(x: Tensor) -> Tensor:
+    """max |x| (..., 1) of sounds (..., n_samples), and 1 of silence."""
     return nonzero(x.abs().amax(-1, keepdim=True))
 
 

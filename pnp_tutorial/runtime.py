@@ -232,6 +232,12 @@ def read_results(path: Traversable) -> dict[str, Any]:
     return results
 
 
+def read_study(folder: Traversable) -> dict[str, dict[str, Any]]:
+    """The results of a study by name, which is that of the file without ".json", in the order of the names."""
+    found = sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
+    return {file.name.removesuffix(".json"): read_results(file) for file in found}
+
+
 def _tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> Iterator[bytes]:
     for name, values in sorted(tensors.items()):
         yield f"{name} {values.dtype} {tuple(values.shape)}".encode()

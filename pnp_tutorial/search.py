@@ -112,13 +112,14 @@ def scan(
     again: Map | None = None,
     exact: bool = True,
 ) -> Tensor:
-    """The v whose sound is closest to x in coarse spectra, sought in the whole box [−1, 1]ⁿ.
+    """The v whose sounds are closest to x in coarse spectra, sought in the whole box [−1, 1]ⁿ.
 
     A population of sounds evolves by differential evolution. While it does, only their openings are made and heard, if
     those will do. From the three closest that differ, `refine` descends in coarse spectra. If none ends close enough,
-    the closest evolve further at full length, among others around the best of all, which descends once more. All that
-    now and then ends in a wrong valley. So it is run again, from other sounds, until one comes close enough or the
-    budget is spent. Where a sound may be just that of x, a quarter of them are then around `start`.
+    the closest evolve further at full length, among others around the best of all, which descends once more. (Of a
+    recording not in the first run, for a second run tells more.) All that now and then ends in a wrong valley. So it
+    is run again, from other sounds, until one comes close enough or the budget is spent. Where a sound may be just that
+    of x, a quarter of them are then around `start`.
 
     Close enough is a thousandth of ‖C(x)‖, or as close as the sound is to itself through another noise. Of a recording
     that no sound of the synthesizer can match exactly, three thousandths will do, or two runs that end at one distance,

@@ -66,7 +66,7 @@ def stored_arrays(config: DatasetConfig, device: torch.device) -> dict[str, tupl
 def create(config: DatasetConfig, metric: Tensor | None, device: torch.device) -> None:
     """Make the store with its ν and empty arrays, under another name, and move it into place; its M may be given.
 
-    If another process has been faster, its store is left as it is.
+    If another process has been faster, its store is left as it is. Raises ValueError if the disk has too little room.
     """
     path = Path(config.data)
     n, chunk = config.n_sounds, min(config.chunk_size, config.n_sounds)
@@ -105,6 +105,7 @@ def create(config: DatasetConfig, metric: Tensor | None, device: torch.device) -
 
 
 def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:
+    """The Zarr group of a data set; raises ValueError if there is none, or what it says of itself has changed."""
     if not Path(path).exists():
         raise ValueError(f"there is no data set at {path}: build one with `pnp dataset --data {path}`")
     try:
@@ -121,6 +122,7 @@ def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:
 
 
 def provenance(path: Path, store: Any) -> Mapping[str, Any]:
+    """What a store was made with: versions, machine and sketches; raises ValueError if it does not say."""
     made_with = store.attrs.get("made_with")
     if not isinstance(made_with, Mapping) or "pnp_tutorial" not in made_with:
         raise ValueError(f"{path} is damaged (it does not say what it was made with): delete it and build it again")
@@ -177,7 +179,7 @@ def read_array(path: str | Path, store: Any, name: str, rows: Any = slice(None))
 
 
 def finished_rows(path: str | Path, split: str) -> tuple[Any, np.ndarray]:
-    """The store of a finished data set, and the rows of one split."""
+    """The store of a finished data set, and the numbers (n,) of the rows of one split; raises ValueError as `load`."""
     if split not in SPLITS:
         raise ValueError(f"expected a split of {SPLITS}, got {split!r}")
     store = open_store(path)
@@ -195,6 +197,7 @@ def finished_rows(path: str | Path, split: str) -> tuple[Any, np.ndarray]:
 
 
 def read_rows(path: str | Path, store: Any, rows: np.ndarray, names: tuple[str, ...]) -> Rows:
+    """Rows, given their numbers (n,), of some arrays; raises ValueError, which names the store, if any is damaged."""
     arrays = {}
     for name in names:
         values = torch.from_numpy(read_array(path, store, name, rows))
@@ -229,6 +232,30 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("scal
     """
     store, rows = finished_rows(path, split)
     return read_rows(path, store, rows, _names(path, names))
+
+
+def in_drawn_order(n: int) -> Tensor:
+    """Indices (n,) of some rows: more of them begin with those that fewer of them are."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+
+def drawn(rows: Rows, n: int | None, what: str) -> Rows:
+    """n of some rows, at random; raises ValueError if there are not so many."""
+    if n is None:
+        return rows
+    if n > len(rows.nu):
+        raise ValueError(f"expected at most the {len(rows.nu)} {what}, got {n}")
+    return rows_at(rows, in_drawn_order(len(rows.nu))[:n].sort().values)
+
+
+def rows_at(rows: Rows, places: Tensor | slice) -> Rows:
+    """Some of the rows, or a part of them."""
+    return Rows(*(None if values is None else values[places] for values in rows))
+
+
+def at_most(rows: Rows, n: int, sampling: str) -> Rows:
+    """At most n rows that are spread over the box: those of a grid come cell by cell, so that they are drawn."""
+    return drawn(rows, min(n, len(rows.nu)), "rows") if sampling == "grid" else rows_at(rows, slice(n))
 
 
 def describe(path: str | Path) -> dict[str, Any]:

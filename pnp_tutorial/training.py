@@ -30,9 +30,9 @@ from .checks import refuse_elsewhere
 from .damping import AdaptiveDamping
 from .dataset_config import DatasetConfig
 from .encoder import CHECKPOINT, Encoder, load_encoder, refuse_other_scalogram, sought
-from .objective import Batch, Loss, as_batch, drawn, first_damping, make_loss
+from .objective import Batch, Loss, as_batch, first_damping, make_loss
 from .runtime import connect, float64_device, lacks_means, select_device
-from .store import load, open_store, provenance, read_config
+from .store import drawn, load, open_store, provenance, read_config
 from .training_config import TrainingConfig, check, modern
 
 if TYPE_CHECKING:

@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from .damping import Shape
 from .drum import DRUM
-from .encoder import sought
+from .encoder import CHECKPOINT, refuse_unknown_network, sought
 from .metric import Map
 from .mss import SHORTEST
 from .runtime import check_fields, check_writable, select_device
@@ -141,6 +142,10 @@ def check(config: TrainingConfig) -> None:
             raise ValueError(f"expected {name} ≥ 0, got {value}")
     if config.seed > MOST_SEED:
         raise ValueError(f"expected seed ≤ {MOST_SEED}, got {config.seed}")
+    refuse_unknown_network(config.backbone)
+    begun = Path(config.output_folder, CHECKPOINT).exists()  # a training that goes on needs its first weights no more
+    if config.start_from is not None and not begun and not Path(config.start_from).is_file():
+        raise ValueError(f"there is no encoder at {config.start_from}")
     check_writable(config.output_folder)
     data = read_config(config.data, config.synthesizer, config.ear, select_device(config.device))
     if unknown := [name for name in config.known if name not in data.synthesizer.names]:

@@ -370,6 +370,14 @@ def test_verify_finds_what_was_changed(full_data, tmp_path, change, message):
         verify(path, n_chunks=6, device="cpu", progress=False)
 
 
+@pytest.mark.parametrize("change", [{"n_chunks": -1}, {"n_chunks": 1.5}, {"seed": -1}])
+def test_verify_refuses_numbers_that_are_none(tmp_path, change):
+    """Before it looks for the store."""
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+        verify(tmp_path / "nowhere.zarr", **change)
+
+
 def test_metrics_that_were_given_are_not_finished_with_others(full_data, tmp_path, capfd):
     """Nor the other way round; what is finished is left alone. `verify` does not compute them again."""
     M = torch.eye(5, dtype=torch.float64).expand(23, 5, 5)

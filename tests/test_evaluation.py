@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pnp_tutorial import evaluation
 from pnp_tutorial.dataset import DatasetConfig, build, ear, load
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.encoder import load_encoder
@@ -129,12 +130,38 @@ def test_report_refuses_other_scalograms(tiny_data, tiny_training, tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"n_sounds": -2}, {"n_sounds": 1}, {"n_constant": 0}])
-def test_report_refuses_too_few_sounds(tiny_data, tiny_training, tmp_path, change):
-    encoder = f"{tiny_training.output_folder}/encoder.safetensors"
-    config = EvaluationConfig(encoder, tiny_data.data, str(tmp_path), device="cpu")
-    with pytest.raises(ValueError, match="expected at least two test sounds, n_sounds ≥ 2 and n_constant ≥ 1, got "):
+def test_report_refuses_too_few_sounds(tmp_path, change):
+    """Before it looks for encoder and data set, which are not there."""
+    config = EvaluationConfig("nowhere.safetensors", "nowhere.zarr", str(tmp_path), device="cpu")
+    with pytest.raises(ValueError, match="expected n_sounds ≥ 2 and n_constant ≥ 1, got "):
         report(replace(config, **change), progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_report_refuses_a_data_set_with_one_test_sound(tiny_data, tiny_training, tmp_path):
+    few = replace(tiny_data, data=str(tmp_path / "few.zarr"), n_sounds=10, metric=False)
+    build(few, progress=False)
+    encoder = f"{tiny_training.output_folder}/encoder.safetensors"
+    with pytest.raises(ValueError, match="expected at least two test sounds in .*few.zarr, got 1"):
+        report(EvaluationConfig(encoder, few.data, str(tmp_path / "run"), device="cpu"), progress=False)
+
+
+def test_a_grid_is_evaluated_all_over(tiny_data, tiny_training, tmp_path, monkeypatch):
+    """Its rows come cell by cell: the first of them are in one corner."""
+    sampling = {"sampling": "grid", "n_cells": 3, "n_inner": 1, "n_grid_test": 120, "n_sounds": 243}
+    grid = replace(tiny_data, data=str(tmp_path / "grid.zarr"), metric=False, **sampling)
+    build(grid, progress=False)
+    seen = []
+    monkeypatch.setattr(evaluation, "best_constant", lambda nu, *rest: seen.append(nu) or nu[0])
+    monkeypatch.setattr(evaluation, "predict", lambda model, rows: seen.append(rows.nu) or rows.nu)
+    encoder = f"{tiny_training.output_folder}/encoder.safetensors"
+    config = EvaluationConfig(encoder, grid.data, str(tmp_path / "run"), n_sounds=24, n_constant=24, device="cpu")
+    report(config, progress=False)
+    assert [len(nu) for nu in seen] == [24, 24]
+    for nu, split in zip(seen, ("train", "test"), strict=True):
+        assert (load(grid.data, split).nu[:24, 0] < 0.34).all()
+        assert (nu > 0.34).any(0).all()
+        assert (nu < -0.34).any(0).all()
 
 
 def test_a_paired_gain_of_one_seed_is_the_bootstrap_over_sounds():

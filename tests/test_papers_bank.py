@@ -115,6 +115,23 @@ def test_a_bad_piece_is_named(small):
         papers_bank.read(0)
 
 
+def test_a_piece_under_another_name(small):
+    """It is whole, but its metrics would stand at the drums of that other piece."""
+    for piece in (0, 1):
+        papers_bank.make(piece, of, batch=2, until=math.inf)
+    papers_bank.path_of(1).write_bytes(papers_bank.path_of(0).read_bytes())
+    papers_bank.read(0)
+    with pytest.raises(ValueError, match="drums-1.safetensors is damaged, or another piece"):
+        papers_bank.read(1)
+
+
+def test_without_its_sums_no_piece_is_whole(small):
+    papers_bank.make(0, of, batch=2, until=math.inf)
+    (papers_bank.BANK / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="drums-0.safetensors is damaged"):
+        papers_bank.read(0)
+
+
 def test_of_another_grid(small, monkeypatch):
     papers_bank.make(0, of, batch=2, until=math.inf)
     monkeypatch.setattr(papers_bank, "GRID", replace(papers_bank.GRID, seed=1))

@@ -16,6 +16,7 @@ from pnp_tutorial.runtime import (
     first_existing,
     from_stored,
     read_results,
+    read_study,
     readable,
     refuse_difference,
     side_by_side,
@@ -81,6 +82,17 @@ def test_results_without_a_seal_are_none(tmp_path, text):
     path.write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"results\.json is damaged"):
         read_results(path)
+
+
+def test_rows_of_a_study_have_the_names_of_their_files(tmp_path):
+    for name in ("b-0.02-1", "a-1", "a-0"):
+        write_results(tmp_path / f"{name}.json", {"name": name})
+    (tmp_path / "notes.txt").write_text("", encoding="utf-8")
+    (tmp_path / "nested").mkdir()
+    assert list(read_study(tmp_path).items()) == [(name, {"name": name}) for name in ("a-0", "a-1", "b-0.02-1")]
+    (tmp_path / "a-1.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a-1\.json is damaged"):
+        read_study(tmp_path)
 
 
 def test_results_that_ship_are_sealed():

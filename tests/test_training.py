@@ -608,7 +608,9 @@ def test_impossible_runs(tiny_training, change, message):
     ],
 )
 def test_a_refusal_leaves_nothing_behind(plain_data, tmp_path, monkeypatch, change, message):
+    """And comes before the data set is read."""
     monkeypatch.setattr(training_config, "find_spec", lambda name: None)
+    monkeypatch.setattr(training, "load", None)
     config = TrainingConfig(plain_data, str(tmp_path / "runs/new"), loss="parameter", device="cpu")
     with pytest.raises(ValueError, match=message):
         fit(replace(config, **change), progress=False)

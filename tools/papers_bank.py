@@ -26,12 +26,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pnp_tutorial import __version__
-from pnp_tutorial.dataset import SPLITS, DatasetConfig, draw
+from pnp_tutorial.dataset import SPLITS, DatasetConfig, draw, heard
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.metric import jacobian
-from pnp_tutorial.objective import in_drawn_order
-from pnp_tutorial.runtime import select_device, write_atomically
+from pnp_tutorial.runtime import float64_device, select_device, write_atomically
 from pnp_tutorial.scattering import paper_features
+from pnp_tutorial.store import in_drawn_order
 
 BANK = ROOT / "bank"
 GRID = DatasetConfig(n_sounds=100_000, sampling="grid")
@@ -79,10 +79,10 @@ def metrics() -> Tensor:
 
 def root(device: torch.device) -> Root:
     """R of J = QR, with a diagonal that is not negative, in float64."""
-    features = paper_features().to(device)
+    features, where = paper_features().to(device), float64_device(device)
 
     def of(nu: Tensor) -> Tensor:
-        J = jacobian(nu.to(device), features, DRUM)[1].cpu().double()
+        J = jacobian(nu.to(where), features, lambda nu: heard(DRUM, nu, device))[1].cpu().double()
         R = torch.linalg.qr(J, mode="r")[1]
         return R * torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)[..., None]
 
@@ -121,9 +121,10 @@ def read(piece: int) -> tuple[Tensor, Tensor]:
     if not path.exists():
         raise ValueError(f"there is no {path}: make it with tools/papers_bank.py --pieces {piece}")
     content = path.read_bytes()
-    sums = (BANK / "SHA256SUMS").read_text(encoding="utf-8").split()
-    if hashlib.sha256(content).hexdigest() not in sums:
-        raise ValueError(f"{path} is damaged: its sum is not that of SHA256SUMS")
+    sums = BANK / "SHA256SUMS"
+    own = f"{hashlib.sha256(content).hexdigest()}  {path.name}"
+    if not sums.exists() or own not in sums.read_text(encoding="utf-8").splitlines():
+        raise ValueError(f"{path} is damaged, or another piece: its sum is not that of its name in {sums}")
     with safetensors.safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["pnp_tutorial"])
         if header | of_grid() != header:

@@ -39,8 +39,9 @@ from pnp_tutorial.runtime import (
     write_results,
 )
 from pnp_tutorial.runtime import side_by_side as in_threads
+from pnp_tutorial.store import at_most
 from pnp_tutorial.synthesizer import find_synthesizer
-from pnp_tutorial.training import TrainingConfig, drawn, fit, modern
+from pnp_tutorial.training import TrainingConfig, fit, modern
 
 N_VALIDATION, N_TEST = 128, 512  # sounds on which learning rates are chosen, and rows are compared
 N_FRESH, FRESH_SEED = 2000, 2029  # sounds by which nothing was chosen
@@ -116,11 +117,15 @@ class Study:
         """The learning rate whose short run came closest to the validation sounds, in mean JTFS distance."""
         return min(rates, key=lambda rate: np.mean(self.read(f"tune-{loss}-{rate:g}")["jtfs"]))
 
+    def trained(self, config: TrainingConfig) -> AudioEncoder:
+        """The encoder of a row, with the weights of its best epoch, trained unless it has been."""
+        fit(config, progress=multiprocessing.parent_process() is None)
+        return load_encoder(f"{config.output_folder}/encoder.safetensors", self.device, config.synthesizer)
+
     def do(self, name: str, config: TrainingConfig) -> None:
         """Train, test and write one row."""
         print(name, flush=True)
-        fit(config, progress=multiprocessing.parent_process() is None)
-        model = load_encoder(f"{config.output_folder}/encoder.safetensors", self.device, config.synthesizer)
+        model = self.trained(config)
         lines = Path(config.output_folder, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         heard = judge(self, "validation" if name.startswith("tune-") else "test")
 
@@ -136,8 +141,7 @@ class Study:
     def confirm(self, name: str, config: TrainingConfig) -> None:
         """Test the last weights of a row on fresh sounds, once; train them again if they are gone."""
         print(f"fresh-{name}", flush=True)
-        fit(config, progress=multiprocessing.parent_process() is None)
-        model = load_encoder(f"{config.output_folder}/encoder.safetensors", self.device, config.synthesizer)
+        model = self.trained(config)
         take_last_weights(model, config)
         heard = judge(self, "fresh")
         row = {"seed": FRESH_SEED, "jtfs": heard(self.to_nu(predict(model, heard.rows), config))["jtfs"]}
@@ -167,8 +171,8 @@ class Study:
     def do_constant(self) -> None:
         """The floor: one ν, whatever the sound."""
         if not self.result("constant").exists():
-            heard, train = judge(self, "test"), load(self.data.data, names=()).nu[:256].to(self.device)
-            nu = best_constant(train, heard.features, heard.play, progress=True).cpu()
+            heard, train = judge(self, "test"), at_most(load(self.data.data, names=()), 256, self.data.sampling)
+            nu = best_constant(train.nu.to(self.device), heard.features, heard.play, progress=True).cpu()
             write_results(self.result("constant"), heard(nu.expand_as(heard.rows.nu)))
 
     def search(self, name: str, nu: Tensor) -> None:
@@ -248,18 +252,16 @@ def rounded(values: Tensor) -> list:
 
 
 class Judge:
-    """Distances of predictions from the first sounds of a split, whose features are computed once, and kept.
-
-    The order of a grid is that of its cells, so that of those the sounds are drawn.
-    """
+    """Distances of predictions from sounds of a split, whose features are computed once, and kept."""
 
     def __init__(self, study: Study, split: str) -> None:
         data, n_sounds = study.data, study.splits[split]
-        rows = fresh(data, n_sounds) if split == "fresh" else load(data.data, split, ("scalogram",))
-        if data.sampling == "grid" and split != "fresh":
-            rows = drawn(rows, n_sounds, f"{split} sounds of {data.data}")
         self.synthesizer, self.device = data.synthesizer, study.device
-        self.rows, self.features = Rows(rows.nu[:n_sounds], rows.scalogram[:n_sounds]), ear(data, study.device)
+        self.features = ear(data, study.device)
+        if split == "fresh":
+            self.rows = fresh(data, n_sounds)
+        else:
+            self.rows = at_most(load(data.data, split, ("scalogram",)), n_sounds, data.sampling)
         path = study.runs / f"features-{split}-{n_sounds}-{seal(as_stored(data))[:8]}.pt"
         if not path.exists():
             with torch.no_grad():

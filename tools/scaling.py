@@ -34,12 +34,12 @@ from tqdm import tqdm
 
 from pnp_tutorial.dataset import DatasetConfig, build, ear, load
 from pnp_tutorial.drum import DRUM, rectangular_drum
-from pnp_tutorial.encoder import load_encoder, save
+from pnp_tutorial.encoder import save
 from pnp_tutorial.evaluation import predict
 from pnp_tutorial.metric import secant_metric
 from pnp_tutorial.runtime import write_results
 from pnp_tutorial.synthesizer import Synthesizer
-from pnp_tutorial.training import TrainingConfig, drawn, fit
+from pnp_tutorial.training import TrainingConfig, drawn
 
 SHORTER = 8
 BATCH, STEPS_AN_EPOCH = 64, 64
@@ -58,7 +58,6 @@ FEW, MORE, MANY, MOST = 4096, 16_384, 32_768, 82_224  # training sounds: of the 
 # sounds of the grid whose metric M is computed, and whose curves; for as many sounds as the papers', M of all
 N_WITH_M = {"short": 20_000, "diagonal": 6_000}
 N_VALIDATION = {"diagonal": 448}  # other than the usual 512: of 6 000 sounds, 450 are for validation
-N_TEST = {"full": 512, "short": 512, "diagonal": 512}
 NETWORKS = {"full": "mobilenetv3_small_100"}  # and for short sounds one that is half as wide
 VALIDATED = (64, 1500)  # validation sounds, other than the usual 512
 
@@ -202,11 +201,12 @@ def prepare(path: str) -> None:
         given = heard_secants(config)
     elif path.endswith("mean.zarr"):
         given = mean_secants(config)
-    elif path == FROM_BANK:
-        given = papers_bank.metrics()
+    elif path == FROM_BANK:  # whose pieces come one by one: filled in below, whatever was there when it was begun
+        n = len(config.synthesizer.parameters)
+        given = torch.zeros(config.n_sounds, n, n, dtype=torch.float64)
     build(config, metric=given)
-    if path == FROM_BANK:  # pieces may have come since it was built
-        zarr.open_group(path, mode="r+")["metric"][:] = given.numpy()
+    if path == FROM_BANK:
+        zarr.open_group(path, mode="r+")["metric"][:] = papers_bank.metrics().numpy()
 
 
 def heard_secants(config: DatasetConfig) -> Tensor:
@@ -232,8 +232,7 @@ def mean_secants(config: DatasetConfig) -> Tensor:
 
 
 STUDIES = {
-    drum: Study(f"scaling/{drum}", "scaling.yaml", prepare, sounds=data_sets(drum)[judged_on(drum)], n_test=n_test)
-    for drum, n_test in N_TEST.items()
+    drum: Study(f"scaling/{drum}", "scaling.yaml", prepare, sounds=data_sets(drum)[judged_on(drum)]) for drum in DRUMS
 }
 
 
@@ -320,9 +319,8 @@ def train(name: str, config: TrainingConfig) -> None:
     """Train a row, keep the weights of its last epoch, which were not chosen by any validation loss, and test them:
     trained again, on another machine perhaps, they need not be those of the row.
     """
-    fit(config, progress=False)
     study = STUDIES["short"]
-    model = load_encoder(f"{config.output_folder}/encoder.safetensors", study.device, config.synthesizer)
+    model = study.trained(config)
     take_last_weights(model, config)
     save(model, f"{config.output_folder}/last.safetensors")
     heard = judge(study, "test")

@@ -27,6 +27,7 @@ from pnp_tutorial.runtime import as_stored, refuse_difference
 from pnp_tutorial.training import TrainingConfig
 
 SEEDS = (0, 1, 2)
+MORE_SEEDS = (3, 4)  # of the rows on which verdicts between losses rest
 UNDAMPED = {"damping": "constant", "lambda_0": 0.0}
 AVERAGE = {"damping": "constant", "damping_shape": "mean", "lambda_0": 1e6}
 SMALL = {"backbone": "mobilenetv3_small_100"}  # of the rows that compare settings
@@ -94,6 +95,8 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-log-undamped": ("pnp", {**UNDAMPED, "data": "data/study-log.zarr"}),
     "small-inverse-undamped": ("pnp", {**UNDAMPED, "data": "data/study-inverse.zarr"}),
 }
+DECIDING = [f"small-falling-{k}" for k in ("parameter", "secant", "average-scheduled")]
+DECIDING += [f"small-falling-{k}-root" for k in ("parameter", "secant", "trace")]
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 # Rows that are trained once more, on a CPU: a GPU's row beside a CPU's shows what another machine changes.
@@ -116,13 +119,15 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
     """The rows of the tables, in the order in which they are done: loss, and configuration without a learning rate."""
     base = STUDY.of(TrainingConfig)
     named = {}
+    for seed in SEEDS + MORE_SEEDS:
+        for name, (loss, change) in DAMPINGS.items():
+            if seed in SEEDS or name in DECIDING:
+                named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **(LOSSES[loss] | change), seed=seed)
     for seed in SEEDS:
         for known in ((), ("log_omega",)):
             for loss, change in MAIN.items():
                 config = replace(base, **LOSSES[loss], **FALLING, **change, known=known, seed=seed)
                 named[f"{loss}{'-known' * len(known)}-{seed}"] = loss, config
-        for name, (loss, change) in DAMPINGS.items():
-            named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **(LOSSES[loss] | change), seed=seed)
     for name in AGAIN:
         loss, config = named[name.replace("-cpu", "")]
         named[name] = loss, replace(config, device="cpu")
