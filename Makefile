@@ -109,7 +109,7 @@ bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (
 papers: $(INSTALLED) ## Compute the papers' 100 000 metrics, piece by piece, for 100 minutes (about eleven hours in all)
 	$(BIN)/python tools/papers_bank.py
 
-study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about twelve hours on two cores)
+study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about thirteen hours on two cores)
 	$(BIN)/python tools/study.py
 
 scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (about twelve hours on two cores)

@@ -117,7 +117,7 @@ def scan(
     A population of sounds evolves by differential evolution. While it does, only their openings are made and heard, if
     those will do. From the three closest that differ, `refine` descends in coarse spectra. If none ends close enough,
     the closest evolve further at full length, among others around the best of all, which descends once more. (Of a
-    recording not in the first run, for a second run tells more.) All that now and then ends in a wrong valley. So it
+    recording, from the second run on only: two runs may agree.) All that now and then ends in a wrong valley. So it
     is run again, from other sounds, until one comes close enough or the budget is spent. Where a sound may be just that
     of x, a quarter of them are then around `start`.
 

@@ -132,9 +132,7 @@ PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
     "full": [(MOST, LONG_RUN, 2, ROOTS), *((n, LONG_RUN, 2, (*ROOTS, *OF_M)) for n in (FEW, MORE, MANY, MOST))],
     "short": [
         (FEW, SHORT_RUN, 5, tuple(LOSSES)),
-        (MORE, LONG_RUN, 3, (*ROOTS, "pnp-adaptive", "pnp-root", "trace-root")),
-        (MOST, LONG_RUN, 3, ROOTS),
-        (MOST, LONG_RUN, 2, ("pnp-adaptive", "pnp-root", "trace-root")),
+        *((n, LONG_RUN, 3, (*ROOTS, "pnp-adaptive", "pnp-root", "trace-root")) for n in (MORE, MOST)),
         (FEW, LONG_RUN, 3, ROOTS),
     ],
     "diagonal": [
