@@ -31,7 +31,10 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Function of a URL and of options of the browser's context that opens the page."""
+    """Function of a URL and of options of the browser's context that opens the page.
+
+    Formulas stay TeX where a test does not ask for them: to set those of a chapter takes seconds.
+    """
     faults = []
     contexts = []
 
@@ -43,9 +46,11 @@ def open_page(browser):
         if message.type in ("error", "warning"):
             faults.append(f"{message.type}: {message.text}")
 
-    def open_page(url, **options):
+    def open_page(url, formulas=False, **options):
         context = browser.new_context(offline=True, **options)
         contexts.append(context)
+        if not formulas:
+            context.route("**/mathjax/**", lambda route: route.fulfill(body="", content_type="text/javascript"))
         context.add_init_script(LISTEN)
         page = context.new_page()
         page.on("request", note_request)

@@ -154,7 +154,7 @@ def test_sounds_are_equally_loud_and_start_together(player):
 @pytest.mark.parametrize("width", [320, 380, 1280])
 @pytest.mark.parametrize("color_scheme", ["light", "dark"])
 def test_it_fits_the_window_and_can_be_read(open_player, width, color_scheme):
-    player = open_player(viewport={"width": width, "height": 800}, color_scheme=color_scheme)
+    player = open_player(formulas=True, viewport={"width": width, "height": 800}, color_scheme=color_scheme)
     parts = player.locator("button, p:not([hidden])").all()
     assert parts
     for part in parts:

@@ -89,7 +89,7 @@ def test_a_reader_without_scripts_has_words(scene, open_page, name):
     page = open_page((SITE / f"{stem}.html").as_uri(), java_script_enabled=False)
     said = page.locator(f"[data-explorable={name}] p").inner_text()
     assert len(said.split()) > 25
-    assert scene(name).locator(".said").inner_text() == said, "and so has a screen reader"
+    assert scene(name, formulas=True).locator(".said").inner_text() == said, "and so has a screen reader"
 
 
 @pytest.mark.parametrize("name", scenes())
@@ -147,7 +147,7 @@ def test_it_takes_the_colours_of_the_theme(scene):
 
 
 def test_a_point_is_dragged_by_mouse_and_touch(scene):
-    element = scene("damping", has_touch=True)
+    element = scene("damping", formulas=True, has_touch=True)
     page, point = element.page, element.get_by_role("slider", name="first error")
     heard = [point.get_attribute("aria-valuetext")]
 

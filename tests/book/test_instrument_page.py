@@ -191,7 +191,7 @@ def test_reduced_motion_stands_still(open_page):
 
 @pytest.mark.parametrize("width", [320, 400, 1280])
 def test_it_fits_the_window(open_page, width):
-    page = open_page(PAGE.as_uri(), viewport={"width": width, "height": 800})
+    page = open_page(PAGE.as_uri(), formulas=True, viewport={"width": width, "height": 800})
     parts = page.locator(".drum-instrument :is(input, canvas, svg, p)").all()
     assert parts
     for part in parts:
