@@ -94,6 +94,25 @@ def test_a_tight_drum_glides_down():
     assert last == pytest.approx(rest, rel=0.005)
 
 
+@pytest.mark.parametrize("n_intervals", [10, 20])
+def test_a_bend_is_the_tension_of_the_widest_motion(n_intervals, monkeypatch):
+    """Of a membrane that does not tighten, by the very slope that tightens the other: −u Δu, on any grid."""
+    stretches, move = [], membrane._motion
+    u, _ = membrane.simulate(SLOW, n_intervals, 0.3)
+
+    def noted(theta, n_intervals, n_steps, strike, inside, stretch):
+        stretches.append(stretch)
+        return move(theta, n_intervals, n_steps, strike, inside, stretch)
+
+    monkeypatch.setattr(membrane, "_motion", noted)
+    membrane.play(SLOW, bend=0.3, n_intervals=n_intervals, n_samples=100)
+    h = math.pi / n_intervals  # SLOW is square
+    v = np.pad(u, ((0, 0), (1, 1), (1, 1)))
+    laplacian = (v[:, 2:, 1:-1] + v[:, :-2, 1:-1] + v[:, 1:-1, 2:] + v[:, 1:-1, :-2] - 4 * u) / h**2
+    widest = (-u * laplacian).mean((1, 2)).max()
+    assert stretches[-1] * widest == pytest.approx(0.3, rel=1e-6)
+
+
 def test_where_it_is_struck_changes_the_colour_and_not_the_pitch():
     middle, side = (membrane.play(SLOW, strike=strike, n_samples=8192) for strike in [(0.5, 0.5), (0.1, 0.3)])
     assert pitch_hz(middle) == pytest.approx(pitch_hz(side), rel=1e-3)
