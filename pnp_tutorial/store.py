@@ -250,7 +250,7 @@ def drawn(rows: Rows, n: int | None, what: str) -> Rows:
 
 def rows_at(rows: Rows, places: Tensor | slice) -> Rows:
     """Some of the rows, or a part of them."""
-    return Rows(*(None if values is None else values[places] for values in rows))
+    return rows._replace(**{name: values[places] for name, values in rows._asdict().items() if values is not None})
 
 
 def at_most(rows: Rows, n: int, sampling: str) -> Rows:
