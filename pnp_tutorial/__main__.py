@@ -13,8 +13,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,27 @@ def _forget(error: BaseException | None) -> None:
         sys.unraisablehook = hook
 
 
+def _command(argv: list[str]) -> Callable[[], object]:
+    """What a command line asks for, ready to run; raises ArgumentError, ValueError or OSError if it cannot be."""
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    files.add_argument("--config")
+    path = files.parse_known_args(argv)[0].config
+    if path and argv[0] in STAGES:  # what the file says comes before what the command line says
+        argv = [argv[0], *_from_file(argv[0], path), *argv[1:]]
+    chosen: Namespace = _parser().parse_args(argv)
+    config, run = STAGES[chosen.subcommand]
+    options = chosen[chosen.subcommand].as_dict()
+    actions = {"info": options["info"], "check": options["verify"]} if chosen.subcommand == "dataset" else {}
+    given = {field.name: options[field.name] for field in fields(config)}
+    objects = {name: _object(name, given.pop(name)) for name in OBJECTS if given.get(name) is not None}
+    given = {name: value for name, value in given.items() if name not in OBJECTS}
+    if actions and all(actions.values()):
+        raise ValueError("expected --info or --verify, got both")
+    if actions.get("check"):
+        actions["objects"] = objects
+    return partial(run, config(**given, **objects), **actions)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command line and return its exit status."""
     for stream in (sys.stdout, sys.stderr):
@@ -294,23 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     stage = f"pnp {argv[0]}" if argv and argv[0] in STAGES else "pnp"
     try:
-        files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        files.add_argument("--config")
-        path = files.parse_known_args(argv)[0].config
-        if path and argv[0] in STAGES:  # what the file says comes before what the command line says
-            argv = [argv[0], *_from_file(argv[0], path), *argv[1:]]
-        chosen: Namespace = _parser().parse_args(argv)
-        config, run = STAGES[chosen.subcommand]
-        options = chosen[chosen.subcommand].as_dict()
-        actions = {"info": options["info"], "check": options["verify"]} if chosen.subcommand == "dataset" else {}
-        given = {field.name: options[field.name] for field in fields(config)}
-        objects = {name: _object(name, given.pop(name)) for name in OBJECTS if given.get(name) is not None}
-        given = {name: value for name, value in given.items() if name not in OBJECTS}
-        if actions and all(actions.values()):
-            raise ValueError("expected --info or --verify, got both")
-        if actions.get("check"):
-            actions["objects"] = objects
-        run(config(**given, **objects), **actions)
+        _command(argv)()
     except BrokenPipeError:  # whoever reads has read enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes as it ends
         return 1

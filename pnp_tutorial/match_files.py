@@ -98,9 +98,7 @@ def match_files(
     budget = budget or usual_budget(len(synthesizer.parameters))
     check_writable(output_folder)
     made_with = {"encoder": encoder_sum, "seed": seed, "budget": as_stored(budget), "version": __version__}
-    made_with |= {"synthesizer": synthesizer.to_dict(), "ear": ear_name(ear)}
-    made_with["sketch"] = sketch(synthesizer)  # the function may have been edited
-    made_with |= {} if isinstance(ear, str) else {"ear_sketch": ear_sketch(features, synthesizer, device)}
+    made_with |= _heard_with(synthesizer, ear, features, device)
     made_with |= {} if encoder_sum else {"n_samples": synthesizer.n_samples}
     alone = len(paths) == 1
 
@@ -110,12 +108,8 @@ def match_files(
         row: dict[str, Any] = {"file": readable(path), "error": ""}
         result, source = None, {}
         try:
-            if (first := stems.index(stem)) < i:
-                raise ValueError(f"{path} would have its match under the same name as {paths[first]}: rename it")
-            if len(os.fsencode(document.name)) > LONGEST_NAME:
-                raise ValueError(f"{path}: its match would have a name of more than {LONGEST_NAME} bytes: rename it")
-            if wav.exists() and not document.exists():
-                raise ValueError(f"{path}: its match would replace {wav}, which is none of this library: rename that")
+            first = stems.index(stem)
+            _refuse_name(path, paths[first] if first < i else None, wav, document)
             source = {"sound": _sum(Path(path)), **made_with}
             if done := _row(wav, document, source):
                 return row | done
@@ -150,6 +144,22 @@ def _model(
     if n != found.n_samples:
         raise ValueError(f"the encoder that ships for {found.name!r} is for {n} samples, got {found.n_samples}")
     return model, _sum(shipped(SHIPPED[found.name]))
+
+
+def _heard_with(synthesizer: Synthesizer, ear: str | Map, features: Map, device: torch.device | str) -> dict[str, Any]:
+    """What a match keeps of a synthesizer and an ear: their functions may have been edited since."""
+    made_with = {"synthesizer": synthesizer.to_dict(), "ear": ear_name(ear), "sketch": sketch(synthesizer)}
+    return made_with | ({} if isinstance(ear, str) else {"ear_sketch": ear_sketch(features, synthesizer, device)})
+
+
+def _refuse_name(path: str | Path, taken_by: str | Path | None, wav: Path, document: Path) -> None:
+    """Raise ValueError if a match cannot have its names: another recording has them, or a system or a file forbids."""
+    if taken_by is not None:
+        raise ValueError(f"{path} would have its match under the same name as {taken_by}: rename it")
+    if len(os.fsencode(document.name)) > LONGEST_NAME:
+        raise ValueError(f"{path}: its match would have a name of more than {LONGEST_NAME} bytes: rename it")
+    if wav.exists() and not document.exists():
+        raise ValueError(f"{path}: its match would replace {wav}, which is none of this library: rename that")
 
 
 def _try(synthesizer: Synthesizer, features: Map, name: str, device: torch.device | str) -> None:
