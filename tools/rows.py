@@ -262,6 +262,8 @@ class Judge:
             self.rows = fresh(data, n_sounds)
         else:
             self.rows = at_most(load(data.data, split, ("scalogram",)), n_sounds, data.sampling)
+        if len(self.rows.nu) < n_sounds:
+            raise ValueError(f"expected {n_sounds} {split} sounds in {data.data}, got {len(self.rows.nu)}")
         path = study.runs / f"features-{split}-{n_sounds}-{seal(as_stored(data))[:8]}.pt"
         if not path.exists():
             with torch.no_grad():

@@ -109,7 +109,7 @@ def test_no_rule_of_accessibility_is_violated(scene, name, color_scheme):
 @pytest.mark.parametrize("name", scenes())
 @pytest.mark.parametrize("width", [320, 400, 1280])
 def test_it_fits_the_window(scene, name, width):
-    element = scene(name, viewport={"width": width, "height": 800})
+    element = scene(name, formulas=True, viewport={"width": width, "height": 800})
     parts = element.locator(":is(input, select, button, .plot, p, dl):not(.said)").all()
     assert parts
     for part in parts:
