@@ -133,7 +133,7 @@ def run_match(config: MatchConfig) -> None:
     kinds |= {"aac", "m4a", "mp4", "wma"}  # which are then reported, for nobody here can read them
     files, folder = [path], path.is_dir()
     if folder:
-        files = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in kinds)
+        files = sorted(file for file in path.iterdir() if file.suffix[1:].lower() in kinds and not file.is_dir())
         files = [file for file in files if not (file.stem.endswith("_matched") and file.with_suffix(".json").exists())]
         if not files:
             raise ValueError(f"{path} is a folder without sound files")
@@ -146,9 +146,9 @@ def run_match(config: MatchConfig) -> None:
             if not row["error"]:
                 _say_match(row, Path(out, f"{file.stem}_matched.json"))
     finally:  # interrupted, too
-        if folder and rows:
-            table = pd.DataFrame(rows).to_csv(index=False)
-            write_atomically({Path(config.output_folder, "matches.csv"): table.encode()})
+        table = Path(config.output_folder, "matches.csv")
+        if folder and rows and (len(rows) == len(files) or not table.exists()):  # no whole table gives way to a part
+            write_atomically({table: pd.DataFrame(rows).to_csv(index=False).encode()})
     errors = [row["error"] for row in rows if row["error"]]
     if errors and not folder:
         raise ValueError(errors[0])

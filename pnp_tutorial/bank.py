@@ -54,7 +54,8 @@ def save_bank(data: str | Path, path: str | Path, synthesizer: Synthesizer | Non
     nu, split = draw(config)
     metric = torch.empty(len(nu), *([nu.shape[1]] * 2), dtype=torch.float64)
     for i, name in enumerate(SPLITS):
-        metric[torch.from_numpy(split == i)] = load(data, name, ("metric",)).metric  # type: ignore[assignment]
+        there, rows = torch.from_numpy(split == i), load(data, name, ("metric",))
+        nu[there], metric[there] = rows.nu, rows.metric  # type: ignore[assignment]
     tensors = {"nu": nu, "metric": metric, "split": torch.from_numpy(split.astype("uint8"))}
     write_atomically({Path(path): tensor_file(tensors, as_stored(config))})
 

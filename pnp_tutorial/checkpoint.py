@@ -83,8 +83,18 @@ def resume(setup: Setup, state: State) -> None:
                 f"{setup.folder} holds a run of {len(history)} epochs: expected n_epochs of no less, "
                 f"got {config.n_epochs}"
             )
-        state.network.load_state_dict(weights)
-        state.optimizer.load_state_dict(optimizer)
+        if (before := saved.get("precision", setup.precision)) != setup.precision:
+            raise ValueError(
+                f"{setup.folder} holds a run in {before}, and this machine would go on in {setup.precision}: "
+                f"expected precision = {before}"
+            )
+        try:
+            state.network.load_state_dict(weights)
+            state.optimizer.load_state_dict(optimizer)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is of another version of timm or torch: delete {setup.folder} to start again"
+            ) from error
         state.damping, state.best, state.history = type(state.damping)(**damping), best, history
     setup.fabric.barrier()
 
@@ -108,6 +118,7 @@ def write_checkpoint(setup: Setup, state: State) -> None:
         content: dict[str, Any] = {"weights": state.network.state_dict(), "optimizer": state.optimizer.state_dict()}
         content |= {"damping": asdict(state.damping), "best": state.best, "history": state.history}
         content |= {"config": as_stored(setup.config), "dataset": as_stored(setup.data), "made_with": setup.made_with}
+        content |= {"precision": setup.precision}
         buffer = io.BytesIO()
         torch.save(content, buffer)
         write_atomically({path: buffer.getvalue()})

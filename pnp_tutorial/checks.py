@@ -34,6 +34,8 @@ def check_synthesizer(synthesizer: Synthesizer) -> list[str]:
         try:
             broken = trial(synthesizer, nu)
         except Exception as error:  # of code that is not ours
+            if lacks_means(error):
+                raise
             return [f"{what} {type(error).__name__}: {error}"]
         if broken:  # what follows would fail for the same reason
             return broken
@@ -93,6 +95,8 @@ def _calls(synthesizer: Synthesizer, nu: Tensor) -> list[str]:
             try:
                 got = synthesizer(nu[:6].reshape(2, 3, -1) if len(shape) == 3 else nu[0]).shape
             except Exception as error:
+                if lacks_means(error):
+                    raise
                 broken.append(f"θ of shape {shape} raises {type(error).__name__}: {error}")
                 continue
             if got != (*shape[:-1], n_samples):

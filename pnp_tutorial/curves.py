@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .metric import Map, gram
+from .metric import Map, check_vectors, gram
 from .runtime import in_float64
 
 # Of data sets: from the errors of a good encoder to those of one that has learned nothing.
@@ -47,7 +47,8 @@ def curve_gram(nu: Tensor, features: Map, synthesizer: Map, steps: Sequence[floa
     Raises
     ------
     ValueError
-        If ν has another shape or lies outside the box, or the steps do not ascend between 0 and 2.
+        If ν has another shape or lies outside the box, the steps do not ascend between 0 and 2, or features are no
+        vectors.
     """
     _check(nu, steps)
     if not (inside := nu.abs() <= 1).all():
@@ -57,7 +58,8 @@ def curve_gram(nu: Tensor, features: Map, synthesizer: Map, steps: Sequence[floa
     moves = (side * _distances(nu, steps))[..., None] * axis[:, None, None]  # (B, n, 2, m/2, n)
     points = torch.cat([nu[:, None], nu[:, None] + moves.flatten(1, 3)], 1)  # (B, 1 + K, n)
     with torch.no_grad():
-        S = features(synthesizer(points.flatten(0, 1))).unflatten(0, points.shape[:2])
+        x = synthesizer(points.flatten(0, 1))
+        S = check_vectors(features(x), x).unflatten(0, points.shape[:2])
     return gram((S[:, 1:] - S[:, :1]).mT).float()
 
 

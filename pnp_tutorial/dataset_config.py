@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .drum import DRUM
 from .ears import EARS, ear_name, find_ear
-from .metric import Map
+from .metric import SMALLEST_STEP, Map
 from .runtime import check_fields, from_stored, object_name
 from .scalogram import Scalogram
 from .scattering import LogScattering
@@ -164,8 +164,8 @@ def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
                 f"a grid of n_sounds = {config.n_sounds}, n_inner = {config.n_inner} and n_grid_test = "
                 f"{config.n_grid_test} has no sounds for {empty[0]}"
             )
-    if config.secant_step is not None and not 0 < config.secant_step <= 2:
-        raise ValueError(f"expected secant_step in (0, 2], got {config.secant_step}")
+    if config.secant_step is not None and not SMALLEST_STEP <= config.secant_step <= 2:
+        raise ValueError(f"expected secant_step in [{SMALLEST_STEP:g}, 2], got {config.secant_step}")
     if metric is not None and not isinstance(metric, Tensor):
         raise ValueError(f"expected metrics as a tensor, got {type(metric).__name__}")
     if metric is not None and metric.shape != (config.n_sounds, n, n):

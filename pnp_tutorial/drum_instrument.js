@@ -87,6 +87,10 @@ function spectrum(theta, sampleRate, options) {
     </svg>`; // the inner svg cuts off what lies below the axis
 }
 
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1] };
+const inside = (u) => Math.min(0.99, Math.max(0.01, u)); // the rim itself does not move
+const spot = (strike) => strike.map((u) => u.toFixed(2)).join(", ");
+
 /**
  * Build the instrument inside an element.
  *
@@ -158,9 +162,9 @@ export function mount(element, { theta, parameters, sampleRate, onTheta = () => 
     canvas.height = Math.round(COLUMNS * drawn); // this clears it, too
     skin.style.aspectRatio = `1 / ${drawn}`;
     find(".wider").textContent = drawn > theta[4] ? "; drawn wider than it is" : "";
-    const how = "Click to strike it there; space: at 0.4 of its sides";
+    const how = "Click to strike it there; or arrow keys move the spot, and space strikes it";
     canvas.setAttribute("aria-label", `Membrane, ${inWords(theta)[4]}. ${how}.`);
-    find(".seen").textContent = "The membrane: click where to strike it";
+    find(".seen").textContent = "The membrane: click where to strike it, or move the spot with the arrow keys";
     place(".strike", strike);
     place(".ear", POSITION);
   }
@@ -215,21 +219,28 @@ export function mount(element, { theta, parameters, sampleRate, onTheta = () => 
     showSpectrum();
     animate();
     const [hz, decay] = inWords(theta);
-    const where = strike.map((u) => u.toFixed(2)).join(", ");
-    find("[role=status]").textContent = `Struck at (${where}) of the sides: ${hz}, ${decay}.`;
+    find("[role=status]").textContent = `Struck at (${spot(strike)}) of the sides: ${hz}, ${decay}.`;
   }
 
   find("button").addEventListener("click", () => play());
   canvas.addEventListener("click", (event) => {
     const box = canvas.getBoundingClientRect();
-    const inside = (u) => Math.min(0.99, Math.max(0.01, u)); // the rim itself does not move
     play([(event.clientX - box.left) / box.width, (box.bottom - event.clientY) / box.height].map(inside));
   });
   root.addEventListener("keydown", (event) => {
-    const strikes = event.key === " " || (event.key === "Enter" && event.target === canvas);
-    if (!strikes || event.target === find("button")) return; // the button answers to its keys by itself
+    if (event.ctrlKey || event.altKey || event.metaKey) return; // the browser's own
+    const [there, arrow] = [event.target === canvas, ARROWS[event.key]];
+    const strikes = event.key === " " || (event.key === "Enter" && there);
+    if (event.target === find("button") || !(strikes || (there && arrow))) return; // the button has keys of its own
     event.preventDefault(); // the page must not scroll
-    if (!event.repeat) play();
+    if (strikes) {
+      if (!event.repeat) play(there ? strike : POSITION);
+      return;
+    }
+    strike = strike.map((u, i) => inside(u + 0.05 * arrow[i]));
+    rest();
+    showSpectrum();
+    find("[role=status]").textContent = `The next strike: at (${spot(strike)}) of the sides.`;
   });
 
   showTheta();

@@ -11,6 +11,7 @@
 // The noise n is white, and one for all drums. Drums are heard by workers, which hold this module too.
 
 const SILENCE = 1e-4; // the constants of recording.py, which says why
+const LOUDEST = 2 ** 32;
 const ONSET = 0.02;
 const CANCELLED = 0.01;
 const PASSED = 0.9;
@@ -313,6 +314,10 @@ export function prepare(name, channels, rate, ownRate, nSamples, sampleRate) {
     const text = shown && shown < 1e-4 ? shown.toExponential().replace(/-(\d)$/, "-0$1") : shown;
     throw new Error(`${name} is silent: its peak is ${text} of full scale, expected at least ${SILENCE}`);
   }
+  if (peak > LOUDEST) {
+    const [shown, most] = [peak, LOUDEST].map((value) => value.toExponential(0).replace(/\+(\d)$/, "+0$1"));
+    throw new Error(`${name} is no sound: its peak is ${shown} of full scale, expected at most ${most}`);
+  }
   const onset = findOnset(x, peak);
   const lead = Math.min(LEAD, onset);
   const part = x.subarray(onset - lead, onset + Math.ceil(((nSamples + 1) * rate) / sampleRate));
@@ -491,7 +496,7 @@ function apart(population) {
 }
 
 /**
- * The v whose drum is closest to x in coarse spectra, as `matching.scan` seeks it for sounds that no drum can match
+ * The v whose drum is closest to x in coarse spectra, as `search.scan` seeks it for sounds that no drum can match
  * exactly, but in less time: {v, distance, nHeard, near}.
  *
  * `hear` is a `listener`, or as many in workers: it returns a promise. `tell` gets {run, share of the run, nHeard, v,
@@ -565,7 +570,7 @@ export async function scan({ x, noises, hear, sampleRate, nParameters, seed = 0,
 }
 
 /**
- * How sure each ν_j is, whatever the others are: √Σ_jj of Σ = (M/d² + 3 I)⁻¹, as at the head of matching.py, but with M
+ * How sure each ν_j is, whatever the others are: √Σ_jj of Σ = (M/d² + 3 I)⁻¹, as at the head of uncertainty.py, but with M
  * the metric of coarse spectra, and d at least that distance at which the scan stops. At most 1/√3.
  */
 export async function uncertainty({ v, distance, near }, target, hear) {

@@ -37,7 +37,8 @@ EARS: dict[str, Callable[[int, float], Map]] = {
 def find_ear(ear: str | Map, n_samples: int, sample_rate: float, device: torch.device | str = "cpu") -> Map:
     """Φ for sounds of n_samples at sample_rate, on a device: one of `EARS` by name, or the map that is given.
 
-    Raises ValueError if the library has no ear of that name, or a map has a `sample_rate` of its own that is another.
+    Raises ValueError if the library has no ear of that name, what is given is no map, or has a `sample_rate` of its own
+    that is another.
     """
     if isinstance(ear, str):
         if ear not in EARS:
@@ -46,6 +47,8 @@ def find_ear(ear: str | Map, n_samples: int, sample_rate: float, device: torch.d
                 "on the command line, or as `ear`"
             )
         ear = EARS[ear](n_samples, sample_rate)
+    if not callable(ear):
+        raise ValueError(f"expected an ear as a name or a callable, got {ear!r}")
     own = getattr(ear, "sample_rate", sample_rate)
     if own != sample_rate:
         raise ValueError(f"the ear is for {own:g} Hz, and the synthesizer has {sample_rate:g} Hz")

@@ -211,6 +211,8 @@ def load_encoder(
         known = header.get("known", config.synthesizer.names[: len(config.synthesizer.names) - header["n_outputs"]])
         if header["n_outputs"] != (n := len(sought(config, known))):  # before a network is made
             raise TypeError(f"{header['n_outputs']!r} outputs for {n} parameters that are not known")
+        if not (isinstance(header["backbone"], str) and set(known) <= set(config.synthesizer.names)):
+            raise TypeError(f"the network {header['backbone']!r}, and known parameters {known!r}")
         # A header may name any network of timm, which has some of gigabytes. Twice: some replace what they have made.
         with _at_most(2 * sum(values.numel() for values in state.values())):
             encoder = Encoder(n, header["backbone"])

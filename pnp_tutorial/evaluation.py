@@ -81,7 +81,9 @@ def best_constant(nu: Tensor, features: Map, synthesizer: Map, progress: bool = 
     The best that an encoder could do which does not listen: with features S of the B sounds, the row c that
     minimizes Σ_i ‖S_c − S_i‖₂ (their medoid).
     """
-    candidates = torch.cat([nu, torch.zeros_like(nu[:1])])
+    candidates = torch.cat([nu, nu.new_zeros(1, nu.shape[1])])
+    if not len(nu):
+        return candidates[0]
     S = _in_batches(lambda rows: features(synthesizer(rows).float()), candidates, progress)
     return candidates[torch.cdist(S, S[:-1], compute_mode="donot_use_mm_for_euclid_dist").mean(1).argmin()]
 
@@ -161,7 +163,7 @@ def paired_gain(far: ArrayLike, near: ArrayLike, n_resamples: int = 4000, seed: 
     -------
     dict of mean, low and high
         Mean of far − near, and its 95 % interval; and `effect`, the mean divided by the standard deviation of the
-        seeds' means (not a number with one seed).
+        seeds' means (not a number with one seed, or if their means agree exactly).
 
     Raises ValueError unless both have one shape of two axes, of at least one seed and one sound.
     """
@@ -173,7 +175,7 @@ def paired_gain(far: ArrayLike, near: ArrayLike, n_resamples: int = 4000, seed: 
     seeds = random.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_resamples) / n_seeds
     sounds = random.multinomial(n_sounds, np.full(n_sounds, 1 / n_sounds), n_resamples) / n_sounds
     low, high = np.quantile(((seeds @ gain) * sounds).sum(1), [0.025, 0.975])
-    spread = gain.mean(1).std(ddof=1) if n_seeds > 1 else np.nan
+    spread = (gain.mean(1).std(ddof=1) if n_seeds > 1 else 0) or np.nan
     mean = gain.mean()
     return {"mean": float(mean), "low": float(low), "high": float(high), "effect": float(mean / spread)}
 
@@ -196,7 +198,7 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     check_writable(config.output_folder)
     _keep_what_was_trained(config)
     device = select_device(config.device)
-    model = load_encoder(config.encoder, device, config.synthesizer, config.ear)
+    model = load_encoder(config.encoder, device, config.synthesizer)  # whichever ear it was trained for
     where = float64_device(device)  # of ν, of sounds and of features
     data = read_config(config.data, config.synthesizer, config.ear, where)
     refuse_elsewhere(data.synthesizer, where)

@@ -17,7 +17,7 @@ so that the pull of a sound does not grow with its error.
 import torch
 from torch import Tensor
 
-from .metric import Map
+from .metric import Map, check_vectors
 from .mss import mss_distance
 from .runtime import in_float64
 
@@ -33,9 +33,9 @@ def root(q: Tensor, delta: float) -> Tensor:
     Raises ValueError unless δ > 0 has a square that the dtype of q can hold: √ has no slope at 0.
     """
     limits = torch.finfo(q.dtype)
-    if not (delta > 0 and limits.tiny <= delta**2 <= limits.max):
+    if not (delta > 0 and limits.tiny <= delta * delta <= limits.max):
         raise ValueError(f"expected delta > 0 with a square that {q.dtype} can hold, got {delta}")
-    return q / ((q + delta**2).sqrt() + delta)  # the same, where q is small beside δ², too
+    return q / ((q + delta * delta).sqrt() + delta)  # the same, where q is small beside δ², too
 
 
 def mean_of_form(q: Tensor, delta: float | None = None) -> Tensor:
@@ -66,13 +66,14 @@ def spectral_loss(
 
     Differentiates through features and synthesizer: the costly loss that PNP approximates. `target` is Φ(g(ν)), where
     it is known from before. With `delta`, in features, it is `root` of the squared distance instead of half of it.
-    Raises ValueError if the shapes differ, or δ ≤ 0.
+    Raises ValueError if the shapes differ, features are no vectors, or δ ≤ 0.
     """
     _check_pair(nu_hat, nu)
     if target is None:
         with torch.no_grad():
             target = features(synthesizer(in_float64(nu)))
-    q = (features(synthesizer(in_float64(nu_hat))) - target).square().sum(-1)
+    x = synthesizer(in_float64(nu_hat))
+    q = (check_vectors(features(x), x) - target).square().sum(-1)
     return mean_of_form(q, delta)
 
 

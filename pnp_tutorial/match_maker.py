@@ -137,8 +137,10 @@ class MatchMaker(widgets.VBox):
             self.children = [self._controls, self._status]
             self._say(str(error).replace(str(path), path.name))
             return None
-        except KeyboardInterrupt:
-            self._say(f"{path.name}: interrupted")
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            what = "interrupted" if interrupted else f"cannot be matched ({type(error).__name__}: {error})"
+            self._say(f"{path.name}: {what}")
             raise
         finally:
             self._button.disabled = self._sound is None

@@ -181,7 +181,7 @@ def match(
     synthesizer, ear, where = parts_of(model, device)
     x, band = _recording(audio, synthesizer)
     x = x.to(where)
-    features = features or find_ear(ear, len(x), synthesizer.sample_rate, where)
+    features = find_ear(ear if features is None else features, len(x), synthesizer.sample_rate, where)
     n = len(synthesizer.parameters)
     nu_encoder, nu_constant = _predict(x, model)
     end = int(x.nonzero()[-1]) + 1

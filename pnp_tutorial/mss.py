@@ -163,7 +163,8 @@ class CoarseSpectra(nn.Module):
         half.
     sample_rate : float, Hz
 
-    Called on audio (..., n_samples) it returns (..., P), in torch's default dtype of when it was made.
+    Called on audio (..., n_samples) it returns (..., P), in torch's default dtype of when it was made; it raises
+    ValueError if the audio has another length or is not in floating point.
     Raises ValueError unless n_samples is a whole number, at least 8, as two samples are the shortest frame, and half
     of sample_rate is above the second band, 37 Hz.
     """
@@ -175,7 +176,7 @@ class CoarseSpectra(nn.Module):
     def __init__(self, n_samples: int, sample_rate: float) -> None:
         super().__init__()
         self.sample_rate = sample_rate
-        check_whole("n_samples", n_samples, 8)
+        self.n_samples = check_whole("n_samples", n_samples, 8)
         self.n_fft = min(self.LONGEST, n_samples // 4)
         lowest, semitone = 35.0, 2 ** (1 / 12)
         if not sample_rate > 2 * lowest * semitone:
@@ -193,6 +194,10 @@ class CoarseSpectra(nn.Module):
 
     @full_precision()
     def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point() or x.shape[-1:] != (self.n_samples,):
+            raise ValueError(
+                f"expected audio (..., {self.n_samples}) in floating point, got {tuple(x.shape)} of {x.dtype}"
+            )
         n_rows = x.shape[:-1].numel()
         rows = at_least_one(x.reshape(n_rows, x.shape[-1]).to(self.window))
         few = max(1, CACHED // x.shape[-1]) if rows.device.type == "cpu" else len(rows)

@@ -93,7 +93,7 @@ def spectrogram(
     if x.ndim != 1 or len(x) < 2:
         raise ValueError(f"expected one sound of shape (n_samples,), got {x.shape}")
     ax = _axes(ax, (6.5, 2.8))
-    length = min(round(window_s * sample_rate), len(x))
+    length = max(2, min(round(window_s * sample_rate), len(x)))
     transform = ShortTimeFFT(hann(length), hop=max(1, length // 8), fs=sample_rate, mfft=2 * length)
     power = transform.spectrogram(x)
     peak = power.max() or 1.0
@@ -138,8 +138,8 @@ def scalogram(
         If the shapes do not agree.
     """
     S, hz = _array(S), _array(frequencies)
-    if S.ndim != 2 or S.shape[0] != len(hz):
-        raise ValueError(f"expected a scalogram of shape ({len(hz)}, n_frames), got {S.shape}")
+    if S.ndim != 2 or S.shape[0] != len(hz) or len(hz) < 2:
+        raise ValueError(f"expected a scalogram of shape ({len(hz)}, n_frames), of two filters or more, got {S.shape}")
     ax = _axes(ax, (6.5, 3.2))
     inner = np.sqrt(hz[1:] * hz[:-1])
     edges = np.concatenate([[hz[0] ** 2 / inner[0]], inner, [hz[-1] ** 2 / inner[-1]]])

@@ -131,7 +131,11 @@ def spectrograms(sounds: Mapping[str, np.ndarray], sample_rate: float) -> np.nda
     -------
     levels : array (sounds, bands, frames), the highest band first
         0 at −60 dB or below, 1 at the loudest part of all.
+
+    Raises ValueError unless half of sample_rate is above 60 Hz.
     """
+    if not sample_rate > 2 * LOWEST_HZ:
+        raise ValueError(f"expected sample_rate > {2 * LOWEST_HZ} Hz, got {sample_rate}")
     n = round(FRAME_S * sample_rate)
     n_fft = 4 * n  # so that even the lowest bands have a bin each
     centres = np.linspace(0, max(map(len, sounds.values())), FRAMES, endpoint=False).astype(int)

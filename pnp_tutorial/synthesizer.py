@@ -63,7 +63,7 @@ class Parameter:
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name.isidentifier()):
             raise ValueError(f"expected the name of a parameter to be a word, got {self.name!r}")
-        if self.name in TAKEN:
+        if self.name in TAKEN or self.name.endswith("_uncertainty"):
             raise ValueError(f"expected another name of a parameter than {self.name!r}, which tables of matches have")
         _plain(self, "low", "high")
         if not (_is_number(self.low) and _is_number(self.high)):
@@ -152,8 +152,13 @@ class Synthesizer:
         return torch.where(is_log, low * ratio**share, low + share * (high - low))
 
     def to_nu(self, theta: Tensor) -> Tensor:
-        """Scaled parameters ν (..., n) of physical parameters θ (..., n); raises ValueError on another shape."""
-        check_last_axis(theta, "theta", self.parameters)
+        """Scaled parameters ν (..., n) of physical parameters θ (..., n).
+
+        Raises ValueError on another shape, and where θ ≤ 0 on a logarithmic scale.
+        """
+        least = [0 if p.scale == "log" else -math.inf for p in self.parameters]
+        domain = tuple((low, math.inf) for low in least)
+        check_domain(theta, self.parameters, domain, "has no place on its scale")
         low, high = self.ranges(theta.dtype, theta.device)
         is_log = self._is_log(theta.device)
         # Without log, all of this stays finite, and so does its gradient.
@@ -268,6 +273,8 @@ def _first_difference(own: Any, stored: Any) -> tuple[Any, Any]:
     if not (isinstance(own, list) and isinstance(stored, list) and len(own) == len(stored)):
         return own, stored
     texts = ("symbol", "meaning")
+    if not all(isinstance(p, dict) for p in [*own, *stored]):
+        return own, stored
     numbers = ([{k: v for k, v in p.items() if k not in texts} for p in side] for side in (own, stored))
     return next((pair for pair in zip(*numbers, strict=True) if pair[0] != pair[1]), (None, None))
 

@@ -7,9 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from .damping import Shape
 from .drum import DRUM
 from .encoder import CHECKPOINT, refuse_unknown_network, sought
+from .losses import root
 from .metric import Map
 from .mss import SHORTEST
 from .runtime import check_fields, check_writable, select_device
@@ -132,6 +135,8 @@ def check(config: TrainingConfig) -> None:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"expected {name} > 0, got {value}")
+    if config.root is not None:
+        root(torch.zeros(()), config.root)  # in float32, in which some losses are
     if config.root is not None and config.loss == "mss":
         raise ValueError(f"expected no root with the loss mss, which is a distance already, got root = {config.root}")
     if config.unit_trace and config.loss != "pnp":

@@ -80,3 +80,11 @@ def test_bank_that_ships():
     assert (shipment.metric[:1] - M).norm() < 1e-3 * M.norm()
     eigenvalues = torch.linalg.eigvalsh(shipment.metric)
     assert (eigenvalues[:, 0] > -1e-9 * eigenvalues[:, -1]).all()
+
+
+def test_the_drums_of_a_bank_are_those_of_the_data_set(tiny_data, tmp_path, monkeypatch):
+    """Not those that its configuration would draw: a copy of a data set may have other coordinates."""
+    monkeypatch.setattr(bank, "draw", lambda config: (-dataset.draw(config)[0], dataset.draw(config)[1]))
+    save_bank(tiny_data.data, tmp_path / "bank.safetensors")
+    read = load_bank(tmp_path / "bank.safetensors")
+    assert torch.equal(read.nu[read.split == 2], load(tiny_data.data, "test").nu)

@@ -161,3 +161,11 @@ def test_where_no_trial_has_been_what_is_not_finite_is_named_with_its_parameters
     config = DatasetConfig(data=str(tmp_path / "x.zarr"), synthesizer=some, ear=ear, n_sounds=200, J=5, T=64)
     with pytest.raises(ValueError, match=rf"tone: its {named} is not finite at θ = hz = 6[678]\d[.\d]*, decay = "):
         build(replace(config, device="cpu"), progress=False)
+
+
+def test_lack_of_memory_breaks_no_promise():
+    def greedy(theta, *options, dtype):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        check_synthesizer(replace(TONE, function=greedy))

@@ -126,6 +126,17 @@ def test_an_interrupted_folder_has_a_table_of_what_is_done(sound, tmp_path, monk
     assert main(["match", str(sound.parent), "--output_folder", str(tmp_path / "out")]) == 130
     assert pd.read_csv(tmp_path / "out/matches.csv").file.tolist() == ["bad.wav"]
     assert capfd.readouterr().err == "pnp match: interrupted; the same command goes on from here\n"
+    whole = "file,error\none.wav,\ntwo.wav,\n"
+    (tmp_path / "out/matches.csv").write_text(whole, encoding="utf-8")
+    (sound.parent / "three.wav").write_bytes(b"")
+    assert main(["match", str(sound.parent), "--output_folder", str(tmp_path / "out")]) == 130
+    assert (tmp_path / "out/matches.csv").read_text(encoding="utf-8") == whole, "no part takes its place"
+
+
+def test_a_folder_in_a_folder_is_no_sound_whatever_its_name(tmp_path, capfd):
+    (tmp_path / "in/take.wav").mkdir(parents=True)
+    assert main(["match", str(tmp_path / "in")]) == 2
+    assert "is a folder without sound files" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("letter", "plain"), [("±", "+-"), ("λ", "lambda"), ("ü", "\\xfc"), ("\udcfc", "\\udcfc")])

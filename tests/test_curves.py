@@ -230,3 +230,8 @@ def test_curves_contain_the_secant_metric_of_their_nearest_nodes(drums):
     assert near_metric(G[:0], nu[:0], STEPS).shape == (0, 5, 5)
     with pytest.raises(ValueError, match=r"expected G of shape \(3, 50, 50\), got \(2, 50, 50\)"):
         near_metric(G[:2], nu, STEPS)
+
+
+def test_curves_of_pictures_are_refused():
+    with pytest.raises(ValueError, match="a vector for each sound"):
+        curve_gram(torch.zeros(1, 1).double(), lambda x: x.unflatten(-1, (2, -1)), lambda nu: nu.expand(-1, 4), [0.1])

@@ -124,6 +124,8 @@ def test_a_file_cannot_ask_for_a_larger_network_than_it_holds(tmp_path):
     ("change", "message"),
     [
         ({"backbone": "alexnot"}, "timm has no network 'alexnot'"),
+        ({"backbone": 5}, "the network 5"),
+        ({"known": ["pich"]}, "known parameters \\['pich'\\]"),
         ({"known": list(DRUM.names), "n_outputs": 0}, "expected n_outputs ≥ 1, got 0"),
         ({"dataset": {**as_stored(SMALL), "J": 99}}, "J"),
     ],
@@ -161,3 +163,13 @@ def test_impossible_encoders():
         Encoder(5, "alexnot")
     with pytest.raises(ValueError, match="n_outputs ≥ 1, got 0"):
         Encoder(0, BACKBONE)
+
+
+def test_a_synthesizer_of_numbers_is_told_from_the_one_of_the_library(tmp_path):
+    path = tmp_path / "e.safetensors"
+    save(AudioEncoder(Encoder(5, BACKBONE), SMALL), path)
+    header, tensors = read_tensors(path, "an encoder")
+    strange = {"name": "drum", "parameters": [1, 2, 3, 4, 5]}
+    path.write_bytes(tensor_file(tensors, {**header, "dataset": {**header["dataset"], "synthesizer": strange}}))
+    with pytest.raises(ValueError, match=r"'drum' of parameters = \[1, 2, 3, 4, 5\]: the library's has"):
+        load_encoder(path)

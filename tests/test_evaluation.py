@@ -216,3 +216,25 @@ def test_an_evaluation_never_replaces_what_was_trained(tiny_data, tiny_training,
     evaluated = (folder / "encoder.safetensors").read_bytes()
     fit(run, progress=False)
     assert (folder / "encoder.safetensors").read_bytes() == evaluated, "nothing was trained"
+
+
+def test_the_effect_of_seeds_that_agree_is_not_a_number():
+    assert np.isnan(paired_gain([[1, 2], [2, 1]], np.zeros((2, 2)))["effect"])
+
+
+def test_best_constant_of_no_sounds_is_the_centre():
+    nu = torch.zeros(0, 5, dtype=torch.float64)
+    assert torch.equal(best_constant(nu, lambda x: x, lambda nu: nu), torch.zeros(5, dtype=torch.float64))
+
+
+def halves(x):
+    """An ear of one's own: the size of both halves of a sound."""
+    return torch.stack([half.norm(dim=-1) for half in x.tensor_split(2, -1)], -1)
+
+
+def test_an_encoder_is_heard_by_another_ear_than_its_own(tiny_data, tiny_training, tmp_path):
+    other = replace(tiny_data, data=str(tmp_path / "own.zarr"), ear=halves, metric=False)
+    build(other, progress=False)
+    encoder = f"{tiny_training.output_folder}/encoder.safetensors"
+    config = EvaluationConfig(encoder, other.data, str(tmp_path / "out"), ear=halves, n_constant=8, device="cpu")
+    assert report(config, progress=False).loc["ear", "mean"] > 0

@@ -275,3 +275,14 @@ def test_recorder_state_is_small_before_the_first_recording():
     state = Recorder().get_state()
     assert state["pcm"] == b""
     assert json.dumps(state["sample_rate"]) == "48000"
+
+
+def test_errors_that_nobody_expected_are_shown_and_raised(wav, tmp_path):
+    def ear(x):
+        raise RuntimeError("out of order")
+
+    (tmp_path / "x.wav").write_bytes(wav)
+    maker = MatchMaker(replace(DRUM, n_samples=2048), ear)
+    with pytest.raises(RuntimeError, match="out of order"):
+        maker.run(tmp_path / "x.wav")
+    assert status(maker) == ["x.wav: cannot be matched (RuntimeError: out of order)"]

@@ -198,6 +198,7 @@ def test_a_converted_tone_is_that_tone(rate, to):
 BAD = {
     "silent": (np.full(1000, 3e-5) * np.sin(np.arange(1000)), "is silent"),
     "nothing": (np.zeros(1000), "is silent"),
+    "too loud": (2.0**40 * np.sin(np.arange(1000)), "is no sound"),
     "empty": (np.zeros(0), "is empty"),
     "nan": (np.array([0.1, np.nan]), "NaN or infinite"),
     "too short": (np.concatenate([np.zeros(500), [0.5, 0.5]]), "ends 2 samples after its onset at 96000 Hz"),

@@ -704,3 +704,12 @@ def test_audio_that_is_not_finite(model):
 def test_a_recording_is_tried_as_a_tensor_is(model, x, message):
     with pytest.raises(ValueError, match=message):
         match(Recording(x, 1.0), model)
+
+
+def test_features_may_be_named_and_must_be_an_ear():
+    short = replace(DRUM, n_samples=2048)
+    x = short(torch.zeros(5, dtype=torch.float64)).float()
+    budget = Budget(n_sounds=5, n_generations=1, n_runs=1, n_iterations=1)
+    assert match(x, short, "coarse", budget=budget).distance["match"] >= 0
+    with pytest.raises(ValueError, match="expected an ear as a name or a callable, got 3"):
+        match(x, short, 3, budget=budget)

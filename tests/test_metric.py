@@ -174,8 +174,9 @@ def test_secant_metric_is_exact_for_a_linear_map_and_inside_the_box():
     [
         ([[0, 1.5, 0, 0, 0]], 0.1, "in \\[−1, 1\\], got 1.5"),
         ([0.0] * 5, 0.1, "shape \\(B, n\\), got \\(5,\\)"),
-        ([[0.0] * 5], 0.0, "step > 0"),
-        ([[0.0] * 5], float("inf"), "no wider than the box, got inf"),
+        ([[0.0] * 5], 0.0, "step from 1e-06, below which rounding rules, to 2, got 0.0"),
+        ([[0.0] * 5], 1e-17, "to 2, got 1e-17"),
+        ([[0.0] * 5], float("inf"), "to 2, got inf"),
     ],
 )
 def test_secant_metric_refuses(nu, step, message):
@@ -186,3 +187,12 @@ def test_secant_metric_refuses(nu, step, message):
 def test_the_name_of_an_ear_is_no_ear():
     with pytest.raises(ValueError, match="expected features as a callable, got 'jtfs': `ears.find_ear` makes one"):
         metric.riemannian_metric(torch.zeros(1, 5, dtype=torch.float64), "jtfs", DRUM)
+
+
+@pytest.mark.parametrize(
+    ("nu", "got"),
+    [([0.0] * 5, "list"), (torch.tensor(0.5), "torch.float32 of shape"), (torch.zeros(1, 5).int(), "int32")],
+)
+def test_parameters_that_are_no_vectors_of_numbers(nu, got):
+    with pytest.raises(ValueError, match=rf"expected ν \(..., n\) as a tensor in floating point, got .*{got}"):
+        metric.jacobian(nu, lambda x: x, DRUM)

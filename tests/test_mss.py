@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -153,3 +154,12 @@ def test_second_derivatives_of_the_distance_are_refused():
 def test_rates_that_leave_no_band_for_coarse_spectra(sample_rate):
     with pytest.raises(ValueError, match="expected sample_rate > 74.2 Hz"):
         CoarseSpectra(2048, sample_rate)
+
+
+@pytest.mark.parametrize(
+    ("x", "got"),
+    [(torch.zeros(3, 2000), "(3, 2000)"), (torch.zeros(2048).int(), "torch.int32"), (torch.zeros(()), "()")],
+)
+def test_coarse_spectra_of_other_sounds_are_refused(x, got):
+    with pytest.raises(ValueError, match=rf"expected audio \(..., 2048\) in floating point, got .*{re.escape(got)}"):
+        CoarseSpectra(2048, 22050)(x)

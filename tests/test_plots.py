@@ -119,3 +119,12 @@ def test_functions_draw_into_the_axes_given():
     assert plots.bars({"u": range(5)}, "abcde", ax=ax) is ax
     assert plots.spectrogram(tone(500), SAMPLE_RATE, ax) is ax
     assert plt.get_fignums() == [ax.figure.number]
+
+
+def test_a_spectrogram_at_a_low_rate():
+    assert plots.spectrogram(np.sin(np.arange(100.0)), 10.0).images
+
+
+def test_a_scalogram_of_one_filter_is_refused():
+    with pytest.raises(ValueError, match="of two filters or more"):
+        plots.scalogram(np.zeros((1, 4)), [100.0], 1.0)

@@ -157,3 +157,8 @@ def test_every_sound_of_every_player_is_summarized(monkeypatch):
             assert [line.split(": ")[0] for line in lines] == list(pair)
             assert all("1.000 s" in line and line.endswith("440.0 Hz") for line in lines)
     assert "DrumInstrument" in shell.display_formatter.format(DrumInstrument())[0]["text/plain"]
+
+
+def test_a_rate_without_bands_is_refused():
+    with pytest.raises(ValueError, match="expected sample_rate > 120 Hz, got 100"):
+        SoundGrid({"slow": np.ones(50)}, 100)

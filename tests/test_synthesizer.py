@@ -284,3 +284,14 @@ def test_numbers_of_numpy_become_pythons():
 def test_parameters_have_no_names_that_tables_of_matches_have():
     with pytest.raises(ValueError, match="expected another name of a parameter than 'error'"):
         Parameter("error", "e", "1", 0.0, 1.0, "mine")
+
+
+def test_a_name_that_tables_give_to_uncertainties():
+    with pytest.raises(ValueError, match="another name of a parameter than 'f_uncertainty'"):
+        replace(MIXED.parameters[0], name="f_uncertainty")
+
+
+def test_what_has_no_logarithm_has_no_place_on_a_logarithmic_scale():
+    theta = torch.tensor([[1.0, 2.0], [1.0, 0.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="= 0.* has no place on its scale"):
+        MIXED.to_nu(theta)

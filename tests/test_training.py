@@ -716,3 +716,30 @@ def test_two_runs_in_one_folder_do_not_mix(tiny_training, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match="was empty, and holds another run by now"):
         fit(config, progress=False)
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["config"]["seed"] == 1
+
+
+def test_a_run_does_not_go_on_in_another_precision(tiny_training, tmp_path, monkeypatch):
+    """Which "auto" is on another machine."""
+    config = replace(tiny_training, output_folder=str(tmp_path), precision="auto", n_epochs=1)
+    monkeypatch.setattr(training, "_precision", lambda config, device: "32-true")
+    fit(config, progress=False)
+    monkeypatch.setattr(training, "_precision", lambda config, device: "bf16-mixed")
+    with pytest.raises(ValueError, match="holds a run in 32-true, .* in bf16-mixed: expected precision = 32-true"):
+        fit(replace(config, n_epochs=2), progress=False)
+
+
+def test_weights_of_another_version_are_named(tiny_training, tmp_path):
+    folder = Path(shutil.copytree(tiny_training.output_folder, tmp_path / "run"))
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)
+    saved["weights"] = {f"old.{name}": values for name, values in saved["weights"].items()}
+    torch.save(saved, folder / "checkpoint.pt")
+    with pytest.raises(
+        ValueError, match="checkpoint.pt is of another version of timm or torch: delete .* to start again"
+    ):
+        fit(replace(tiny_training, output_folder=str(folder), n_epochs=3), progress=False)
+
+
+def test_a_root_that_float32_cannot_hold_is_refused_before_any_work(tiny_training, tmp_path):
+    with pytest.raises(ValueError, match="expected delta > 0 with a square that torch.float32 can hold, got 1e-20"):
+        fit(replace(tiny_training, output_folder=str(tmp_path / "run"), root=1e-20), progress=False)
+    assert not (tmp_path / "run").exists()

@@ -112,7 +112,7 @@ def write(piece: int, R: Tensor) -> None:
     name = path_of(piece).name
     lines = [line for line in lines if not line.endswith(f"  {name}")]
     lines = sorted([*lines, f"{hashlib.sha256(content).hexdigest()}  {name}"], key=lambda line: line.split()[1])
-    write_atomically({path_of(piece): content, sums_path: ("\n".join(lines) + "\n").encode()})
+    write_atomically({sums_path: ("\n".join(lines) + "\n").encode(), path_of(piece): content})  # no piece without a sum
 
 
 def read(piece: int) -> tuple[Tensor, Tensor]:

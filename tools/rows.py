@@ -111,7 +111,7 @@ class Study:
         made = modern(training["config"])
         if config.precision != "auto":
             made["precision"] = training.get("precision", "32-true")  # what "auto" came to
-        refuse_difference(made, config, f"{self.result(name)} was made", ("data", "output_folder", "device"))
+        refuse_difference(made, config, f"{self.result(name)} was made", ("output_folder", "device"))
 
     def tuned(self, loss: str, rates: Sequence[float]) -> float:
         """The learning rate whose short run came closest to the validation sounds, in mean JTFS distance."""

@@ -155,6 +155,23 @@ def test_a_click_strikes_where_it_falls(instrument):
     assert "slowed down 290 ×" in instrument.inner_text()
 
 
+def test_arrow_keys_move_the_spot_that_space_strikes(instrument):
+    membrane = instrument.locator("canvas")
+    membrane.focus()
+    for key in 3 * ["ArrowRight"] + ["ArrowUp"]:
+        membrane.press(key)
+    assert n_sounds(instrument) == 0
+    assert "The next strike: at (0.55, 0.45) of the sides." in instrument.get_by_role("status").inner_text()
+    membrane.press("Control+ArrowRight")  # the browser's own
+    membrane.press("Space")
+    assert "Struck at (0.55, 0.45) of the sides" in instrument.get_by_role("status").inner_text()
+    for _ in range(12):
+        membrane.press("ArrowLeft")
+    membrane.press("Enter")
+    assert "Struck at (0.01, 0.45) of the sides" in instrument.get_by_role("status").inner_text(), "not on the rim"
+    assert n_sounds(instrument) == 2
+
+
 def test_a_click_on_the_rim_sounds(instrument):
     membrane = instrument.locator("canvas")
     box = membrane.bounding_box()
