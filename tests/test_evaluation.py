@@ -75,7 +75,7 @@ def test_the_constant_is_given_what_the_encoder_is(tiny_data, tiny_training, tmp
     config = EvaluationConfig(f"{tmp_path}/encoder.safetensors", tiny_data.data, str(tmp_path), device="cpu")
     report(config, progress=False)
     medoid = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))["nu_constant"]
-    constants[:, 1:] = torch.tensor(medoid[1:])
+    constants[:, 1:] = torch.tensor(medoid[1:], dtype=torch.float64)
     expected = evaluate(nu, nu, constants, ear(tiny_data), SYNTHESIZER).ear_constant
     assert pd.read_csv(tmp_path / "evaluation.csv").ear_constant.to_numpy() == pytest.approx(expected.to_numpy())
 
