@@ -16,9 +16,10 @@ from typing import Literal
 
 import numpy as np
 import soxr
+import torch
 from numpy.typing import ArrayLike
 
-from .drum import N_SAMPLES, POSITION, SAMPLE_RATE
+from .drum import N_SAMPLES, POSITION, SAMPLE_RATE, check_theta
 
 COARSEST = 10  # intervals along each side
 
@@ -33,7 +34,10 @@ def constants(theta: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
 
 
 def _time_step(theta: ArrayLike, n_intervals: int) -> float:
-    """Half the largest stable step of the coarsest grid, refined with the square of the spacing; checks n_intervals."""
+    """Half the largest stable step of the coarsest grid, refined with the square of the spacing; checks θ, too."""
+    if np.shape(theta) != (5,):
+        raise ValueError(f"expected θ of one drum, of shape (5,), got {np.shape(theta)}")
+    check_theta(torch.as_tensor(np.asarray(theta, dtype=float)))
     if n_intervals < COARSEST or n_intervals % 5:
         raise ValueError(f"expected n_intervals ≥ {COARSEST} and a multiple of 5, got {n_intervals}")
     S4, c2, _, d3 = (float(value) for value in constants(theta))
@@ -103,9 +107,11 @@ def simulate(theta: ArrayLike, n_intervals: int, duration_s: float) -> tuple[np.
     Raises
     ------
     ValueError
-        If n_intervals does not fit.
+        If θ is not that of one physical drum, n_intervals does not fit, or duration_s ≤ 0.
     """
     k = _time_step(theta, n_intervals)
+    if not 0 < duration_s < math.inf:
+        raise ValueError(f"expected duration_s > 0, got {duration_s}")
     return np.stack(list(_motion(theta, n_intervals, math.ceil(duration_s / k)))), 1 / k
 
 
@@ -141,8 +147,8 @@ def play(
     Raises
     ------
     ValueError
-        If n_intervals does not fit, rim or bend is none of the above, strike or ear lies outside the rim, or
-        n_samples < 1.
+        If θ is not that of one physical drum, n_intervals does not fit, rim or bend is none of the above, strike or ear
+        lies outside the rim, or n_samples < 1.
     """
     if rim not in ("rectangle", "ellipse"):
         raise ValueError(f"expected rim 'rectangle' or 'ellipse', got {rim!r}")

@@ -125,6 +125,29 @@ def test_strikes_outside_the_rim_are_refused(strike):
         membrane.play(SLOW, rim="ellipse", strike=strike, n_samples=100)
 
 
+@pytest.mark.parametrize(
+    ("theta", "message"),
+    [
+        (SLOW[:4], r"of shape \(5,\), got \(4,\)"),
+        ([SLOW], r"of shape \(5,\), got \(1, 5\)"),
+        ([*SLOW[:4], -0.7], "alpha = -0.7 is not physical"),
+        ([2.8, 0.0, *SLOW[2:]], "tau = 0 s is not physical"),
+    ],
+)
+def test_what_is_no_drum_is_refused(theta, message):
+    for work in (
+        partial(membrane.simulate, duration_s=DURATION_S, n_intervals=10),
+        partial(membrane.play, n_samples=100),
+    ):
+        with pytest.raises(ValueError, match=message):
+            work(theta)
+
+
+def test_no_time_at_all_is_refused():
+    with pytest.raises(ValueError, match="expected duration_s > 0, got -1"):
+        membrane.simulate(SLOW, 10, -1)
+
+
 @pytest.mark.parametrize("options", [{"rim": "circle"}, {"bend": -0.1}, {"bend": 3.0}, {"bend": math.nan}])
 def test_other_rims_and_bends_are_refused(options):
     (name, value) = next(iter(options.items()))

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from workers import end_with_parent
 
 from pnp_tutorial.dataset import DatasetConfig, Rows, ear, encoder_input, load
+from pnp_tutorial.ears import ear_sketch
 from pnp_tutorial.encoder import AudioEncoder, load_encoder
 from pnp_tutorial.evaluation import best_constant, predict
 from pnp_tutorial.mss import mss_distance
@@ -40,7 +41,7 @@ from pnp_tutorial.runtime import (
 )
 from pnp_tutorial.runtime import side_by_side as in_threads
 from pnp_tutorial.store import at_most
-from pnp_tutorial.synthesizer import find_synthesizer
+from pnp_tutorial.synthesizer import find_synthesizer, sketch
 from pnp_tutorial.training import TrainingConfig, fit, modern
 
 N_VALIDATION, N_TEST = 128, 512  # sounds on which learning rates are chosen, and rows are compared
@@ -144,11 +145,16 @@ class Study:
         model = self.trained(config)
         take_last_weights(model, config)
         heard = judge(self, "fresh")
-        row = {"seed": FRESH_SEED, "jtfs": heard(self.to_nu(predict(model, heard.rows), config))["jtfs"]}
+        made = {"training": model.metadata["training"], "seed": FRESH_SEED}
+        row = {**made, "jtfs": heard(self.to_nu(predict(model, heard.rows), config))["jtfs"]}
         write_results(self.result(f"fresh-{name}"), row)
 
     def confirm_all(self, named: Mapping[str, TrainingConfig]) -> None:
         """Test those rows on fresh sounds that have not been."""
+        for name, config in named.items():
+            fresh_name = f"fresh-{name}"
+            if self.result(fresh_name).exists() and "training" in self.read(fresh_name):  # older ones do not say
+                self.refuse_other_settings(fresh_name, config)
         missing = {name: config for name, config in named.items() if not self.result(f"fresh-{name}").exists()}
         self.on_data(self.confirm, missing, "fresh")
 
@@ -183,7 +189,8 @@ class Study:
         with torch.no_grad(), tqdm(total=len(parts), desc=name) as bar:
 
             def distances(some: Tensor) -> Tensor:
-                far = torch.cdist(heard.S, heard.features(heard.play(some)).cpu())
+                S = heard.features(heard.play(some)).cpu()
+                far = torch.cdist(heard.S, S, compute_mode="donot_use_mm_for_euclid_dist")
                 bar.update()
                 return far
 
@@ -232,10 +239,8 @@ def take_last_weights(model: AudioEncoder, config: TrainingConfig) -> bool:
     """Give a row's encoder the weights of its last epoch; returns whether they are others than those that it has."""
     end = torch.load(f"{config.output_folder}/checkpoint.pt", map_location="cpu", weights_only=True)
     best, last = end["best"]["weights"], end["weights"]
-    if all(torch.equal(values, best[key]) for key, values in last.items()):
-        return False
-    model.encoder.load_state_dict(last)
-    return True
+    model.encoder.load_state_dict(last)  # even if they are the same: a file has them in half precision
+    return not all(torch.equal(values, best[key]) for key, values in last.items())
 
 
 def fresh(data: DatasetConfig, n_sounds: int) -> Rows:
@@ -264,7 +269,8 @@ class Judge:
             self.rows = at_most(load(data.data, split, ("scalogram",)), n_sounds, data.sampling)
         if len(self.rows.nu) < n_sounds:
             raise ValueError(f"expected {n_sounds} {split} sounds in {data.data}, got {len(self.rows.nu)}")
-        path = study.runs / f"features-{split}-{n_sounds}-{seal(as_stored(data))[:8]}.pt"
+        heard_by = {"sketch": sketch(data.synthesizer), "ear": ear_sketch(self.features, data.synthesizer, self.device)}
+        path = study.runs / f"features-{split}-{n_sounds}-{seal({**as_stored(data), **heard_by})[:8]}.pt"
         if not path.exists():
             with torch.no_grad():
                 S = [self.features(self.play(some)).cpu() for some in self.rows.nu.to(self.device).split(8)]
