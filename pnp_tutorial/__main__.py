@@ -147,7 +147,7 @@ def run_match(config: MatchConfig) -> None:
                 _say_match(row, Path(out, f"{file.stem}_matched.json"))
     finally:  # interrupted, too
         table = Path(config.output_folder, "matches.csv")
-        if folder and rows and (len(rows) == len(files) or not table.exists()):  # no whole table gives way to a part
+        if folder and rows and len(rows) >= min(len(files), _n_rows(table)):  # no table gives way to a part of it
             write_atomically({table: pd.DataFrame(rows).to_csv(index=False).encode()})
     errors = [row["error"] for row in rows if row["error"]]
     if errors and not folder:
@@ -156,6 +156,10 @@ def run_match(config: MatchConfig) -> None:
         print(f"pnp match: {error}", file=sys.stderr)
     if len(errors) == len(rows):
         raise ValueError(f"none of the {len(rows)} sound files of {path} could be matched")
+
+
+def _n_rows(table: Path) -> int:
+    return len(pd.read_csv(table)) if table.exists() else 0
 
 
 def _say_match(row: dict[str, Any], document: Path) -> None:

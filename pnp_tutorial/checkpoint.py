@@ -74,6 +74,7 @@ def resume(setup: Setup, state: State) -> None:
             raise ValueError(f"{path} is damaged: delete {setup.folder} to start again") from error
         ignored = ["data", "output_folder", "synthesizer", "ear", "tensorboard", "device"]
         ignored += ["n_epochs"] if config.final_learning_rate is None else []
+        ignored += ["precision"] if "precision" in saved else []  # what it came to is compared below
         refuse_difference(run, config, f"{setup.folder} holds a run", tuple(ignored))
         stored_synthesizer(data.get("synthesizer"), setup.data.synthesizer, str(setup.folder))
         refuse_difference(data, setup.data, f"{setup.folder} holds a run on data", ("data", "device", "synthesizer"))
@@ -92,6 +93,8 @@ def resume(setup: Setup, state: State) -> None:
             state.network.load_state_dict(weights)
             state.optimizer.load_state_dict(optimizer)
         except (KeyError, RuntimeError, ValueError) as error:
+            if lacks_means(error):
+                raise
             raise ValueError(
                 f"{path} is of another version of timm or torch: delete {setup.folder} to start again"
             ) from error

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from .checks import refuse_elsewhere
 from .dataset_config import ear
+from .ears import ear_name
 from .encoder import CHECKPOINT, AudioEncoder, complete, load_encoder, refuse_other_scalogram, save, sought
 from .metric import Map
 from .mss import SHORTEST, mss_distance
@@ -184,7 +185,8 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     """Evaluate an encoder on the test split, write the results, and return their summary.
 
     Writes evaluation.csv (one row a sound), evaluation.json (configuration and summary) and encoder.safetensors, with
-    summary and best constant in its header: `matching.match` compares with that constant.
+    summary and, unless another ear than the encoder's judged, best constant in its header: `matching.match` compares
+    with that constant.
     Raises ValueError if encoder or data set are missing or do not fit, or if there are fewer than two test sounds, and
     OSError if the output folder cannot be written to. Also raises ValueError if that folder holds a training and it is
     another encoder that is evaluated: it would take the place of what was trained.
@@ -219,6 +221,8 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     folder = Path(config.output_folder)
     csv, document = table.to_csv(index_label="sound").encode(), json.dumps(results, indent=2).encode()
     write_atomically({folder / "evaluation.csv": csv, folder / "evaluation.json": document})
+    if ear_name(data.ear) != ear_name(model.config.ear):
+        del results["nu_constant"]  # the best to another ear than the encoder's
     model.metadata["evaluation"] = {**results, "config": None, "dataset": None}
     save(model, folder / "encoder.safetensors")
     return summary

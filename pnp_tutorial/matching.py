@@ -136,7 +136,7 @@ class Match:
 def match(
     audio: Tensor | Recording | str | Path,
     model: AudioEncoder | Synthesizer,
-    features: Map | None = None,
+    features: str | Map | None = None,
     seed: int = 0,
     progress: bool = False,
     tell: Listener = lambda step: None,
@@ -155,8 +155,8 @@ def match(
         Such as `load_encoder()`. If `evaluation.report` has written its best constant into it, "constant" is the
         distance of that, else of the centre of the ranges, ν = 0. Of a synthesizer alone, that centre also takes the
         place of what an encoder would predict. (Whether a synthesizer will do, `check_synthesizer` tells.)
-    features : callable, optional
-        Φ; if not given, that which the encoder was trained for, or JTFS without an encoder.
+    features : callable or str, optional
+        Φ, or its name in `ears.EARS`; if not given, that which the encoder was trained for, or JTFS without an encoder.
     seed : int
         Of the scan and of the noise through which sounds are heard: the same seed, the same match.
     progress : bool
@@ -171,9 +171,9 @@ def match(
     Raises
     ------
     ValueError
-        If the file is not usable (see `load_recording`), model or sound are of another type, the sound has another
-        length, is not finite or nothing but zeros in float32, the seed is no whole number from 0 to 2⁵³, or the encoder
-        needs a known parameter.
+        If the file is not usable (see `load_recording`), model, sound or features are of another type, the sound has
+        another length, is not finite or nothing but zeros in float32, the seed is no whole number from 0 to 2⁵³, or the
+        encoder needs a known parameter.
     """
     seed = check_whole("seed", seed, 0, MOST_SEED)
     if isinstance(model, AudioEncoder) and model.known:

@@ -23,7 +23,7 @@ with warnings.catch_warnings():  # torch's forward-mode formulas warn of torch.j
     import torch._decomp.decompositions_for_jvp  # noqa: F401
 
 Map = Callable[[Tensor], Tensor]
-SMALLEST_STEP = 1e-6  # of a secant metric: below that, differences of float32 features are mostly rounding
+SMALLEST_STEP = 1e-6  # of a secant metric: below that, rounding rules even the stiffest direction
 FORWARD_MODE = RLock()  # torch.func.jvp is for one thread at a time
 
 
@@ -119,8 +119,8 @@ def secant_metric(nu: Tensor, features: Map, synthesizer: Map, step: float = 0.1
     features, synthesizer : callables
         As in `jacobian`, but need not be differentiable.
     step : float from 10⁻⁶ to 2
-        About the size of the errors that are to be weighed; the whole range is 2. Differences of float32 features are
-        right to a thousandth down to 10⁻⁶.
+        About the size of the errors that are to be weighed; the whole range is 2. Of float32 features, what is hardly
+        heard drowns in rounding well above 10⁻⁶, where only the stiffest direction is right.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def secant_metric(nu: Tensor, features: Map, synthesizer: Map, step: float = 0.1
     if not (inside := nu.abs() <= 1).all():
         raise ValueError(f"expected ν in [−1, 1], got {float(nu[~inside][0]):g}")
     if not SMALLEST_STEP <= step <= 2:
-        raise ValueError(f"expected step from {SMALLEST_STEP:g}, below which rounding rules, to 2, got {step}")
+        raise ValueError(f"expected step in [{SMALLEST_STEP:g}, 2], got {step}")
     h = step * torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
     ends = torch.stack([(nu[:, None] - h).clamp(-1, 1), (nu[:, None] + h).clamp(-1, 1)])  # (2, B, n, n)
     width = (ends[1] - ends[0]).diagonal(dim1=-2, dim2=-1)  # (B, n)

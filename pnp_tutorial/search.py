@@ -196,8 +196,9 @@ class _Closest:
         near: float,
     ) -> None:
         self.x, self.synthesizer, self.budget, self.tell = x, synthesizer, budget, tell
-        self.coarse = CoarseSpectra(len(x), sample_rate).to(x.device)
-        self.target = self.coarse(x)
+        self.sample_rate = sample_rate
+        self.heard: dict[int, tuple[CoarseSpectra, Tensor]] = {}
+        self.coarse, self.target = self._beginning(len(x))
         self.near = near * float(self.target.norm())
         self.v, self.distance, self.n_heard = start, math.inf, 0
         self.ends: list[tuple[Tensor, float]] = []  # of descents
@@ -207,9 +208,15 @@ class _Closest:
         self.n_heard += len(v)
         with torch.no_grad():
             sounds = h(v)
-            n = sounds.shape[-1]
-            target = self.target if n == len(self.x) else self.coarse(self.x[:n])
-            return (self.coarse(sounds) - target).norm(dim=-1).cpu().double()
+            coarse, target = self._beginning(sounds.shape[-1])
+            return (coarse(sounds) - target).norm(dim=-1).cpu().double()
+
+    def _beginning(self, n: int) -> tuple[CoarseSpectra, Tensor]:
+        """Coarse spectra of n samples, and what they are of the first n of x."""
+        if n not in self.heard:
+            coarse = CoarseSpectra(n, self.sample_rate).to(self.x.device)
+            self.heard[n] = coarse, coarse(self.x[:n])
+        return self.heard[n]
 
     def _note(self, v: Tensor, distance: float) -> None:
         if distance < self.distance:

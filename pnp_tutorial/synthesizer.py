@@ -154,7 +154,7 @@ class Synthesizer:
     def to_nu(self, theta: Tensor) -> Tensor:
         """Scaled parameters ν (..., n) of physical parameters θ (..., n).
 
-        Raises ValueError on another shape, and where θ ≤ 0 on a logarithmic scale.
+        Raises ValueError on another shape, and where θ is not finite or, on a logarithmic scale, θ ≤ 0.
         """
         least = [0 if p.scale == "log" else -math.inf for p in self.parameters]
         domain = tuple((low, math.inf) for low in least)

@@ -65,8 +65,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     ValueError
         If the configuration is impossible, the data set is missing, unfinished, damaged or of another
         synthesizer, the losses are not finite, the output folder holds a damaged run, one of another configuration or
-        one of more epochs, the encoder to start from is missing or of another kind, or TensorBoard is asked for and not
-        installed.
+        precision, of another version of timm or torch, or of more epochs, the encoder to start from is missing or of
+        another kind, or TensorBoard is asked for and not installed.
     OSError
         If the output folder cannot be written to.
     """

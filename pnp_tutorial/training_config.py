@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from .damping import Shape
+from .dataset_config import DatasetConfig
 from .drum import DRUM
 from .encoder import CHECKPOINT, refuse_unknown_network, sought
 from .losses import root
@@ -136,7 +137,10 @@ def check(config: TrainingConfig) -> None:
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"expected {name} > 0, got {value}")
     if config.root is not None:
-        root(torch.zeros(()), config.root)  # in float32, in which some losses are
+        try:
+            root(torch.zeros((), dtype=torch.float32), float(config.root))  # in which some losses are
+        except ValueError as error:
+            raise ValueError(f"expected a root whose square float32 can hold, got {config.root}") from error
     if config.root is not None and config.loss == "mss":
         raise ValueError(f"expected no root with the loss mss, which is a distance already, got root = {config.root}")
     if config.unit_trace and config.loss != "pnp":
@@ -152,7 +156,13 @@ def check(config: TrainingConfig) -> None:
     if config.start_from is not None and not begun and not Path(config.start_from).is_file():
         raise ValueError(f"there is no encoder at {config.start_from}")
     check_writable(config.output_folder)
-    data = read_config(config.data, config.synthesizer, config.ear, select_device(config.device))
+    _refuse_unfit_data(config, read_config(config.data, config.synthesizer, config.ear, select_device(config.device)))
+    if config.tensorboard and not find_spec("tensorboard") and not find_spec("tensorboardX"):
+        raise ValueError("tensorboard is not installed: pip install tensorboard")
+
+
+def _refuse_unfit_data(config: TrainingConfig, data: DatasetConfig) -> None:
+    """Raise ValueError if a data set lacks what a training asks for."""
     if unknown := [name for name in config.known if name not in data.synthesizer.names]:
         raise ValueError(f"expected known parameters of {data.synthesizer.names}, got {unknown[0]!r}")
     if not sought(data, config.known):
@@ -163,8 +173,6 @@ def check(config: TrainingConfig) -> None:
         raise ValueError(f"expected sounds of {SHORTEST} samples or more with the loss mss, got {data.n_samples}")
     if config.loss == "curves" and not data.curves:
         raise ValueError(f"{config.data} was built without curves, which the loss of that name needs")
-    if config.tensorboard and not find_spec("tensorboard") and not find_spec("tensorboardX"):
-        raise ValueError("tensorboard is not installed: pip install tensorboard")
 
 
 def modern(stored: Mapping[str, Any]) -> dict[str, Any]:

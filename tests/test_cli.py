@@ -131,6 +131,9 @@ def test_an_interrupted_folder_has_a_table_of_what_is_done(sound, tmp_path, monk
     (sound.parent / "three.wav").write_bytes(b"")
     assert main(["match", str(sound.parent), "--output_folder", str(tmp_path / "out")]) == 130
     assert (tmp_path / "out/matches.csv").read_text(encoding="utf-8") == whole, "no part takes its place"
+    (tmp_path / "out/matches.csv").write_text("file,error\none.wav,\n", encoding="utf-8")
+    assert main(["match", str(sound.parent), "--output_folder", str(tmp_path / "out")]) == 130
+    assert pd.read_csv(tmp_path / "out/matches.csv").file.tolist() == ["bad.wav"], "as many rows"
 
 
 def test_a_folder_in_a_folder_is_no_sound_whatever_its_name(tmp_path, capfd):

@@ -238,3 +238,6 @@ def test_an_encoder_is_heard_by_another_ear_than_its_own(tiny_data, tiny_trainin
     encoder = f"{tiny_training.output_folder}/encoder.safetensors"
     config = EvaluationConfig(encoder, other.data, str(tmp_path / "out"), ear=halves, n_constant=8, device="cpu")
     assert report(config, progress=False).loc["ear", "mean"] > 0
+    known = load_encoder(tmp_path / "out/encoder.safetensors").metadata["evaluation"]
+    assert known["n_sounds"] == 4
+    assert "nu_constant" not in known, "which is the best by that ear"

@@ -174,9 +174,9 @@ def test_secant_metric_is_exact_for_a_linear_map_and_inside_the_box():
     [
         ([[0, 1.5, 0, 0, 0]], 0.1, "in \\[−1, 1\\], got 1.5"),
         ([0.0] * 5, 0.1, "shape \\(B, n\\), got \\(5,\\)"),
-        ([[0.0] * 5], 0.0, "step from 1e-06, below which rounding rules, to 2, got 0.0"),
-        ([[0.0] * 5], 1e-17, "to 2, got 1e-17"),
-        ([[0.0] * 5], float("inf"), "to 2, got inf"),
+        ([[0.0] * 5], 0.0, r"step in \[1e-06, 2\], got 0.0"),
+        ([[0.0] * 5], 1e-17, "got 1e-17"),
+        ([[0.0] * 5], float("inf"), "got inf"),
     ],
 )
 def test_secant_metric_refuses(nu, step, message):

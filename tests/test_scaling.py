@@ -166,8 +166,13 @@ def test_fresh_sounds_are_in_no_data_set_and_look_as_a_store_has_them(tmp_path):
 def test_rows_are_judged_by_the_sounds_of_today(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = replace(scaling.data_sets("short")["data/scaling-short-all.zarr"], n_sounds=100, data="few.zarr")
-    for seed in (0, 1):
-        data = replace(data, metric=False, device="cpu", secant_step=None, seed=seed)
+    drum = data.synthesizer
+
+    def backwards(*args, **options):
+        return drum.function(*args, **options).flip(-1)
+
+    for seed, synthesizer in ((0, drum), (1, drum), (1, replace(drum, function=backwards))):
+        data = replace(data, metric=False, device="cpu", secant_step=None, seed=seed, synthesizer=synthesizer)
         build(data, progress=False)
         heard = rows.Judge(rows.Study("few", "scaling.yaml", None, sounds=data, n_test=2), "test")
         assert max(heard(heard.rows.nu)["jtfs"]) < 1e-3
@@ -193,6 +198,8 @@ def test_a_row_is_confirmed_with_its_last_weights(tmp_path, monkeypatch):
     assert len(row["jtfs"]) == 6
     study.confirm_all({"row": config})
     assert study.read("fresh-row") == row
+    with pytest.raises(ValueError, match="fresh-row.json was made with learning_rate"):
+        study.confirm_all({"row": replace(config, learning_rate=1e-5)})
     rows.judge.cache_clear()
 
 
@@ -215,6 +222,8 @@ def test_a_row_may_leave_its_precision_open(monkeypatch):
     study.refuse_other_settings("row", replace(config, precision="bf16-mixed"))
     with pytest.raises(ValueError, match='precision = "bf16-mixed", not "32-true"'):
         study.refuse_other_settings("row", replace(config, precision="32-true"))
+    with pytest.raises(ValueError, match='data = .*, not "other.zarr"'):  # of other metrics, perhaps
+        study.refuse_other_settings("row", replace(config, data="other.zarr"))
 
 
 def test_random_paths_hear_target_and_answer_alike_and_the_next_pair_by_another():

@@ -726,6 +726,8 @@ def test_a_run_does_not_go_on_in_another_precision(tiny_training, tmp_path, monk
     monkeypatch.setattr(training, "_precision", lambda config, device: "bf16-mixed")
     with pytest.raises(ValueError, match="holds a run in 32-true, .* in bf16-mixed: expected precision = 32-true"):
         fit(replace(config, n_epochs=2), progress=False)
+    monkeypatch.undo()
+    assert len(fit(replace(config, n_epochs=2, precision="32-true"), progress=False)) == 2, "as the message says"
 
 
 def test_weights_of_another_version_are_named(tiny_training, tmp_path):
@@ -740,6 +742,6 @@ def test_weights_of_another_version_are_named(tiny_training, tmp_path):
 
 
 def test_a_root_that_float32_cannot_hold_is_refused_before_any_work(tiny_training, tmp_path):
-    with pytest.raises(ValueError, match="expected delta > 0 with a square that torch.float32 can hold, got 1e-20"):
+    with pytest.raises(ValueError, match="expected a root whose square float32 can hold, got 1e-20"):
         fit(replace(tiny_training, output_folder=str(tmp_path / "run"), root=1e-20), progress=False)
     assert not (tmp_path / "run").exists()
