@@ -197,7 +197,7 @@ class _Closest:
     ) -> None:
         self.x, self.synthesizer, self.budget, self.tell = x, synthesizer, budget, tell
         self.sample_rate = sample_rate
-        self.heard: dict[int, tuple[CoarseSpectra, Tensor]] = {}
+        self.beginnings: dict[int, tuple[CoarseSpectra, Tensor]] = {}
         self.coarse, self.target = self._beginning(len(x))
         self.near = near * float(self.target.norm())
         self.v, self.distance, self.n_heard = start, math.inf, 0
@@ -213,10 +213,10 @@ class _Closest:
 
     def _beginning(self, n: int) -> tuple[CoarseSpectra, Tensor]:
         """Coarse spectra of n samples, and what they are of the first n of x."""
-        if n not in self.heard:
+        if n not in self.beginnings:
             coarse = CoarseSpectra(n, self.sample_rate).to(self.x.device)
-            self.heard[n] = coarse, coarse(self.x[:n])
-        return self.heard[n]
+            self.beginnings[n] = coarse, coarse(self.x[:n])
+        return self.beginnings[n]
 
     def _note(self, v: Tensor, distance: float) -> None:
         if distance < self.distance:

@@ -156,8 +156,7 @@ class Synthesizer:
 
         Raises ValueError on another shape, and where θ is not finite or, on a logarithmic scale, θ ≤ 0.
         """
-        least = [0 if p.scale == "log" else -math.inf for p in self.parameters]
-        domain = tuple((low, math.inf) for low in least)
+        domain = tuple((0 if p.scale == "log" else -math.inf, math.inf) for p in self.parameters)
         check_domain(theta, self.parameters, domain, "has no place on its scale")
         low, high = self.ranges(theta.dtype, theta.device)
         is_log = self._is_log(theta.device)

@@ -28,6 +28,7 @@ from pnp_tutorial.dataset import DatasetConfig, build, load
         ({"chunk_size": 0}, "chunk_size ≥ 1"),
         ({"seed": -1}, "seed ≥ 0, got -1"),
         ({"seed": 10**20}, "seed ≤ 9007199254740992, got 100000000000000000000"),
+        ({"secant_step": 0.0}, r"secant_step in \[1e-06, 2\], got 0.0"),
         ({"secant_step": 1e-7}, r"secant_step in \[1e-06, 2\], got 1e-07"),
         ({"secant_step": math.nan}, r"secant_step in \[1e-06, 2\], got nan"),
         ({"device": "abacus"}, "device 'abacus' is not available here"),

@@ -129,9 +129,9 @@ def test_the_root_of_a_small_distance_is_exact():
         torch.testing.assert_close(losses.root(q, delta).double(), expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("delta", [0.0, -1.0, float("nan"), 1e-23, 1e23])
+@pytest.mark.parametrize("delta", [0.0, -1.0, float("nan"), 1e-23, 1e-20, 1e23, 1e200])
 def test_the_square_of_delta_must_be_a_number_of_the_dtype(delta):
-    with pytest.raises(ValueError, match="expected delta > 0"):
+    with pytest.raises(ValueError, match="expected delta > 0 with a square that torch.float32 can hold"):
         losses.root(torch.zeros(3), delta)
 
 
@@ -140,9 +140,3 @@ def test_a_spectral_loss_of_pictures_is_refused():
     nu = torch.zeros(2, 5, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"a vector for each sound, got \(2, 4, 1024\)"):
         losses.spectral_loss(nu, nu, lambda x: x.unflatten(-1, (4, -1)), short_drum)
-
-
-@pytest.mark.parametrize("delta", [1e200, 1e-20, 0.0, math.nan])
-def test_a_delta_without_a_square(delta):
-    with pytest.raises(ValueError, match="expected delta > 0 with a square that torch.float32 can hold"):
-        losses.root(torch.ones(2), delta)
