@@ -34,7 +34,7 @@ from .evaluation import EvaluationConfig, report
 from .match_files import match_files
 from .metric import Map
 from .runtime import lacks_means, load_object, readable, select_device, write_atomically
-from .synthesizer import REGISTRY, Synthesizer, find_synthesizer
+from .synthesizer import REGISTRY, Synthesizer, find_synthesizer, with_unit
 from .training import TrainingConfig, fit
 from .uncertainty import verdict
 
@@ -166,7 +166,8 @@ def _say_match(row: dict[str, Any], document: Path) -> None:
     print(row["file"])
     said = json.loads(document.read_text(encoding="utf-8"))
     for p in said["theta"]:
-        print(f"{p['name']:>10} {p['value']:10.4g} ± {p['uncertainty']:.2g} {p['unit']}")
+        spread = with_unit(f"{p['uncertainty']:.2g}", p["unit"])
+        print(f"{p['name']:>10} {p['value']:10.4g} ± {spread}")
     print(verdict(row["undetermined"]))
     by = "by the encoder" if said["source"]["encoder"] else "in the middle of the ranges"
     print(f"distance of features {row['encoder']:.4g} {by}, {row['match']:.4g} refined", flush=True)
@@ -178,7 +179,7 @@ def run_synthesizers(config: ListConfig) -> None:
         seconds = synthesizer.n_samples / synthesizer.sample_rate
         print(f"{synthesizer.name}: {seconds:.3g} s at {synthesizer.sample_rate:g} Hz")
         for p in synthesizer.parameters:
-            print(f"{p.name:>12}  {p.low:g} to {p.high:g} {p.unit}, {p.scale}: {p.meaning}")
+            print(f"{p.name:>12}  {with_unit(f'{p.low:g} to {p.high:g}', p.unit)}, {p.scale}: {p.meaning}")
     if config.synthesizer:
         refuse_broken(config.synthesizer)
         print("keeps what a synthesizer must promise")

@@ -73,7 +73,7 @@ def resume(setup: Setup, state: State) -> None:
                 raise
             raise ValueError(f"{path} is damaged: delete {setup.folder} to start again") from error
         ignored = ["data", "output_folder", "synthesizer", "ear", "tensorboard", "device"]
-        ignored += ["n_epochs"] if config.final_learning_rate is None else []
+        ignored += [] if config.ends_with_its_epochs else ["n_epochs"]
         ignored += ["precision"] if "precision" in saved else []  # what it came to is compared below
         refuse_difference(run, config, f"{setup.folder} holds a run", tuple(ignored))
         stored_synthesizer(data.get("synthesizer"), setup.data.synthesizer, str(setup.folder))

@@ -331,7 +331,12 @@ def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> 
         with torch.no_grad():  # whoever trains or evaluates will, if this data set does not
             x = heard(synthesizer, middle, device)
             check_vectors(ear(config, device)(x), x)
-        next(_in_parallel({0: (middle, None if metric is None else metric[:1])}, config, device))
+        _, computed = next(_in_parallel({0: (middle, None if metric is None else metric[:1])}, config, device))
+        if metric is None and config.metric and not computed["metric"].any():
+            raise ValueError(
+                "in the middle of all ranges the metric is zero, as if no parameter were heard: are features rounded, "
+                "or detached?"
+            )
     except Exception as error:  # of an ear of the user's own, too
         if lacks_means(error):
             raise

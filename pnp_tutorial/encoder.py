@@ -23,7 +23,7 @@ from .dataset_config import DatasetConfig, encoder_input, stored_config
 from .drum import DRUM
 from .metric import Map
 from .runtime import as_stored, in_float64, lacks_means, read_tensors, tensor_file, write_atomically
-from .synthesizer import Synthesizer
+from .synthesizer import Synthesizer, differs, sketch
 
 CHECKPOINT = "checkpoint.pt"  # of a training, in the folder where its encoder is
 SHIPPED = {"drum": "encoder.safetensors", "arpeggiator": "arpeggiator.safetensors"}  # by synthesizer
@@ -133,8 +133,8 @@ def refuse_other_scalogram(model: AudioEncoder, data: DatasetConfig, path: str |
 def save(model: AudioEncoder, path: str | Path) -> None:
     """Write an encoder atomically as safetensors: matrices and kernels in float16, the rest in float32.
 
-    The header carries JSON: backbone, outputs, known parameters, configuration of the data set, library version, and
-    `model.metadata`.
+    The header carries JSON: backbone, outputs, known parameters, configuration of the data set, library version,
+    a sketch of the synthesizer's function, and `model.metadata`.
     """
     state = {name: values.half() if values.ndim > 1 else values for name, values in model.encoder.state_dict().items()}
     header = {
@@ -143,6 +143,7 @@ def save(model: AudioEncoder, path: str | Path) -> None:
         "n_outputs": model.encoder.n_outputs,
         "known": list(model.known),
         "dataset": as_stored(model.config),
+        "sketch": sketch(model.config.synthesizer),
         "metadata": model.metadata,
     }
     write_atomically({Path(path): tensor_file(state, header)})
@@ -190,8 +191,8 @@ def load_encoder(
     Raises
     ------
     ValueError
-        If there is no such file, or none ships; if it is damaged, no encoder of this library, or one for another
-        synthesizer.
+        If there is no such file, or none ships; if it is damaged, no encoder of this library, one for another
+        synthesizer, or from when a synthesizer that is given made other sounds.
     """
     if path is None:
         name = (synthesizer or DRUM).name
@@ -204,8 +205,13 @@ def load_encoder(
     header, state = read_tensors(path, "an encoder")
     try:
         config = stored_config(header["dataset"], synthesizer, ear, str(path))  # whose ValueError names the file
+        edited = synthesizer is not None and differs(sketch(config.synthesizer), header.get("sketch"))
     except (KeyError, TypeError) as error:
         raise _no_encoder(path, error) from error
+    if edited:
+        raise ValueError(
+            f"{path} was trained when the synthesizer {config.synthesizer.name!r} made other sounds: train it again"
+        )
     try:
         # Older files do not name what was known: it was the first parameter, a drum's pitch.
         known = header.get("known", config.synthesizer.names[: len(config.synthesizer.names) - header["n_outputs"]])

@@ -28,7 +28,7 @@ from .matching import Match, match, parts_of
 from .metric import Map
 from .recording import load_recording
 from .search import Step
-from .synthesizer import Synthesizer
+from .synthesizer import Synthesizer, with_unit
 from .uncertainty import undetermined, verdict
 from .widgets import ABPlayer, png
 
@@ -202,7 +202,7 @@ def in_units(nu: Tensor, synthesizer: Synthesizer, uncertainty: Tensor | None = 
     for j, (p, value) in enumerate(zip(synthesizer.parameters, synthesizer.to_theta(nu).tolist(), strict=True)):
         spread = "" if uncertainty is None else f" ± {float(uncertainty[j] * slope[j]):.2g}"
         number = f"{value:#.4g}".replace("-", "−")
-        lines.append(f"{p.meaning}: {p.symbol} = {number}{spread}{'' if p.unit == '1' else f' {p.unit}'}")
+        lines.append(f"{p.meaning}: {p.symbol} = {with_unit(number + spread, p.unit)}")
     return lines
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from .dataset_config import MOST_SEED
 from .ears import find_ear
 from .encoder import AudioEncoder
-from .metric import Map, eigen, gram, jacobian
+from .metric import Map, check_vectors, eigen, gram, jacobian
 from .mss import CoarseSpectra
 from .recording import Recording, load_recording, noise_level, noise_like
 from .runtime import float64_device
@@ -248,7 +248,7 @@ def _search(
     """Scan and refine: v, its metric, and the distances of it, of the scan and of the guesses (constant, encoder)."""
     where = float64_device(x.device)
     h, again = (heard_through(noise, synthesizer, where) for noise in noises)
-    S = features(x[None])[0]
+    S = check_vectors(features(x[None]), x[None])[0]
 
     def distances(v: Tensor, target: Tensor = S) -> Tensor:
         return torch.cat([(features(h(some)) - target).norm(dim=-1).cpu().double() for some in v.split(8)])

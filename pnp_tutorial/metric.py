@@ -11,6 +11,7 @@ sound through the same linear operators.
 import warnings
 from collections.abc import Callable
 from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,8 +50,7 @@ def jacobian(nu: Tensor, features: Map, synthesizer: Map) -> tuple[Tensor, Tenso
     ValueError
         If ν has another shape, or lies where the synthesizer is not defined, or features are no callable or no vectors.
     """
-    if not callable(features):
-        raise ValueError(f"expected features as a callable, got {features!r}: `ears.find_ear` makes one of a name")
+    _check(nu, features)
     x, dx = tangents(nu, synthesizer)
     S, J = push(features, x, dx)
     return check_vectors(S, x), J
@@ -58,9 +58,7 @@ def jacobian(nu: Tensor, features: Map, synthesizer: Map) -> tuple[Tensor, Tenso
 
 def tangents(nu: Tensor, synthesizer: Map) -> tuple[Tensor, Tensor]:
     """Sound (..., n_samples) of ν (..., n) and its derivatives (n, ..., n_samples) over ν; errors as in `jacobian`."""
-    if not (isinstance(nu, Tensor) and nu.is_floating_point() and nu.ndim):
-        got = f"{nu.dtype} of shape {tuple(nu.shape)}" if isinstance(nu, Tensor) else type(nu).__name__
-        raise ValueError(f"expected ν (..., n) as a tensor in floating point, got {got}")
+    _check(nu)
 
     def along(direction: Tensor) -> tuple[Tensor, Tensor]:
         return jvp(synthesizer, (nu,), (direction.expand_as(nu),))  # type: ignore[return-value]
@@ -68,6 +66,14 @@ def tangents(nu: Tensor, synthesizer: Map) -> tuple[Tensor, Tensor]:
     directions = torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
     with FORWARD_MODE:
         return vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # None: x does not depend on it
+
+
+def _check(nu: Tensor, features: Any = None) -> None:
+    if not (isinstance(nu, Tensor) and nu.is_floating_point() and nu.ndim):
+        got = f"{nu.dtype} of shape {tuple(nu.shape)}" if isinstance(nu, Tensor) else type(nu).__name__
+        raise ValueError(f"expected ν (..., n) as a tensor in floating point, got {got}")
+    if not (features is None or callable(features)):
+        raise ValueError(f"expected features as a callable, got {features!r}: `ears.find_ear` makes one of a name")
 
 
 def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +90,10 @@ def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_vectors(S: Tensor, x: Tensor) -> Tensor:
-    """S, if it is a vector (..., P) for each of the sounds x (..., n_samples); else raise ValueError."""
+    """S, if it is a real vector (..., P) for each of the sounds x (..., n_samples); else raise ValueError."""
+    if not (isinstance(S, Tensor) and S.is_floating_point()):
+        got = S.dtype if isinstance(S, Tensor) else type(S).__name__
+        raise ValueError(f"expected features as a tensor in floating point, got {got}")
     if S.shape[:-1] != x.shape[:-1]:
         raise ValueError(
             f"expected features of shape (..., P), a vector for each sound, got {tuple(S.shape)} for sounds of shape "
@@ -129,14 +138,16 @@ def secant_metric(nu: Tensor, features: Map, synthesizer: Map, step: float = 0.1
     Raises
     ------
     ValueError
-        If ν has another shape or lies outside the box, step is out of bounds, or features are no vectors.
+        If ν has another shape or lies outside the box, step is out of bounds, or features are no callable or no real
+        vectors.
     """
+    _check(nu, features)
     if nu.ndim != 2:
         raise ValueError(f"expected ν of shape (B, n), got {tuple(nu.shape)}")
     if not (inside := nu.abs() <= 1).all():
         raise ValueError(f"expected ν in [−1, 1], got {float(nu[~inside][0]):g}")
-    if not SMALLEST_STEP <= step <= 2:
-        raise ValueError(f"expected step in [{SMALLEST_STEP:g}, 2], got {step}")
+    if not (isinstance(step, int | float) and SMALLEST_STEP <= step <= 2):
+        raise ValueError(f"expected step in [{SMALLEST_STEP:g}, 2], got {step!r}")
     h = step * torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
     ends = torch.stack([(nu[:, None] - h).clamp(-1, 1), (nu[:, None] + h).clamp(-1, 1)])  # (2, B, n, n)
     width = (ends[1] - ends[0]).diagonal(dim1=-2, dim2=-1)  # (B, n)
@@ -163,9 +174,12 @@ def eigen(metric: Tensor) -> tuple[Tensor, Tensor]:
     Raises
     ------
     ValueError
-        If the metrics are not square matrices of finite numbers.
+        If the metrics are not square matrices of finite real numbers.
     """
-    if metric.ndim < 2 or metric.shape[-1] != metric.shape[-2]:
+    if not isinstance(metric, Tensor) or metric.is_complex():
+        got = metric.dtype if isinstance(metric, Tensor) else type(metric).__name__
+        raise ValueError(f"expected metrics as a tensor of real numbers, got {got}")
+    if metric.ndim < 2 or not metric.shape[-1] == metric.shape[-2] > 0:
         raise ValueError(f"expected metrics of shape (..., n, n), got {tuple(metric.shape)}")
     if not metric.isfinite().all():
         raise ValueError("expected finite metrics, got NaN or infinite entries")

@@ -148,8 +148,13 @@ def scan(
     -------
     v : Tensor, shape (K, n), float64, on the CPU
         The closest of all; then where the descents ended, the closest first.
+
+    Raises
+    ------
+    ValueError
+        If x is no vector of finite numbers, or the start is none in the box.
     """
-    start = start.cpu().double()
+    start = _start(x, start)
     closest = _Closest(x, synthesizer, start, sample_rate, budget, tell, 1e-3 if exact else 3e-3)
     ends: list[float] = []  # distances in which the runs have ended
     for run in range(budget.n_runs):
@@ -282,6 +287,17 @@ def apart(population: Tensor, most: int = DESCENTS) -> list[Tensor]:
 
 
 @torch.no_grad()
+def _start(target: Tensor, v: Tensor) -> Tensor:
+    """v (n,) in float64 on the CPU; ValueError unless it lies in the box, and the target is a finite vector."""
+    if target.ndim != 1 or not target.isfinite().all():
+        got = f"shape {tuple(target.shape)}" if target.ndim != 1 else "NaN or infinity"
+        raise ValueError(f"expected what is sought, a sound or its features, as a vector of finite numbers, got {got}")
+    if v.ndim != 1 or not (v.abs() <= 1).all():
+        got = f"shape {tuple(v.shape)}" if v.ndim != 1 else str(v.tolist())
+        raise ValueError(f"expected a start (n,) in [−1, 1], got {got}")
+    return v.cpu().double()
+
+
 def refine(
     S: Tensor,
     v: Tensor,
@@ -314,8 +330,13 @@ def refine(
     v : Tensor, shape (n,), float64, on the CPU: never farther from S than where it began
     distance : float, ‖Φ(h(v)) − S‖
     M : Tensor, shape (n, n), float64, the metric there
+
+    Raises
+    ------
+    ValueError
+        If S is no vector of finite numbers, v is none in the box, or as `metric.jacobian` does.
     """
-    start = v.cpu().double().numpy()
+    start = _start(S, v).numpy()
 
     def jacobian_at(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         S_v, J = jacobian(torch.from_numpy(v)[None], features, synthesizer)

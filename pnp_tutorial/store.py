@@ -107,7 +107,10 @@ def create(config: DatasetConfig, metric: Tensor | None, device: torch.device) -
 def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:
     """The Zarr group of a data set; raises ValueError if there is none, or what it says of itself has changed."""
     if not Path(path).exists():
-        raise ValueError(f"there is no data set at {path}: build one with `pnp dataset --data {path}`")
+        raise ValueError(
+            f"there is no data set at {path}: build one with `pnp dataset --data {path}`, and --synthesizer if it "
+            "is not the drum"
+        )
     try:
         store = zarr.open_group(path, mode=mode)
         expected = store.attrs.get("seal")  # older stores have none

@@ -10,7 +10,7 @@ Scaling and sampling are those of Han, Lostanlen and Lagrange (2023, section 4; 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -110,6 +110,9 @@ class Synthesizer:
     from_onset: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.parameters, Iterable):
+            kind = type(self.parameters).__name__
+            raise ValueError(f"expected parameters as a tuple, got one {kind}: of one alone it is (parameter,)")
         object.__setattr__(self, "parameters", tuple(self.parameters))
         _plain(self, "n_samples", "sample_rate")
         if not isinstance(self.name, str):
@@ -173,7 +176,12 @@ class Synthesizer:
         return torch.where(is_log, self.to_theta(nu) * ratio.log() / 2, (high - low) / 2)
 
     def sample_uniform(self, n: int, seed: int = 0) -> Tensor:
-        """Draw ν (n_sounds, n) uniformly from [−1, 1]ⁿ, float64, the same values for the same seed everywhere."""
+        """Draw ν (n_sounds, n) uniformly from [−1, 1]ⁿ, float64, the same values for the same seed everywhere.
+
+        Raises ValueError unless n is a whole number, 0 or more.
+        """
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
+            raise ValueError(f"expected a whole number of sounds, 0 or more, got {n!r}")
         generator = torch.Generator().manual_seed(seed)
         return 2 * torch.rand(n, len(self.parameters), generator=generator, dtype=torch.float64) - 1
 
@@ -238,6 +246,12 @@ def find_synthesizer(name: str) -> Synthesizer:
     return found
 
 
+def refuse_no_synthesizer(given: Any) -> None:
+    """Raise ValueError of anything but a `Synthesizer`, such as a name or a function."""
+    if not isinstance(given, Synthesizer):
+        raise ValueError(f"expected a Synthesizer, got {given!r}: `find_synthesizer` makes one of a name")
+
+
 def stored_synthesizer(stored: Any, given: Synthesizer | None, what: str) -> Synthesizer:
     """The synthesizer that a file names: `given`, if it is that, else one of `REGISTRY`. Nothing else is imported.
 
@@ -253,6 +267,8 @@ def stored_synthesizer(stored: Any, given: Synthesizer | None, what: str) -> Syn
                 f"{what} was made with the synthesizer {name!r}, which this library does not have: pass it, as "
                 "--synthesizer file.py:OBJECT on the command line, or as `synthesizer`"
             )
+    else:
+        refuse_no_synthesizer(given)
     found = given or find_synthesizer(name)
     if found.name != name:
         raise ValueError(f"{what} was made with the synthesizer {name!r}, and {found.name!r} is given")
@@ -320,6 +336,11 @@ def other_functions(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return any(differs(one.get(name), other.get(name)) for name in SKETCHES)
 
 
+def with_unit(number: str, unit: str) -> str:
+    """A number and its unit; "1" is none."""
+    return number if unit == "1" else f"{number} {unit}"
+
+
 def check_last_axis(values: Tensor, name: str, parameters: tuple[Parameter, ...]) -> None:
     """Raise ValueError unless `values` is a floating-point tensor whose last axis holds these parameters."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
@@ -352,7 +373,7 @@ def check_domain(
         except RuntimeError:  # vmap
             return
         if not all_valid:
-            got = f"{value[~valid].flatten()[0].item():g}{'' if parameter.unit == '1' else f' {parameter.unit}'}"
+            got = with_unit(f"{value[~valid].flatten()[0].item():g}", parameter.unit)
             left = "[" if parameter.name in with_lower_end else "("
             raise ValueError(
                 f"{parameter.name} = {got} {otherwise}: expected a value in {left}{low:g}, {high:g}); "

@@ -46,8 +46,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
 
     After every epoch `checkpoint.pt` (weights, optimizer, λ, history, configuration; batches and all that is random
     follow from seed and epoch) and `metrics.jsonl` are written atomically: a killed run, called again, ends with the
-    numbers of one that was never killed. More epochs may be asked for later, for which a scheduled damping goes on as
-    it began; but not where the learning rate falls, for it has come to its end.
+    numbers of one that was never killed. More epochs may be asked for later, but not where the learning rate falls or
+    the damping has a schedule, which have come to their end.
 
     Under torchrun or srun all processes train one encoder; the first of them writes. If one dies, the others give up
     after ten minutes at the latest, with a RuntimeError.
@@ -229,6 +229,7 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     damping, d, m = first_damping(config, train)
     unit = m if config.root is None else math.sqrt(m)
     loss = make_loss(config, data, d, m, float64_device(fabric.device))  # where ν and stored features are
+    _refuse_without_gradient(loss, validation, columns)
     n_steps = max(1, int(config.epoch_share * len(train.nu)) // batch_size)
 
     torch.manual_seed(config.seed)
@@ -244,6 +245,13 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     state = State(network, torch.optim.Adam(network.parameters(), lr=config.learning_rate), damping)
     made_with = dict(provenance(Path(config.data), open_store(config.data)))
     return Setup(config, data, made_with, fabric, precision, train, validation, loss, unit, batch_size, n_steps), state
+
+
+def _refuse_without_gradient(loss: Loss, rows: Batch, columns: list[int]) -> None:
+    """Raise ValueError if a loss, of one row, does not depend on what is predicted, as of an ear that is detached."""
+    one = Batch(rows.S[:1], rows.nu[:1], *(values if values is None else values[:1] for values in rows[2:]))
+    if not loss(one.nu[:, columns].clone().requires_grad_(), one, 0.0).requires_grad:
+        raise ValueError("expected an ear and a synthesizer that pass gradients back, got one that detaches them")
 
 
 def _refuse_small_scalogram(network: Encoder, shape: tuple[int, ...]) -> None:

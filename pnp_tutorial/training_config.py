@@ -118,6 +118,12 @@ class TrainingConfig:
         if isinstance(self.known, list):
             object.__setattr__(self, "known", tuple(self.known))
 
+    @property
+    def ends_with_its_epochs(self) -> bool:
+        """Whether learning rate or damping have come to their end after the last epoch, so that none can follow."""
+        scheduled = self.damping == "scheduled" and self.loss in ("pnp", "curves")
+        return scheduled or self.final_learning_rate is not None
+
 
 def check(config: TrainingConfig) -> None:
     """Raise ValueError, before any work, if a training cannot be as `config` has it.

@@ -54,6 +54,13 @@ def stepwise_hz(theta):
     return torch.stack([theta[..., 0].detach().round(), theta[..., 1]], -1)
 
 
+def normalized(theta, *options, dtype):
+    """A gain that is taken out again, but for rounding."""
+    gain = theta[..., 1:]
+    x = gain * tone(torch.cat([theta[..., :1], torch.ones_like(gain)], -1), *options, dtype=theta.dtype)
+    return (x / x.abs().amax(-1, keepdim=True)).to(dtype)
+
+
 def alone(theta):
     return theta if theta.ndim == 1 else 1 / 0
 
@@ -109,6 +116,7 @@ def root(theta, *options, dtype):
             changes(lambda theta: theta.float().double()),
             "with respect to hz are not those of the sound: is θ rounded",
         ),
+        (normalized, "the sound does not depend on decay"),
         (root, "derivatives are not finite at θ = hz = "),
         (
             lambda *options, dtype: 1e-9 * tone(*options, dtype=dtype),
@@ -119,6 +127,12 @@ def root(theta, *options, dtype):
 def test_each_broken_promise_is_named(function, message):
     broken = check_synthesizer(replace(TONE, function=function))
     assert any(re.search(message, each) for each in broken), broken
+
+
+@pytest.mark.parametrize("given", ["drum", tone])
+def test_what_is_no_synthesizer_is_named(given):
+    with pytest.raises(ValueError, match="expected a Synthesizer, got .*: `find_synthesizer` makes one of a name"):
+        check_synthesizer(given)
 
 
 def test_a_peak_that_is_not_1_is_named():

@@ -713,3 +713,23 @@ def test_features_may_be_named_and_must_be_an_ear():
     assert match(x, short, "coarse", budget=budget).distance["match"] >= 0
     with pytest.raises(ValueError, match="expected an ear as a name or a callable, got 3"):
         match(x, short, 3, budget=budget)
+    with pytest.raises(ValueError, match=r"a vector for each sound, got \(1, 64, 32\)"):
+        match(x, short, lambda x: x.unflatten(-1, (64, 32)), budget=budget)
+
+
+@pytest.mark.parametrize(
+    ("target", "start", "message"),
+    [
+        (torch.full((2048,), torch.nan), torch.zeros(5), "a vector of finite numbers, got NaN or infinity"),
+        (torch.zeros(1, 2048), torch.zeros(5), r"a vector of finite numbers, got shape \(1, 2048\)"),
+        (torch.zeros(2048), torch.zeros(1, 5), r"expected a start \(n,\) in \[−1, 1\], got shape \(1, 5\)"),
+        (torch.zeros(2048), torch.tensor([0, 0, 0, 0, 1.5]), r"expected a start .*, got \[0.0, 0.0, 0.0, 0.0, 1.5\]"),
+        (torch.zeros(2048), torch.full((5,), torch.nan), r"expected a start .*, got \[nan, "),
+    ],
+)
+def test_a_search_for_what_is_no_vector_or_from_outside_the_box_is_refused(target, start, message):
+    short = replace(DRUM, n_samples=2048)
+    with pytest.raises(ValueError, match=message):
+        scan(target, short, start, DRUM.sample_rate)
+    with pytest.raises(ValueError, match=message):
+        refine(target, start, lambda x: x, short)

@@ -177,6 +177,7 @@ def test_secant_metric_is_exact_for_a_linear_map_and_inside_the_box():
         ([[0.0] * 5], 0.0, r"step in \[1e-06, 2\], got 0.0"),
         ([[0.0] * 5], 1e-17, "got 1e-17"),
         ([[0.0] * 5], float("inf"), "got inf"),
+        ([[0.0] * 5], "0.1", "got '0.1'"),
     ],
 )
 def test_secant_metric_refuses(nu, step, message):
@@ -187,6 +188,8 @@ def test_secant_metric_refuses(nu, step, message):
 def test_the_name_of_an_ear_is_no_ear():
     with pytest.raises(ValueError, match="expected features as a callable, got 'jtfs': `ears.find_ear` makes one"):
         metric.riemannian_metric(torch.zeros(1, 5, dtype=torch.float64), "jtfs", DRUM)
+    with pytest.raises(ValueError, match="expected features as a callable, got 'jtfs': `ears.find_ear` makes one"):
+        metric.secant_metric(torch.zeros(1, 5, dtype=torch.float64), "jtfs", DRUM)
 
 
 @pytest.mark.parametrize(
@@ -196,3 +199,20 @@ def test_the_name_of_an_ear_is_no_ear():
 def test_parameters_that_are_no_vectors_of_numbers(nu, got):
     with pytest.raises(ValueError, match=rf"expected ν \(..., n\) as a tensor in floating point, got .*{got}"):
         metric.jacobian(nu, lambda x: x, DRUM)
+    with pytest.raises(ValueError, match=rf"expected ν \(..., n\) as a tensor in floating point, got .*{got}"):
+        metric.secant_metric(nu, lambda x: x, DRUM)
+
+
+@pytest.mark.parametrize(
+    ("M", "message"),
+    [
+        ([[1.0]], "expected metrics as a tensor of real numbers, got list"),
+        (torch.eye(2) + 0j, "expected metrics as a tensor of real numbers, got torch.complex64"),
+        (torch.zeros(3, 0, 0), r"of shape \(..., n, n\), got \(3, 0, 0\)"),
+        (torch.zeros(3), r"of shape \(..., n, n\), got \(3,\)"),
+    ],
+)
+def test_what_is_no_metric_is_named(M, message):
+    for function in (metric.eigen, metric.rank, metric.condition_number):
+        with pytest.raises(ValueError, match=message):
+            function(M)

@@ -298,6 +298,7 @@ def test_synthesizers_are_listed(whistle, capfd):
     out = capfd.readouterr().out
     assert "drum: 2.97 s at 22050 Hz" in out
     assert "f_m  4 to 16 Hz, log: tempo" in out
+    assert "alpha  1e-05 to 1, linear: shape" in out, "a ratio has no unit"
     assert main(["synthesizers", "--synthesizer=whistle.py:WHISTLE"]) == 0
     out = capfd.readouterr().out
     assert "level  -30 to 0 dB, linear: level" in out
@@ -382,7 +383,7 @@ def higher(whistle):
 
 @pytest.mark.parametrize("edit", [louder, higher])
 def test_a_function_that_was_edited_is_noticed(whistle, edit):
-    """In the middle of a data set, or before a training: no file tells a function, but its sounds do."""
+    """In the middle of a data set, before a training, or after it: no file tells a function, but its sounds do."""
     config = DatasetConfig("x.zarr", synthesizer=whistle, n_sounds=40, J=6, T=128, metric=False, device="cpu")
     build(config, progress=False)
     zarr.open_group("x.zarr", mode="r+")["done"][-1] = False
@@ -396,6 +397,9 @@ def test_a_function_that_was_edited_is_noticed(whistle, edit):
         fit(replace(training, synthesizer=other))
     assert not Path("run").exists()
     assert len(fit(training, progress=False)) == 1
+    assert load_encoder("run/encoder.safetensors", synthesizer=whistle).known == ()
+    with pytest.raises(ValueError, match="encoder.safetensors was trained when the synthesizer 'whistle' made other"):
+        load_encoder("run/encoder.safetensors", synthesizer=other)
 
 
 def test_a_sketch_of_an_older_file_has_levels_alone(whistle):
@@ -453,6 +457,25 @@ def test_an_ear_that_makes_pictures_is_refused(whistle):
     with pytest.raises(ValueError, match=r"a vector for each sound, got \(4, 40, 100\)"):
         secant_metric(torch.zeros(1, 2), picture, lambda nu: whistle(nu).float())
     assert sorted(os.listdir()) == ["sound.wav", "whistle.py"]
+
+
+@pytest.mark.parametrize(
+    ("ear", "metric", "message"),
+    [
+        (lambda x: torch.fft.rfft(x), True, "expected features as a tensor in floating point, got torch.complex64"),
+        (lambda x: x[..., :64].detach(), True, "the metric is zero, as if no parameter were heard"),
+        (lambda x: x[..., :64].round(), True, "the metric is zero, as if no parameter were heard"),
+        (lambda x: x[..., :64].detach(), False, "expected an ear and a synthesizer that pass gradients back"),
+    ],
+)
+def test_an_ear_that_teaches_nothing_is_refused_before_any_work(whistle, ear, metric, message):
+    config = DatasetConfig("x.zarr", whistle, ear, n_sounds=60, J=6, T=128, metric=metric, device="cpu")
+    training = TrainingConfig("x.zarr", "run", whistle, ear, "spectral", backbone="test_efficientnet", device="cpu")
+    if not metric:
+        build(config, progress=False)
+    with pytest.raises(ValueError, match=message):
+        build(config, progress=False) if metric else fit(training, progress=False)
+    assert sorted(os.listdir()) == ["whistle.py"] if metric else not Path("run/checkpoint.pt").exists()
 
 
 def test_an_ear_with_weights_of_its_own_hears_float32_everywhere(whistle):

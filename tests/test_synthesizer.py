@@ -162,11 +162,18 @@ def test_impossible_parameters_are_named(change, message):
         ({"n_samples": True}, "a whole n_samples ≥ 1"),
         ({"name": 3}, "expected the name of a synthesizer to be a string, got 3"),
         ({"parameters": ("f",)}, "expected parameters of the class Parameter, got str"),
+        ({"parameters": MIXED.parameters[0]}, r"expected parameters as a tuple, got one Parameter: .* \(parameter,\)"),
     ],
 )
 def test_impossible_synthesizers_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         replace(MIXED, **change)
+
+
+@pytest.mark.parametrize("n", [-1, 2.5, True, "3"])
+def test_numbers_of_sounds_that_are_none_are_named(n):
+    with pytest.raises(ValueError, match=f"expected a whole number of sounds, 0 or more, got {n!r}"):
+        MIXED.sample_uniform(n)
 
 
 def test_synthesizers_are_found_by_name():

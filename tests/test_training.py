@@ -377,6 +377,17 @@ def test_learning_rate_falls_along_a_cosine(tiny_training, tmp_path):
         fit(replace(config, n_epochs=4), progress=False)
 
 
+def test_a_schedule_that_has_come_to_its_end_is_not_continued(tiny_training, tmp_path):
+    """λ would fall on and on; P-loss has no damping."""
+    config = replace(tiny_training, output_folder=str(tmp_path / "pnp"), damping="scheduled", n_epochs=1)
+    fit(config, progress=False)
+    with pytest.raises(ValueError, match="holds a run with n_epochs = 1, not 2"):
+        fit(replace(config, n_epochs=2), progress=False)
+    config = replace(config, output_folder=str(tmp_path / "p"), loss="parameter")
+    fit(config, progress=False)
+    assert len(fit(replace(config, n_epochs=2), progress=False)) == 2
+
+
 def test_finished_run_is_not_repeated(tiny_training, monkeypatch):
     monkeypatch.setattr(training, "validate", lambda *args: pytest.fail("trained again"))
     assert len(fit(tiny_training, progress=False)) == tiny_training.n_epochs
