@@ -27,8 +27,16 @@ from .dataset_config import SPLITS, DatasetConfig, check, draw, ear, encoder_inp
 from .ears import ear_name
 from .metric import Map, check_vectors, gram, push, riemannian_metric, secant_metric, tangents
 from .mss import CoarseSpectra
-from .runtime import PATIENCE_S, as_stored, connect, float64_device, lacks_means, refuse_difference, select_device
-from .scalogram import check_whole
+from .runtime import (
+    PATIENCE_S,
+    as_stored,
+    check_whole,
+    connect,
+    float64_device,
+    lacks_means,
+    refuse_difference,
+    select_device,
+)
 from .store import (
     Rows,
     create,
@@ -333,10 +341,13 @@ def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> 
             check_vectors(ear(config, device)(x), x)
         _, computed = next(_in_parallel({0: (middle, None if metric is None else metric[:1])}, config, device))
         if metric is None and config.metric and not computed["metric"].any():
-            raise ValueError(
-                "in the middle of all ranges the metric is zero, as if no parameter were heard: are features rounded, "
-                "or detached?"
-            )
+            others = synthesizer.sample_uniform(2)  # of a sound that is symmetric in the middle, only that one is zero
+            _, computed = next(_in_parallel({0: (others, None)}, config, device))
+            if not computed["metric"].any():
+                raise ValueError(
+                    "the metrics of three sounds are zero, as if no parameter were heard: are features constant, "
+                    "rounded or detached?"
+                )
     except Exception as error:  # of an ear of the user's own, too
         if lacks_means(error):
             raise

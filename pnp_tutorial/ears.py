@@ -10,8 +10,7 @@ import torch
 
 from .metric import Map
 from .mss import MSS, CoarseSpectra
-from .runtime import object_name
-from .scalogram import check_whole
+from .runtime import check_whole, object_name
 from .scattering import JTFS, LogScattering
 from .synthesizer import Synthesizer, levels
 

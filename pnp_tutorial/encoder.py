@@ -23,7 +23,7 @@ from .dataset_config import DatasetConfig, encoder_input, stored_config
 from .drum import DRUM
 from .metric import Map
 from .runtime import as_stored, in_float64, lacks_means, read_tensors, tensor_file, write_atomically
-from .synthesizer import Synthesizer, differs, sketch
+from .synthesizer import Synthesizer, refuse_edited, refuse_no_synthesizer, sketch
 
 CHECKPOINT = "checkpoint.pt"  # of a training, in the folder where its encoder is
 SHIPPED = {"drum": "encoder.safetensors", "arpeggiator": "arpeggiator.safetensors"}  # by synthesizer
@@ -194,6 +194,8 @@ def load_encoder(
         If there is no such file, or none ships; if it is damaged, no encoder of this library, one for another
         synthesizer, or from when a synthesizer that is given made other sounds.
     """
+    if synthesizer is not None:
+        refuse_no_synthesizer(synthesizer)
     if path is None:
         name = (synthesizer or DRUM).name
         if name not in SHIPPED:
@@ -205,13 +207,10 @@ def load_encoder(
     header, state = read_tensors(path, "an encoder")
     try:
         config = stored_config(header["dataset"], synthesizer, ear, str(path))  # whose ValueError names the file
-        edited = synthesizer is not None and differs(sketch(config.synthesizer), header.get("sketch"))
     except (KeyError, TypeError) as error:
         raise _no_encoder(path, error) from error
-    if edited:
-        raise ValueError(
-            f"{path} was trained when the synthesizer {config.synthesizer.name!r} made other sounds: train it again"
-        )
+    if synthesizer is not None:
+        refuse_edited(config.synthesizer, header.get("sketch"), path, "train it")
     try:
         # Older files do not name what was known: it was the first parameter, a drum's pitch.
         known = header.get("known", config.synthesizer.names[: len(config.synthesizer.names) - header["n_outputs"]])

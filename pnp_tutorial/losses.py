@@ -66,7 +66,7 @@ def spectral_loss(
 
     Differentiates through features and synthesizer: the costly loss that PNP approximates. `target` is Φ(g(ν)), where
     it is known from before. With `delta`, in features, it is `root` of the squared distance instead of half of it.
-    Raises ValueError if the shapes differ, features are no vectors, or δ ≤ 0.
+    Raises ValueError if the shapes differ, features are no real vectors, or δ ≤ 0.
     """
     _check_pair(nu_hat, nu)
     if target is None:

@@ -25,8 +25,16 @@ from .ears import ear_name, ear_sketch, find_ear
 from .encoder import SHIPPED, AudioEncoder, load_encoder
 from .matching import Match, match, parts_of
 from .metric import Map, jacobian
-from .runtime import as_stored, check_writable, float64_device, lacks_means, readable, seal, write_atomically
-from .scalogram import check_whole
+from .runtime import (
+    as_stored,
+    check_whole,
+    check_writable,
+    float64_device,
+    lacks_means,
+    readable,
+    seal,
+    write_atomically,
+)
 from .search import Budget, usual_budget
 from .synthesizer import REGISTRY, SKETCHES, Synthesizer, other_functions, refuse_taken_name, sketch
 

@@ -35,8 +35,7 @@ from .encoder import AudioEncoder
 from .metric import Map, check_vectors, eigen, gram, jacobian
 from .mss import CoarseSpectra
 from .recording import Recording, load_recording, noise_level, noise_like
-from .runtime import float64_device
-from .scalogram import check_whole
+from .runtime import check_whole, float64_device
 from .search import ALIKE, ITSELF, Budget, Listener, Step, Story, apart, refine, scan, usual_budget
 from .synthesizer import Synthesizer
 from .uncertainty import UNIT, covariance, undetermined

@@ -10,8 +10,8 @@ sound through the same linear operators.
 
 import warnings
 from collections.abc import Callable
+from numbers import Real
 from threading import RLock
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,9 +48,10 @@ def jacobian(nu: Tensor, features: Map, synthesizer: Map) -> tuple[Tensor, Tenso
     Raises
     ------
     ValueError
-        If ν has another shape, or lies where the synthesizer is not defined, or features are no callable or no vectors.
+        If ν has another shape, or lies where the synthesizer is not defined, or features are no callable or no
+        real vectors.
     """
-    _check(nu, features)
+    _check_features(features)
     x, dx = tangents(nu, synthesizer)
     S, J = push(features, x, dx)
     return check_vectors(S, x), J
@@ -58,7 +59,7 @@ def jacobian(nu: Tensor, features: Map, synthesizer: Map) -> tuple[Tensor, Tenso
 
 def tangents(nu: Tensor, synthesizer: Map) -> tuple[Tensor, Tensor]:
     """Sound (..., n_samples) of ν (..., n) and its derivatives (n, ..., n_samples) over ν; errors as in `jacobian`."""
-    _check(nu)
+    _check_nu(nu)
 
     def along(direction: Tensor) -> tuple[Tensor, Tensor]:
         return jvp(synthesizer, (nu,), (direction.expand_as(nu),))  # type: ignore[return-value]
@@ -68,11 +69,14 @@ def tangents(nu: Tensor, synthesizer: Map) -> tuple[Tensor, Tensor]:
         return vmap(along, out_dims=(None, 0))(directions)  # type: ignore[arg-type]  # None: x does not depend on it
 
 
-def _check(nu: Tensor, features: Any = None) -> None:
+def _check_nu(nu: Tensor) -> None:
     if not (isinstance(nu, Tensor) and nu.is_floating_point() and nu.ndim):
         got = f"{nu.dtype} of shape {tuple(nu.shape)}" if isinstance(nu, Tensor) else type(nu).__name__
         raise ValueError(f"expected ν (..., n) as a tensor in floating point, got {got}")
-    if not (features is None or callable(features)):
+
+
+def _check_features(features: Map) -> None:
+    if not callable(features):
         raise ValueError(f"expected features as a callable, got {features!r}: `ears.find_ear` makes one of a name")
 
 
@@ -91,9 +95,9 @@ def push(features: Map, x: Tensor, dx: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_vectors(S: Tensor, x: Tensor) -> Tensor:
     """S, if it is a real vector (..., P) for each of the sounds x (..., n_samples); else raise ValueError."""
-    if not (isinstance(S, Tensor) and S.is_floating_point()):
+    if not isinstance(S, Tensor) or S.is_complex():
         got = S.dtype if isinstance(S, Tensor) else type(S).__name__
-        raise ValueError(f"expected features as a tensor in floating point, got {got}")
+        raise ValueError(f"expected features as a tensor of real numbers, got {got}")
     if S.shape[:-1] != x.shape[:-1]:
         raise ValueError(
             f"expected features of shape (..., P), a vector for each sound, got {tuple(S.shape)} for sounds of shape "
@@ -141,12 +145,13 @@ def secant_metric(nu: Tensor, features: Map, synthesizer: Map, step: float = 0.1
         If ν has another shape or lies outside the box, step is out of bounds, or features are no callable or no real
         vectors.
     """
-    _check(nu, features)
+    _check_nu(nu)
+    _check_features(features)
     if nu.ndim != 2:
         raise ValueError(f"expected ν of shape (B, n), got {tuple(nu.shape)}")
     if not (inside := nu.abs() <= 1).all():
         raise ValueError(f"expected ν in [−1, 1], got {float(nu[~inside][0]):g}")
-    if not (isinstance(step, int | float) and SMALLEST_STEP <= step <= 2):
+    if not (isinstance(step, Real | Tensor) and SMALLEST_STEP <= step <= 2):
         raise ValueError(f"expected step in [{SMALLEST_STEP:g}, 2], got {step!r}")
     h = step * torch.eye(nu.shape[-1], dtype=nu.dtype, device=nu.device)
     ends = torch.stack([(nu[:, None] - h).clamp(-1, 1), (nu[:, None] + h).clamp(-1, 1)])  # (2, B, n, n)

@@ -16,8 +16,8 @@ import torch
 from auraloss.freq import MultiResolutionSTFTLoss
 from torch import Tensor, nn
 
-from .runtime import at_least_one, full_precision
-from .scalogram import check_whole, log_compress
+from .runtime import at_least_one, check_whole, full_precision
+from .scalogram import log_compress
 
 SHORTEST = 1025  # samples that MSS takes: half the longest transform, and one
 CACHED = 2**18  # samples whose spectra fit a CPU's cache

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -65,6 +67,13 @@ def full_precision() -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
+
+
+def check_whole(name: str, value: Any, low: int, high: float = math.inf, otherwise: str = "") -> int:
+    """A value as an int; ValueError unless it is a whole number in [low, high]; `otherwise`: what else it may be."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise ValueError(f"{name} must be {otherwise}a whole number in [{low}, {high}], got {value!r}")
+    return int(value)
 
 
 def at_least_one(rows: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,6 @@ a short one, and one batched inverse FFT per rate makes all its filters. Average
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch.nn.functional import pad
 
 from .filters import Circle, Octave, bands, filter_bank, low_pass, moved, padded_length
 from .path_sums import modulus
-from .runtime import at_least_one, full_precision, side_by_side
+from .runtime import at_least_one, check_whole, full_precision, side_by_side
 
 EPS = 1e-3  # ε of the log-compression: the papers'
 BLOCK = 2**21  # complex values that a CPU filters at once: 16 MB, which allocators keep for the next block
@@ -31,13 +30,6 @@ def log_compress(S: Tensor, eps: float = EPS) -> Tensor:
     Only the zeroth order, an average of the sound itself, can be negative; the modulus keeps its logarithm real.
     """
     return torch.log1p(S.abs() / eps)
-
-
-def check_whole(name: str, value: Any, low: int, high: float = math.inf, otherwise: str = "") -> int:
-    """A value as an int; ValueError unless it is a whole number in [low, high]; `otherwise`: what else it may be."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise ValueError(f"{name} must be {otherwise}a whole number in [{low}, {high}], got {value!r}")
-    return int(value)
 
 
 class Transform(nn.Module):

@@ -44,7 +44,8 @@ from .filters import (
 )
 from .metric import push
 from .path_sums import FRAMES, HALO, halving_filter, modulus, path_sums, with_conjugates
-from .scalogram import EPS, Transform, check_whole, log_compress
+from .runtime import check_whole
+from .scalogram import EPS, Transform, log_compress
 
 SMOOTH = 15.0  # steepness of the low-pass filter between the two circles: it falls by 14 decades where it may
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .metric import Map, gram, jacobian
 from .mss import CoarseSpectra
-from .scalogram import check_whole
+from .runtime import check_whole
 
 ALIKE = 0.1  # distance in features at which a refinement has come close enough
 DESCENTS = 3  # in a run of the scan, from sounds that are at least APART in a parameter
@@ -286,18 +286,20 @@ def apart(population: Tensor, most: int = DESCENTS) -> list[Tensor]:
     return few
 
 
-@torch.no_grad()
 def _start(target: Tensor, v: Tensor) -> Tensor:
     """v (n,) in float64 on the CPU; ValueError unless it lies in the box, and the target is a finite vector."""
-    if target.ndim != 1 or not target.isfinite().all():
-        got = f"shape {tuple(target.shape)}" if target.ndim != 1 else "NaN or infinity"
-        raise ValueError(f"expected what is sought, a sound or its features, as a vector of finite numbers, got {got}")
-    if v.ndim != 1 or not (v.abs() <= 1).all():
-        got = f"shape {tuple(v.shape)}" if v.ndim != 1 else str(v.tolist())
-        raise ValueError(f"expected a start (n,) in [−1, 1], got {got}")
+    for values, what in ((target, "what is sought, a sound or its features"), (v, "a start")):
+        if not isinstance(values, Tensor) or values.ndim != 1:
+            got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"expected {what} as a tensor with one axis, got {got}")
+    if not target.isfinite().all():
+        raise ValueError("expected what is sought, a sound or its features, in finite numbers, got NaN or infinity")
+    if not (v.abs() <= 1).all():
+        raise ValueError(f"expected a start in [−1, 1], got {v.tolist()}")
     return v.cpu().double()
 
 
+@torch.no_grad()
 def refine(
     S: Tensor,
     v: Tensor,

@@ -35,7 +35,7 @@ from .drum import DRUM
 from .ears import ear_name, ear_sketch, find_ear
 from .metric import Map
 from .runtime import as_stored, first_existing, lacks_means, seal, temporary_name
-from .synthesizer import Synthesizer, differs, sketch
+from .synthesizer import Synthesizer, differs, refuse_edited, sketch
 
 
 class Rows(NamedTuple):
@@ -159,8 +159,8 @@ def read_config(
     except TypeError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     made_with = provenance(Path(path), store)  # sketches, too, for files tell no function
-    if synthesizer is not None and differs(sketch(config.synthesizer), made_with.get("sketch")):
-        raise ValueError(f"{path} was made when the synthesizer {synthesizer.name!r} made other sounds: build it again")
+    if synthesizer is not None:
+        refuse_edited(config.synthesizer, made_with.get("sketch"), path, "build it")
     if ear is not None and not isinstance(ear, str):
         heard = find_ear(ear, config.n_samples, config.synthesizer.sample_rate, device)
         if differs(ear_sketch(heard, config.synthesizer, device), made_with.get("ear_sketch")):

@@ -12,13 +12,14 @@ Scaling and sampling are those of Han, Lostanlen and Lagrange (2023, section 4; 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime import in_float64, load_object
+from .runtime import check_whole, in_float64, load_object
 
 # Synthesizers that are known by name; files may name these and no others (see `stored_synthesizer`).
 REGISTRY = {
@@ -98,7 +99,8 @@ class Synthesizer:
     from_onset : bool
         Whether sounds begin at once, so that recordings are heard from their onset on. Else from their first sample.
 
-    Raises ValueError if there is no parameter, two have one name, or n_samples or sample_rate is not positive.
+    Raises ValueError if parameters are none of the class `Parameter`, two have one name, or n_samples or sample_rate is
+    not positive.
     """
 
     name: str
@@ -180,8 +182,7 @@ class Synthesizer:
 
         Raises ValueError unless n is a whole number, 0 or more.
         """
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
-            raise ValueError(f"expected a whole number of sounds, 0 or more, got {n!r}")
+        check_whole("the number of sounds", n, 0)
         generator = torch.Generator().manual_seed(seed)
         return 2 * torch.rand(n, len(self.parameters), generator=generator, dtype=torch.float64) - 1
 
@@ -329,6 +330,20 @@ def differs(one: list | None, other: list | None) -> bool:
         len(a) != len(b) or not np.allclose(a, b, rtol=0.02, atol=0.02 * max(map(abs, a)))
         for a, b in zip(*rows, strict=False)
     )
+
+
+def refuse_edited(synthesizer: Synthesizer, stored: Any, path: str | Path, again: str) -> None:
+    """Raise ValueError if a synthesizer made other sounds when a file was written, which holds the sketch `stored`.
+
+    `again` says what then has to be done. Older files have no sketch (None). Raises ValueError of a damaged one, too.
+    """
+    own = sketch(synthesizer)
+    try:
+        edited = differs(own, stored)
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged (its sketch of the synthesizer cannot be read)") from error
+    if edited:
+        raise ValueError(f"{path} was made when the synthesizer {synthesizer.name!r} made other sounds: {again} again")
 
 
 def other_functions(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

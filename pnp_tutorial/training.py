@@ -64,9 +64,9 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     ------
     ValueError
         If the configuration is impossible, the data set is missing, unfinished, damaged or of another
-        synthesizer, the losses are not finite, the output folder holds a damaged run, one of another configuration or
-        precision, of another version of timm or torch, or of more epochs, the encoder to start from is missing or of
-        another kind, or TensorBoard is asked for and not installed.
+        synthesizer, no gradient passes the ear, the losses are not finite, the output folder holds a damaged run, one
+        of another configuration or precision, of another version of timm or torch, or of more epochs, the encoder to
+        start from is missing or of another kind, or TensorBoard is asked for and not installed.
     OSError
         If the output folder cannot be written to.
     """
@@ -229,7 +229,8 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     damping, d, m = first_damping(config, train)
     unit = m if config.root is None else math.sqrt(m)
     loss = make_loss(config, data, d, m, float64_device(fabric.device))  # where ν and stored features are
-    _refuse_without_gradient(loss, validation, columns)
+    if config.loss in ("mss", "spectral"):
+        _refuse_without_gradient(loss, validation, columns)
     n_steps = max(1, int(config.epoch_share * len(train.nu)) // batch_size)
 
     torch.manual_seed(config.seed)
@@ -248,10 +249,15 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
 
 
 def _refuse_without_gradient(loss: Loss, rows: Batch, columns: list[int]) -> None:
-    """Raise ValueError if a loss, of one row, does not depend on what is predicted, as of an ear that is detached."""
-    one = Batch(rows.S[:1], rows.nu[:1], *(values if values is None else values[:1] for values in rows[2:]))
-    if not loss(one.nu[:, columns].clone().requires_grad_(), one, 0.0).requires_grad:
-        raise ValueError("expected an ear and a synthesizer that pass gradients back, got one that detaches them")
+    """Raise ValueError if a loss does not pull at what is predicted, as with an ear that detaches or rounds."""
+    some = Batch(rows.S[:2], rows.nu[:2], *(values if values is None else values[:2] for values in rows[2:]))
+    nu_hat = (some.nu[:, columns] / 2).requires_grad_()  # off the truth, where a gradient may be zero
+    value = loss(nu_hat, some, 0.0)
+    (gradient,) = torch.autograd.grad(value, nu_hat, allow_unused=True) if value.requires_grad else (None,)
+    if gradient is None or not gradient.any():
+        raise ValueError(
+            "expected an ear and a synthesizer through which gradients pass, got one that detaches or rounds"
+        )
 
 
 def _refuse_small_scalogram(network: Encoder, shape: tuple[int, ...]) -> None:

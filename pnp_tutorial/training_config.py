@@ -66,7 +66,7 @@ class TrainingConfig:
         File of an encoder of that kind, whose weights the training begins with; random ones, if not given. So a loss
         can take over where another ended.
     n_epochs
-        Number of epochs.
+        Number of epochs. More may be asked for later, if the damping has no schedule and the learning rate is constant.
     epoch_share
         Share of the training set that makes an epoch.
     batch_size

@@ -720,9 +720,11 @@ def test_features_may_be_named_and_must_be_an_ear():
 @pytest.mark.parametrize(
     ("target", "start", "message"),
     [
-        (torch.full((2048,), torch.nan), torch.zeros(5), "a vector of finite numbers, got NaN or infinity"),
-        (torch.zeros(1, 2048), torch.zeros(5), r"a vector of finite numbers, got shape \(1, 2048\)"),
-        (torch.zeros(2048), torch.zeros(1, 5), r"expected a start \(n,\) in \[−1, 1\], got shape \(1, 5\)"),
+        (torch.full((2048,), torch.nan), torch.zeros(5), "in finite numbers, got NaN or infinity"),
+        (torch.zeros(1, 2048), torch.zeros(5), r"sought, .* as a tensor with one axis, got shape \(1, 2048\)"),
+        (np.zeros(2048), torch.zeros(5), "sought, .* as a tensor with one axis, got ndarray"),
+        (torch.zeros(2048), torch.zeros(1, 5), r"expected a start as a tensor with one axis, got shape \(1, 5\)"),
+        (torch.zeros(2048), [0.0] * 5, "expected a start as a tensor with one axis, got list"),
         (torch.zeros(2048), torch.tensor([0, 0, 0, 0, 1.5]), r"expected a start .*, got \[0.0, 0.0, 0.0, 0.0, 1.5\]"),
         (torch.zeros(2048), torch.full((5,), torch.nan), r"expected a start .*, got \[nan, "),
     ],
@@ -733,3 +735,13 @@ def test_a_search_for_what_is_no_vector_or_from_outside_the_box_is_refused(targe
         scan(target, short, start, DRUM.sample_rate)
     with pytest.raises(ValueError, match=message):
         refine(target, start, lambda x: x, short)
+
+
+def test_a_refinement_by_an_ear_with_weights_of_its_own():
+    short, ear = replace(DRUM, n_samples=512), torch.nn.Linear(512, 16)
+    hear = lambda x: ear(x.float())  # noqa: E731
+    target = hear(short(torch.zeros(5).double())).detach()
+    v, distance, M = refine(target, torch.full((5,), 0.01).double(), hear, short)
+    assert distance < (hear(short(torch.full((1, 5), 0.01).double()))[0] - target).norm()
+    assert M.shape == (5, 5)
+    assert not M.requires_grad

@@ -186,10 +186,18 @@ def test_secant_metric_refuses(nu, step, message):
 
 
 def test_the_name_of_an_ear_is_no_ear():
-    with pytest.raises(ValueError, match="expected features as a callable, got 'jtfs': `ears.find_ear` makes one"):
-        metric.riemannian_metric(torch.zeros(1, 5, dtype=torch.float64), "jtfs", DRUM)
-    with pytest.raises(ValueError, match="expected features as a callable, got 'jtfs': `ears.find_ear` makes one"):
-        metric.secant_metric(torch.zeros(1, 5, dtype=torch.float64), "jtfs", DRUM)
+    for function in (metric.riemannian_metric, metric.secant_metric):
+        for ear in ("jtfs", None):
+            with pytest.raises(ValueError, match=f"expected features as a callable, got {ear!r}: `ears.find_ear`"):
+                function(torch.zeros(1, 5, dtype=torch.float64), ear, DRUM)
+
+
+def test_a_secant_metric_takes_features_in_whole_numbers_and_steps_of_any_kind():
+    nu, short = torch.zeros(1, 5, dtype=torch.float64), replace(DRUM, n_samples=512)
+    for step in (np.float32(0.125), torch.tensor(0.125), 0.125):
+        M = metric.secant_metric(nu, lambda x: (100 * x).int(), short, step)
+        assert torch.equal(M, metric.secant_metric(nu, lambda x: (100 * x).int().double(), short, 0.125))
+        assert M.abs().max() > 0
 
 
 @pytest.mark.parametrize(
