@@ -212,12 +212,6 @@ def an_older_one(paths, encoder, folder):
     return {}
 
 
-def another_function(paths, encoder, folder):
-    """As of a synthesizer whose file was edited."""
-    synthesizer = load_encoder(encoder).config.synthesizer
-    return {"synthesizer": replace(synthesizer, function=lambda *a, **k: 0.5 * rectangular_drum(*a, **k))}
-
-
 def less_than_is_wanted(paths, encoder, folder):
     change(folder, lambda content: {"source": content["source"]})
     return {}
@@ -256,7 +250,7 @@ def half_a_sound(paths, encoder, folder):
 
 
 CHANGES = [another_sound, another_encoder, another_version, an_older_one, less_than_is_wanted, another_seed]
-CHANGES += [another_function, a_digit_less, half_a_sound, brackets]
+CHANGES += [a_digit_less, half_a_sound, brackets]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -271,6 +265,24 @@ def test_a_match_is_made_again_if_it_would_be_another(encoder, tmp_path, made, c
     made.clear()
     table_of(paths, tmp_path / "out", mine, **options)
     assert made == []
+
+
+def test_a_match_by_a_function_that_was_edited_is_made_again(encoder, tmp_path, made):
+    """Without an encoder; with one, it is refused until that has been trained again."""
+    paths = write_drums(tmp_path / "in", 1)
+
+    def softer(*args, **options):
+        return 0.5 * rectangular_drum(*args, **options)
+
+    for function in (rectangular_drum, softer):
+        mine = replace(DRUM, name="mine", n_samples=2048, function=function, peak_normalized=False)
+        for again in (paths, []):
+            made.clear()
+            table_of(paths, tmp_path / "out", None, synthesizer=mine, ear="coarse")
+            assert made == again
+    edited = replace(load_encoder(encoder).config.synthesizer, function=softer)
+    with pytest.raises(ValueError, match="was made when the synthesizer 'drum' made other sounds: train it again"):
+        table_of(paths, tmp_path / "out", encoder, synthesizer=edited)
 
 
 def test_a_match_of_before_its_sketch_said_more_is_not_made_again(encoder, tmp_path, made):
