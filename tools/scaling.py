@@ -33,12 +33,13 @@ from rows import Study, judge, refuse_unknown, take_last_weights
 from torch import Tensor
 from tqdm import tqdm
 
-from pnp_tutorial.dataset import DatasetConfig, build, ear, load
+from pnp_tutorial.dataset import SPLITS, DatasetConfig, build, draw, ear, load
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.encoder import save
 from pnp_tutorial.evaluation import predict
-from pnp_tutorial.metric import secant_metric
+from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.runtime import write_results
+from pnp_tutorial.store import in_drawn_order
 from pnp_tutorial.synthesizer import Synthesizer
 from pnp_tutorial.training import TrainingConfig, drawn
 
@@ -61,6 +62,7 @@ N_WITH_M = {"short": 20_000, "diagonal": 6_000}
 N_VALIDATION = {"diagonal": 448}  # other than the usual 512: of 6 000 sounds, 450 are for validation
 NETWORKS = {"full": "mobilenetv3_small_100"}  # and for short sounds one that is half as wide
 VALIDATED = (64, 1500)  # validation sounds, other than the usual 512
+INNER = 7776  # as many as the papers', which are all inner drums of the grid: of a data set of their own
 
 SECANT = {"loss": "pnp", "damping": "scheduled"}
 LOSSES: dict[str, dict[str, Any]] = {
@@ -171,6 +173,7 @@ def data_sets(drum: str) -> dict[str, DatasetConfig]:
             found["all-metric"] = replace(base, n_sounds=100_000)
             found |= {f"secant{h}": replace(found["metric"], secant_step=h) for h in WIDTHS}
             found["heard"] = found["mean"] = found["secant"]
+            found["inner"] = found["all-metric"]
             found |= {name: replace(found["curves"], curves=False, ear=ear) for name, ear in RIVALS.items()}
     configs = [replace(config, data=f"data/scaling-{drum}-{name}.zarr") for name, config in found.items()]
     return {config.data: config for config in configs}
@@ -196,8 +199,8 @@ def judged_on(drum: str) -> str:
 
 def prepare(path: str) -> None:
     config, given = data_sets(path.split("-")[1])[path], None
-    if path.endswith("heard.zarr") and not (Path(path).exists() and zarr.open_group(path, mode="r")["done"][:].all()):
-        given = heard_secants(config)
+    if path.endswith(("heard.zarr", "inner.zarr")) and not is_done(path):
+        given = metrics_of_rows(config)
     elif path.endswith("mean.zarr"):
         given = mean_secants(config)
     elif path == FROM_BANK:  # whose pieces come one by one: filled in below, whatever was there when it was begun
@@ -210,18 +213,24 @@ def prepare(path: str) -> None:
             kept[:] = now
 
 
-def heard_secants(config: DatasetConfig) -> Tensor:
-    """Secant metrics of Φ itself, of the sounds that rows are trained and validated on; 0 for all others."""
-    judged = judged_on("short")
-    prepare(judged)
-    numbers = {tuple(nu): i for i, nu in enumerate(zarr.open_group(judged, mode="r")["nu"][:].tolist())}
-    parts = ((FEW, "train"), (STUDIES["short"].of(TrainingConfig).n_validation, "validation"))
-    nu = torch.cat([drawn(load(judged, split, ()), n, split).nu for n, split in parts])
-    features, metric = ear(config, "cpu"), nu.new_zeros(config.n_sounds, *nu.shape[1:] * 2)
-    for some in tqdm(nu.split(8), desc="secants of Φ", unit="batch"):
-        M = secant_metric(some, features, lambda nu: config.synthesizer(nu, torch.float32), SECANT_STEP)
-        metric[[numbers[tuple(each)] for each in some.tolist()]] = M
-    return metric
+def is_done(path: str) -> bool:
+    return Path(path).exists() and bool(zarr.open_group(path, mode="r")["done"][:].all())
+
+
+def metrics_of_rows(config: DatasetConfig) -> Tensor:
+    """M, or secant metrics of Φ itself, of the sounds that rows are trained and validated on; 0 for all others."""
+    n_validation = INNER if config.secant_step is None else STUDIES["short"].of(TrainingConfig).n_validation
+    nu, split = draw(config)
+    places = []
+    for n, name in ((FEW, "train"), (n_validation, "validation")):
+        of_split = (torch.as_tensor(split) == SPLITS.index(name)).nonzero()[:, 0]
+        places.append(of_split[in_drawn_order(len(of_split))][:n])
+    features, metrics = ear(config, "cpu"), nu.new_zeros(config.n_sounds, *nu.shape[1:] * 2)
+    secant = {} if config.secant_step is None else {"step": config.secant_step}
+    metric = partial(secant_metric if secant else riemannian_metric, **secant)
+    for some in tqdm(torch.cat(places).split(8), desc="metrics", unit="batch"):
+        metrics[some] = metric(nu[some], features, lambda nu: config.synthesizer(nu, torch.float32))
+    return metrics
 
 
 def mean_secants(config: DatasetConfig) -> Tensor:
@@ -268,6 +277,11 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
             for seed in range(3):
                 config = row(drum, "pnp-adaptive", FEW, SHORT_RUN, seed, n_validation=n_validation)
                 found[f"validated-{n_validation}-{seed}"] = "pnp-adaptive", config
+        for n_validation in (512, INNER):
+            for seed in range(3):
+                change = {"n_validation": n_validation, "data": "data/scaling-short-inner.zarr"}
+                config = row(drum, "pnp-adaptive", FEW, SHORT_RUN, seed, **change)
+                found[f"inner-{n_validation}-{seed}"] = "pnp-adaptive", config
         for name, (loss, change) in VARIANTS.items():
             for seed in range(3):
                 found[f"variant-{name}-{seed}"] = loss, row(drum, loss, FEW, SHORT_RUN, seed, **change)
