@@ -77,7 +77,7 @@ def test_rows_of_one_seed_differ_in_their_loss_only(drum):
     own_of_variants = {"clip": None, "lambda_0": None}
     groups = {}
     for name, (loss, config) in named.items():
-        if not name.startswith(("validated", "inner", "variant")):
+        if not name.startswith(("validated", "inner", "other", "variant")):
             groups.setdefault(name.removeprefix(loss), set()).add(replace(config, **own))
     assert all(len(group) == 1 for group in groups.values())
     for name, (loss, config) in named.items():

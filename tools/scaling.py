@@ -277,6 +277,10 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
             for seed in range(3):
                 config = row(drum, "pnp-adaptive", FEW, SHORT_RUN, seed, n_validation=n_validation)
                 found[f"validated-{n_validation}-{seed}"] = "pnp-adaptive", config
+        for loss in ROOTS:  # on another draw of training sounds
+            for seed in range(3):
+                config = row(drum, loss, FEW, SHORT_RUN, seed, data=f"data/scaling-{drum}-all.zarr")
+                found[f"other-{loss}-{seed}"] = loss, config
         for n_validation in (512, INNER):
             for seed in range(3):
                 change = {"n_validation": n_validation, "data": "data/scaling-short-inner.zarr"}
