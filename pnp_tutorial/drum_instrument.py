@@ -11,6 +11,7 @@ import torch
 import traitlets
 
 from .drum import DRUM
+from .synthesizer import with_unit
 
 START = (-0.2, 0.0, -0.3, -0.2, 0.4)  # ν of the first drum: near the middle, so that every slider is heard
 SOURCE = "".join(
@@ -48,7 +49,9 @@ class DrumInstrument(anywidget.AnyWidget):
             )
         for p, value in zip(DRUM.parameters, theta, strict=True):
             if not p.low <= value <= p.high:
-                raise traitlets.TraitError(f"expected {p.name} in [{p.low:g}, {p.high:g}] {p.unit}, got {value:g}")
+                raise traitlets.TraitError(
+                    f"expected {p.name} in {with_unit(f'[{p.low:g}, {p.high:g}]', p.unit)}, got {value:g}"
+                )
         return theta
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:

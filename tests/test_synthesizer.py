@@ -17,6 +17,7 @@ from pnp_tutorial.synthesizer import (
     Synthesizer,
     check_domain,
     find_synthesizer,
+    refuse_edited,
     stored_synthesizer,
 )
 
@@ -174,6 +175,12 @@ def test_impossible_synthesizers_are_named(change, message):
 def test_numbers_of_sounds_that_are_none_are_named(n):
     with pytest.raises(ValueError, match=rf"the number of sounds must be a whole number in \[0, inf\], got {n!r}"):
         MIXED.sample_uniform(n)
+
+
+@pytest.mark.parametrize("stored", [[[[1.0], [1.0, 2.0]] * 6], 12 * [10**400], {"levels": 1.0}])
+def test_a_sketch_that_cannot_be_read_is_damage(stored):
+    with pytest.raises(ValueError, match=r"x.zarr is damaged \(its sketch of the synthesizer cannot be read\)"):
+        refuse_edited(replace(DRUM, n_samples=64), stored, "x.zarr", "build it")
 
 
 def test_synthesizers_are_found_by_name():

@@ -11,7 +11,8 @@ There are three drums, each with a jittered grid of its own:
     diagonal    short, with the ten modes m₁ = m₂ only, as in the papers' first experiments
 
 A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
-and so the same first weights and batches. In rows "after-…", of the short drum, losses that a CPU cannot afford from
+and so the same first weights and batches. Rows "validated-…", "inner-…" and "other-…" have other validation or training
+sounds, and "variant-…" one change of a loss. In rows "after-…", of the short drum, losses that a CPU cannot afford from
 random weights, and others beside them, take over where the root of P-loss has ended. In "nearest-…" there is a search
 in so many sounds, and no network. Rows of full length with M are done as far as pieces of the papers' bank are there
 (tools/papers_bank.py). What a row is, and how it is kept: tools/rows.py.
