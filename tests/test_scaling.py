@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import arpeggiator_study
+import late_or_early
 import pytest
 import rows
 import scaling
@@ -16,10 +17,11 @@ from random_paths import RandomPaths
 from pnp_tutorial.checks import check_synthesizer
 from pnp_tutorial.dataset import build, draw, encoder_input, load
 from pnp_tutorial.drum import DRUM, modes
-from pnp_tutorial.ears import jtfs
+from pnp_tutorial.ears import EARS, jtfs
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import predict
 from pnp_tutorial.losses import root
+from pnp_tutorial.mss import MSS
 from pnp_tutorial.runtime import as_stored
 from pnp_tutorial.training import TrainingConfig
 
@@ -244,6 +246,50 @@ def test_random_paths_hear_target_and_answer_alike_and_the_next_pair_by_another(
         drawn.append(ear.path)
     assert len(set(drawn)) > 15
     assert {pair for pair in zip(paths.n2, paths.n_fr, strict=True) if pair[0] >= 0} == set(ear.choices)
+
+
+def test_targets_are_late_or_early_and_answers_on_time():
+    drum = scaling.DRUMS["short"]
+    x = drum(drum.sample_uniform(4, seed=3), torch.float32)
+    ear = late_or_early.LateOrEarly(lambda x: x, drum.sample_rate)
+    most = round(0.046 * drum.sample_rate)
+    assert ear.most == most
+    found = []
+    for k in range(20):
+        torch.manual_seed(k)  # as a training does when an epoch begins
+        targets, answers = ear(x), ear(x[:3])
+        assert torch.equal(answers, torch.nn.functional.pad(x[:3], (most, most)))
+        delays = [
+            (target != 0).nonzero()[0, 0] - (row != 0).nonzero()[0, 0] - most
+            for target, row in zip(targets, x, strict=True)
+        ]
+        for target, row, delay in zip(targets, x, delays, strict=True):
+            assert torch.equal(target[most + delay :][: len(row)], row)
+            assert target.count_nonzero() == row.count_nonzero()
+        found += [int(delay) for delay in delays]
+        torch.manual_seed(k)
+        again = late_or_early.LateOrEarly(lambda x: x, drum.sample_rate)
+        assert torch.equal(again(x), targets)
+    assert len(set(found)) > 70
+    assert -most <= min(found) < -0.9 * most
+    assert 0.9 * most < max(found) <= most
+    assert ear(x[:0]).shape == (0, len(x[0]) + 2 * most)
+
+
+@pytest.mark.parametrize(("name", "log"), [("mss-late", True), ("mss-linear-late", False)])
+def test_mss_of_late_or_early_targets_is_that_of_delayed_ones(name, log):
+    drum = scaling.DRUMS["short"]
+    x = drum(drum.sample_uniform(2, seed=3), torch.float32)
+    ear = EARS[name](drum.n_samples, drum.sample_rate)
+    torch.manual_seed(1)
+    target, answer = ear(x), ear(x)
+    torch.manual_seed(1)
+    delay = torch.randint(-ear.most, ear.most + 1, (2,))
+    moved = torch.zeros(2, drum.n_samples + 2 * ear.most)
+    for row, sound, d in zip(moved, x, delay.tolist(), strict=True):
+        row[ear.most + d :][: len(sound)] = sound
+    torch.testing.assert_close(target, MSS(log=log)(moved))
+    torch.testing.assert_close(answer, MSS(log=log)(torch.nn.functional.pad(x, (ear.most, ear.most))))
 
 
 def test_what_takes_over_begins_where_another_row_has_ended():

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import late_or_early  # noqa: F401  # the ears "mss-late" and "mss-linear-late"
 import numpy as np
 import papers_bank
 import random_paths  # noqa: F401  # the ear "paths"
@@ -111,7 +112,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mean-scheduled": ("secant-root", {"data": "data/scaling-short-mean.zarr"}),
     "mean-higher": ("secant-root", {"data": "data/scaling-short-mean.zarr", "lambda_0": BEGINNING}),
 }
-RIVALS = {"log": "mss", "linear": "mss-linear", "paths": "paths"}  # ears: MSS by one kind of magnitude; as in SCRAPL
+# Ears: MSS by one kind of magnitude, of targets that are on time, late or early; one path at a time, as in SCRAPL.
+RIVALS = {
+    "log": "mss",
+    "linear": "mss-linear",
+    "log-late": "mss-late",
+    "linear-late": "mss-linear-late",
+    "paths": "paths",
+}
 # What takes over from the root of P-loss, for how many steps, all at the same rate, which falls. The longer ones take
 # less time than those of JTFS. Each δ, in features, is small beside the distances that are left.
 TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
@@ -278,9 +286,10 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
             for seed in range(3):
                 config = row(drum, "pnp-adaptive", FEW, SHORT_RUN, seed, n_validation=n_validation)
                 found[f"validated-{n_validation}-{seed}"] = "pnp-adaptive", config
-        for loss in ROOTS:  # on another draw of training sounds
+        for loss in (*ROOTS, *OF_M):  # on another draw of training sounds
             for seed in range(3):
-                config = row(drum, loss, FEW, SHORT_RUN, seed, data=f"data/scaling-{drum}-all.zarr")
+                stored = "inner" if loss in OF_M else "all"
+                config = row(drum, loss, FEW, SHORT_RUN, seed, data=f"data/scaling-short-{stored}.zarr")
                 found[f"other-{loss}-{seed}"] = loss, config
         for n_validation in (512, INNER):
             for seed in range(3):
