@@ -116,7 +116,7 @@ def run_evaluate(config: EvaluationConfig) -> None:
     """Compare an encoder with the best constant prediction, on the test split of a data set."""
     print(report(config).to_string())
     print("errors are |ν̃ − ν|, where a range is 2 wide; gains, how much closer than the best constant answer")
-    _say_where(config.output_folder, "the encoder, which knows that constant now")
+    _say_where(config.output_folder, "the encoder, with these results")
 
 
 def _say_where(folder: str, what: str) -> None:
@@ -147,7 +147,8 @@ def run_match(config: MatchConfig) -> None:
                 _say_match(row, Path(out, f"{file.stem}_matched.json"))
     finally:  # interrupted, too
         table = Path(config.output_folder, "matches.csv")
-        if folder and rows and len(rows) >= min(len(files), _n_rows(table)):  # no table gives way to a part of it
+        # no table gives way to a part of it
+        if folder and rows and (len(rows) == len(files) or len(rows) >= _n_rows(table)):
             write_atomically({table: pd.DataFrame(rows).to_csv(index=False).encode()})
     errors = [row["error"] for row in rows if row["error"]]
     if errors and not folder:
@@ -159,7 +160,10 @@ def run_match(config: MatchConfig) -> None:
 
 
 def _n_rows(table: Path) -> int:
-    return len(pd.read_csv(table)) if table.exists() else 0
+    try:
+        return len(pd.read_csv(table)) if table.exists() else 0
+    except ValueError:  # no table
+        return 0
 
 
 def _say_match(row: dict[str, Any], document: Path) -> None:
@@ -296,9 +300,12 @@ def _command(argv: list[str]) -> Callable[[], object]:
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files.add_argument("--config")
     path = files.parse_known_args(argv)[0].config
-    if path and argv[0] in STAGES:  # what the file says comes before what the command line says
+    if path is not None and argv[0] in STAGES:  # what the file says comes before what the command line says
         argv = [argv[0], *_from_file(argv[0], path), *argv[1:]]
-    chosen: Namespace = _parser().parse_args(argv)
+    try:
+        chosen: Namespace = _parser().parse_args(argv)
+    except OverflowError as error:
+        raise ValueError(f"a number is too large ({error})") from error
     config, run = STAGES[chosen.subcommand]
     options = chosen[chosen.subcommand].as_dict()
     actions = {"info": options["info"], "check": options["verify"]} if chosen.subcommand == "dataset" else {}

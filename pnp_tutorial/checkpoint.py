@@ -20,7 +20,7 @@ from .encoder import CHECKPOINT, AudioEncoder, Encoder, save
 from .objective import Batch, Loss
 from .runtime import as_stored, lacks_means, refuse_difference, write_atomically
 from .synthesizer import other_functions, stored_synthesizer
-from .training_config import TrainingConfig, modern
+from .training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -66,7 +66,7 @@ def resume(setup: Setup, state: State) -> None:
                 if damaged := parts.testzip():
                     raise ValueError(f"the checksum of {damaged} is wrong")
             saved = torch.load(path, map_location="cpu", weights_only=True)
-            run, data, history = modern(saved["config"]), dict(saved["dataset"]), list(saved["history"])
+            run, data, history = dict(saved["config"]), dict(saved["dataset"]), list(saved["history"])
             weights, optimizer, damping, best = (saved[name] for name in ("weights", "optimizer", "damping", "best"))
         except Exception as error:  # whatever the damage does
             if lacks_means(error):
@@ -133,7 +133,7 @@ def _write_history(setup: Setup, state: State) -> None:
     write_atomically({setup.folder / "metrics.jsonl": lines.encode()})
 
 
-def write_results(setup: Setup, state: State) -> None:
+def write_encoder(setup: Setup, state: State) -> None:
     """Write the best encoder, and how it came about, by the first process."""
     fabric, history = setup.fabric, pd.DataFrame(state.history)
     threads = f"{torch.get_num_threads()} threads, {fabric.world_size} processes"

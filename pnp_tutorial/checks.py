@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .metric import tangents
-from .runtime import float64_device, lacks_means
+from .runtime import float64_device, lacks_means, told
 from .synthesizer import Synthesizer, refuse_no_synthesizer
 
 N_SOUNDS = 8  # at random, and as many at corners
@@ -53,16 +53,9 @@ def refuse_broken(synthesizer: Synthesizer) -> None:
 def refuse_elsewhere(synthesizer: Synthesizer, device: torch.device | str) -> None:
     """Raise ValueError if a synthesizer, which works on the CPU, does not play with θ on a device."""
     nu = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64, device=float64_device(device))
-    try:
-        with torch.no_grad():
-            synthesizer(nu)
-    except Exception as error:  # of code that is not ours
-        if lacks_means(error):
-            raise
-        raise ValueError(
-            f"{synthesizer.name} does not play with θ on {nu.device}: {error} (what it makes itself, as a time axis, "
-            "must lie on the device of θ)"
-        ) from error
+    why = " (what it makes itself, as a time axis, must lie on the device of θ)"
+    with told(f"{synthesizer.name} does not play with θ on {nu.device}", why), torch.no_grad():
+        synthesizer(nu)
 
 
 def refuse_infinite(synthesizer: Synthesizer, nu: Tensor, named: dict[str, Tensor]) -> None:

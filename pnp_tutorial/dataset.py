@@ -11,7 +11,7 @@ and as a chunk is computed in a single thread, they all write the same bytes.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,10 @@ from .runtime import (
     check_whole,
     connect,
     float64_device,
-    lacks_means,
     refuse_difference,
     select_device,
+    threads,
+    told,
 )
 from .store import (
     Rows,
@@ -95,7 +96,6 @@ def build(
         processes ended without their share.
     """
     check(config, metric)
-    metric = metric if config.metric else None
     fabric = connect(select_device(config.device), patience_s=patience_s)
     path, device = Path(config.data), fabric.device
     if fabric.is_global_zero and not path.exists():
@@ -252,11 +252,10 @@ def _compute(
         return synthesizer(nu, torch.float32)
 
     with torch.no_grad():
-        step = config.secant_step if config.metric and metric is None else None
-        if step is not None or config.curves:
+        if config.secant_step is not None or config.curves:
             coarse = CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(nu.device)
-        if step is not None:
-            metric = secant_metric(nu, coarse, play, step)
+        if config.secant_step is not None and metric is None:
+            metric = secant_metric(nu, coarse, play, config.secant_step)
         if config.curves:
             rows["curves"] = curve_gram(nu, coarse, play, STEPS)
         if config.metric and metric is None:
@@ -269,7 +268,7 @@ def _compute(
         else:
             x = heard(synthesizer, nu, device)
             refuse_infinite(synthesizer, nu, {"sound": x})
-            if config.metric and metric is not None:
+            if metric is not None:
                 rows["metric"] = metric
             if config.features:
                 rows["features"] = features(x)
@@ -288,20 +287,13 @@ def _in_parallel(
     is_heard = config.features or (config.metric and config.secant_step is None)
     features = ear(config, device) if is_heard else torch.nn.Identity()
     where = float64_device(device)  # of ν
-    n_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        n_threads if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,)
-    )
-    try:
+    with threads(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
         tasks = {
             pool.submit(_compute, nu.to(where), config, device, scalogram, features, metric): i
             for i, (nu, metric) in parts.items()
         }
         for task in as_completed(list(tasks)):
             yield tasks.pop(task), task.result()  # and no longer kept
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(n_threads)
 
 
 def _parts(config: DatasetConfig, nu: Tensor, chunks: list[int], metric: Tensor | None) -> dict[int, Part]:
@@ -334,7 +326,9 @@ def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> 
     if synthesizer.name not in REGISTRY:
         refuse_broken(synthesizer)
         refuse_elsewhere(synthesizer, device)
-    try:
+    settings = ", ".join(f"{name} = {getattr(config, name)}" for name in ("n_samples", "J", "Q", "T"))
+    why = f" (sounds come in float32, on {device})"
+    with told(f"no data set can be made with {settings}, ear = {ear_name(config.ear)}", why):  # of an ear of one's own
         middle = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64)
         with torch.no_grad():  # whoever trains or evaluates will, if this data set does not
             x = heard(synthesizer, middle, device)
@@ -348,14 +342,6 @@ def _try(config: DatasetConfig, device: torch.device, metric: Tensor | None) -> 
                     "the metrics of three sounds are zero, as if no parameter were heard: are features constant, "
                     "rounded or detached?"
                 )
-    except Exception as error:  # of an ear of the user's own, too
-        if lacks_means(error):
-            raise
-        settings = ", ".join(f"{name} = {getattr(config, name)}" for name in ("n_samples", "J", "Q", "T"))
-        raise ValueError(
-            f"no data set can be made with {settings}, ear = {ear_name(config.ear)}: {error} (sounds come in float32, "
-            f"on {device})"
-        ) from error
 
 
 def _refuse_another_version(path: Path, store: Any) -> None:

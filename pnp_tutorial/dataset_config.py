@@ -12,7 +12,7 @@ from torch import Tensor
 from .drum import DRUM
 from .ears import EARS, ear_name, find_ear
 from .metric import SMALLEST_STEP, Map
-from .runtime import check_fields, from_stored, object_name
+from .runtime import check_fields, from_stored, object_name, plain
 from .scalogram import Scalogram
 from .scattering import LogScattering
 from .synthesizer import Synthesizer, refuse_taken_name, stored_synthesizer
@@ -94,6 +94,7 @@ class DatasetConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        plain(self)
         if isinstance(self.synthesizer, Synthesizer) and isinstance(self.n_samples, int) and self.n_samples >= 0:
             n_samples = self.n_samples or self.synthesizer.n_samples
             object.__setattr__(self, "n_samples", n_samples)
@@ -166,12 +167,23 @@ def check(config: DatasetConfig, metric: Tensor | None = None) -> None:
             )
     if config.secant_step is not None and not SMALLEST_STEP <= config.secant_step <= 2:
         raise ValueError(f"expected secant_step in [{SMALLEST_STEP:g}, 2], got {config.secant_step}")
-    if metric is not None and not isinstance(metric, Tensor):
+    if metric is not None:
+        _check_given(metric, config)
+
+
+def _check_given(metric: Tensor, config: DatasetConfig) -> None:
+    n = len(config.synthesizer.parameters)
+    if not config.metric:
+        raise ValueError("metrics are given, and none are to be kept: metric = False")
+    if not isinstance(metric, Tensor):
         raise ValueError(f"expected metrics as a tensor, got {type(metric).__name__}")
-    if metric is not None and metric.shape != (config.n_sounds, n, n):
+    if metric.shape != (config.n_sounds, n, n):
         raise ValueError(f"expected metrics of shape ({config.n_sounds}, {n}, {n}), got {tuple(metric.shape)}")
-    if metric is not None and not metric.isfinite().all():
+    if not metric.isfinite().all():
         raise ValueError("expected finite metrics, got NaN or infinite entries")
+    off, size = ((metric - metric.mT).abs().amax((1, 2)), metric.abs().amax((1, 2)))
+    if (off > 1e-6 * size).any() or (metric.diagonal(dim1=1, dim2=2) < 0).any():
+        raise ValueError("expected symmetric metrics with diagonals ≥ 0, got others")
 
 
 def stored_config(

@@ -8,7 +8,6 @@ encoder is given of a sound's parameters then takes the place of the constant's.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,12 +69,6 @@ def _batches(rows: Tensor) -> tuple[Tensor, ...]:
     return rows.split(GPU_BATCH if rows.is_cuda else BATCH)
 
 
-def _in_batches(function: Callable[[Tensor], Tensor], rows: Tensor, progress: bool = False) -> Tensor:
-    with torch.no_grad():
-        batches = tqdm(_batches(rows), desc="features", unit="batch", disable=not progress)
-        return torch.cat([function(batch) for batch in batches])
-
-
 def best_constant(nu: Tensor, features: Map, synthesizer: Map, progress: bool = False) -> Tensor:
     """The ν (n,), among the rows of ν (B, n) and the centre 0, of the least mean distance to all rows in features.
 
@@ -85,7 +78,9 @@ def best_constant(nu: Tensor, features: Map, synthesizer: Map, progress: bool = 
     candidates = torch.cat([nu, nu.new_zeros(1, nu.shape[1])])
     if not len(nu):
         return candidates[0]
-    S = _in_batches(lambda rows: features(synthesizer(rows).float()), candidates, progress)
+    with torch.no_grad():
+        batches = tqdm(_batches(candidates), desc="features", unit="batch", disable=not progress)
+        S = torch.cat([features(synthesizer(batch).float()) for batch in batches])
     return candidates[torch.cdist(S, S[:-1], compute_mode="donot_use_mm_for_euclid_dist").mean(1).argmin()]
 
 
@@ -185,8 +180,8 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     """Evaluate an encoder on the test split, write the results, and return their summary.
 
     Writes evaluation.csv (one row a sound), evaluation.json (configuration and summary) and encoder.safetensors, with
-    summary and, unless another ear than the encoder's judged, best constant in its header: `matching.match` compares
-    with that constant.
+    the summary in its header, and the best constant, with which `matching.match` compares. (If another ear than the
+    encoder's judged, the header keeps the constant that it has.)
     Raises ValueError if encoder or data set are missing or do not fit, or if there are fewer than two test sounds, and
     OSError if the output folder cannot be written to. Also raises ValueError if that folder holds a training and it is
     another encoder that is evaluated: it would take the place of what was trained.
@@ -221,8 +216,10 @@ def report(config: EvaluationConfig, progress: bool = True) -> pd.DataFrame:
     folder = Path(config.output_folder)
     csv, document = table.to_csv(index_label="sound").encode(), json.dumps(results, indent=2).encode()
     write_atomically({folder / "evaluation.csv": csv, folder / "evaluation.json": document})
-    if ear_name(data.ear) != ear_name(model.config.ear):
-        del results["nu_constant"]  # the best to another ear than the encoder's
+    if ear_name(data.ear) != ear_name(model.config.ear):  # the best to another ear than the encoder's
+        before = model.metadata.get("evaluation", {}).get("nu_constant")
+        results = {name: value for name, value in results.items() if name != "nu_constant"}
+        results |= {"nu_constant": before} if before else {}
     model.metadata["evaluation"] = {**results, "config": None, "dataset": None}
     save(model, folder / "encoder.safetensors")
     return summary

@@ -8,7 +8,6 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,10 @@ from .runtime import (
     check_whole,
     check_writable,
     float64_device,
-    lacks_means,
     readable,
     seal,
+    threads,
+    told,
     write_atomically,
 )
 from .search import Budget, usual_budget
@@ -81,7 +81,8 @@ def match_files(
     row : dict, in the order of the recordings, as soon as one is done
         file; error (empty if there was none); the parameters, in their units, and their uncertainties, as
         <parameter>_uncertainty; what is undetermined, in words; the distances in features of "constant", "encoder"
-        (without one: of the centre, as "constant"), "scan" and "match"; level_db, noise_db, n_heard and n_iterations.
+        (without one: of the centre, as "constant"), "scan" and "match"; level_db, noise_db, n_heard (sounds)
+        and n_iterations (steps of all refinements, each of which ends with one).
         Names are as `readable` has them.
 
     Raises
@@ -173,16 +174,10 @@ def _refuse_name(path: str | Path, taken_by: str | Path | None, wav: Path, docum
 def _try(synthesizer: Synthesizer, features: Map, name: str, device: torch.device | str) -> None:
     """Raise ValueError if an ear cannot hear a synthesizer, or has no derivatives: before the search is over."""
     nu = torch.zeros(1, len(synthesizer.parameters), dtype=torch.float64, device=float64_device(device))
-    try:
+    with told(f"no match can be made by the ear {name}", f" (sounds come in float32, on {device})"):
         values = jacobian(nu, features, lambda nu: synthesizer(nu, torch.float32).to(device))  # as in a search
         if not all(each.isfinite().all() for each in values):
             raise ValueError("its features of the sound of ν = 0, or their derivatives, are not finite")
-    except Exception as error:  # of an ear of the user's own, too
-        if lacks_means(error):
-            raise
-        raise ValueError(
-            f"no match can be made by the ear {name}: {error} (sounds come in float32, on {device})"
-        ) from error
 
 
 def _side_by_side(
@@ -190,13 +185,11 @@ def _side_by_side(
 ) -> Iterator[dict[str, Any]]:
     """The rows of n files, in order; on a CPU as many files at once as torch has threads, each in one thread."""
     n_threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
-    pool = ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) if n_threads > 1 else None
-    try:
-        yield from pool.map(work, range(n)) if pool else map(work, range(n))
-    finally:  # whoever interrupts waits for those that have begun, and no other
-        if pool:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(n_threads)
+    if n_threads == 1:
+        yield from map(work, range(n))
+        return
+    with threads(n_threads) as pool:  # whoever interrupts waits for those that have begun, and no other
+        yield from pool.map(work, range(n))
 
 
 def _sum(path: Path) -> str:

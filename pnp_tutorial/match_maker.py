@@ -68,8 +68,8 @@ class MatchMaker(widgets.VBox):
     ----------
     model : AudioEncoder or Synthesizer, optional
         As in `match`; the encoder of the package if not given.
-    features : callable, optional
-        Φ; as in `match` if not given.
+    ear : callable or str, optional
+        Φ, or its name; as in `match` if not given.
 
     Attributes
     ----------
@@ -77,13 +77,13 @@ class MatchMaker(widgets.VBox):
         The last match; None before the first, and after a sound that could not be matched.
     """
 
-    def __init__(self, model: AudioEncoder | Synthesizer | None = None, features: Map | None = None) -> None:
+    def __init__(self, model: AudioEncoder | Synthesizer | None = None, ear: str | Map | None = None) -> None:
         self.result: Match | None = None
         self._model = model or load_encoder()
-        self._synthesizer, ear, device = parts_of(self._model, "cpu")
-        self._heard = ear_name(features or ear)
-        parts = self._synthesizer.n_samples, self._synthesizer.sample_rate, device
-        self._features = find_ear(features or ear, *parts)
+        self._synthesizer, own_ear, device = parts_of(self._model, "cpu")
+        ear = own_ear if ear is None else ear
+        self._heard = ear_name(ear)
+        self._features = find_ear(ear, self._synthesizer.n_samples, self._synthesizer.sample_rate, device)
         self._sound: tuple[str, bytes] | None = None  # name and content of the file to match
         self._player: ABPlayer | None = None  # of the last match
         self._upload = widgets.FileUpload(accept="audio/*", multiple=False, description="Upload")

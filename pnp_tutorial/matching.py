@@ -135,7 +135,7 @@ class Match:
 def match(
     audio: Tensor | Recording | str | Path,
     model: AudioEncoder | Synthesizer,
-    features: str | Map | None = None,
+    ear: str | Map | None = None,
     seed: int = 0,
     progress: bool = False,
     tell: Listener = lambda step: None,
@@ -154,7 +154,7 @@ def match(
         Such as `load_encoder()`. If `evaluation.report` has written its best constant into it, "constant" is the
         distance of that, else of the centre of the ranges, ν = 0. Of a synthesizer alone, that centre also takes the
         place of what an encoder would predict. (Whether a synthesizer will do, `check_synthesizer` tells.)
-    features : callable or str, optional
+    ear : callable or str, optional
         Φ, or its name in `ears.EARS`; if not given, that which the encoder was trained for, or JTFS without an encoder.
     seed : int
         Of the scan and of the noise through which sounds are heard: the same seed, the same match.
@@ -170,17 +170,15 @@ def match(
     Raises
     ------
     ValueError
-        If the file is not usable (see `load_recording`), model, sound or features are of another type, the sound has
+        If the file is not usable (see `load_recording`), model, sound or ear are of another type, the sound has
         another length, is not finite or nothing but zeros in float32, the seed is no whole number from 0 to 2⁵³, or the
         encoder needs a known parameter.
     """
     seed = check_whole("seed", seed, 0, MOST_SEED)
-    if isinstance(model, AudioEncoder) and model.known:
-        raise ValueError(f"this encoder was trained with known {', '.join(model.known)}: it cannot match a sound alone")
-    synthesizer, ear, where = parts_of(model, device)
+    synthesizer, own_ear, where = parts_of(model, device)
     x, band = _recording(audio, synthesizer)
     x = x.to(where)
-    features = find_ear(ear if features is None else features, len(x), synthesizer.sample_rate, where)
+    features = find_ear(own_ear if ear is None else ear, len(x), synthesizer.sample_rate, where)
     n = len(synthesizer.parameters)
     nu_encoder, nu_constant = _predict(x, model)
     end = int(x.nonzero()[-1]) + 1
@@ -212,7 +210,7 @@ def parts_of(
 ) -> tuple[Synthesizer, str | Map, torch.device]:
     """Synthesizer, ear and device of an encoder; of a synthesizer alone JTFS, and the device that is given.
 
-    Raises ValueError if it is neither.
+    Raises ValueError if it is neither, or an encoder that is given a parameter.
     """
     if isinstance(model, Synthesizer):
         return model, "jtfs", torch.device(device)
@@ -220,6 +218,8 @@ def parts_of(
         raise ValueError(
             f"expected an encoder, as load_encoder(path) reads it, or a Synthesizer, got {type(model).__name__}"
         )
+    if model.known:
+        raise ValueError(f"this encoder was trained with known {', '.join(model.known)}: it cannot match a sound alone")
     return model.config.synthesizer, model.config.ear, next(model.parameters()).device
 
 
@@ -259,12 +259,12 @@ def _search(
     opening = heard_through(noises[0][:n], replace(synthesizer, n_samples=n), where) if n < len(x) else None
     found = scan(x, h, start, synthesizer.sample_rate, seed, budget, story.chapter(), opening, again, exact)
 
-    heard, n_starts = distances(found[:1]), 1
-    if not exact and heard > FAR and heard > ITSELF * distances(found[:1], features(again(found[:1]))):
-        heard, n_starts = distances(found), REFINEMENTS
+    closest = distances(found[:1])
+    doubtful = not exact and closest > FAR and closest > ITSELF * distances(found[:1], features(again(found[:1])))
+    heard = distances(found) if doubtful else closest  # if no noise explains it, both ears choose
     candidates = torch.cat([found[: len(heard)], start[None]])
     order = torch.cat([heard, heard.new_tensor([predicted])]).argsort(stable=True)
-    starts = apart(candidates[order], n_starts)
+    starts = apart(candidates[order], REFINEMENTS if doubtful else 1)
     alike = ALIKE if exact else UNIT
     v, refined, M = _refine_best(S, starts, features, h, budget, story.chapter(), alike)
     settled = _settle(v, distances, AS_CLOSE * refined) if refined > alike else v

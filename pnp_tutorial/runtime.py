@@ -81,6 +81,18 @@ def at_least_one(rows: torch.Tensor) -> torch.Tensor:
     return rows if len(rows) else torch.nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, 1))
 
 
+@contextmanager
+def threads(n: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of n threads, in each of which torch computes in one; what has not begun at the end of it never will."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # of this thread it has not changed, but of those to come
+
+
 def side_by_side(work: Callable[[torch.Tensor], torch.Tensor], parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Work on each part: on a CPU as many at once as torch has threads, each in one thread.
 
@@ -96,11 +108,8 @@ def side_by_side(work: Callable[[torch.Tensor], torch.Tensor], parts: Sequence[t
         with torch.no_grad():
             return work(part)
 
-    try:
-        with ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(without_gradients, parts))
-    finally:
-        torch.set_num_threads(n)  # of this thread it has not changed, but of those to come
+    with threads(n) as pool:
+        return list(pool.map(without_gradients, parts))
 
 
 def connect(
@@ -175,19 +184,33 @@ LACKS = (
 )
 
 
-def lacks_means(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is that memory, a thread or a file descriptor could not be had.
+CANNOT = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
-    Then nothing is wrong with what was read.
+
+def lacks_means(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that memory, a thread or a file could not be had.
+
+    Then nothing is wrong with what was read, or was to be.
     """
     while error is not None:
         words = any(words in str(error) for words in LACKS)
         if words or isinstance(error, MemoryError | torch.OutOfMemoryError):
             return True
-        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        if isinstance(error, OSError) and error.errno in CANNOT:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def told(what: str, why: str = "") -> Iterator[None]:
+    """Context in which what code of a user's own raises becomes a ValueError: `what`, its words, and `why`."""
+    try:
+        yield
+    except Exception as error:
+        if lacks_means(error):
+            raise
+        raise ValueError(f"{what}: {error}{why}") from error
 
 
 def temporary_name() -> str:
@@ -304,6 +327,13 @@ def readable(text: object) -> str:
     return "".join(escaped).replace("\\udc", "\\x")  # bytes that are no UTF-8
 
 
+def plain(record: "DataclassInstance", *names: str) -> None:
+    """Make the numbers of numpy among some fields, all if none are named, Python's: no file of ours can hold others."""
+    for name in names or [field.name for field in fields(record)]:
+        if isinstance(value := getattr(record, name), np.generic):
+            object.__setattr__(record, name, value.item())
+
+
 def check_fields(config: "DataclassInstance") -> None:
     """Raise ValueError if a field of a configuration is of another type, or none of the words that it may be."""
     for name, hint in get_type_hints(type(config)).items():
@@ -321,6 +351,8 @@ def check_fields(config: "DataclassInstance") -> None:
         if not fits or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
             raise ValueError(f"expected {name} to be of type {wanted}, got {value!r}")
+        if float in kinds and isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise ValueError(f"expected {name} to be a number that a float can hold, got one of more than 300 digits")
 
 
 def from_stored(kind: type[Config], values: Mapping[str, Any]) -> Config:

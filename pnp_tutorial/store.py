@@ -34,7 +34,7 @@ from .dataset_config import SPLITS, DatasetConfig, draw, ear, encoder_input, sto
 from .drum import DRUM
 from .ears import ear_name, ear_sketch, find_ear
 from .metric import Map
-from .runtime import as_stored, first_existing, lacks_means, seal, temporary_name
+from .runtime import as_stored, first_existing, lacks_means, seal, temporary_name, told
 from .synthesizer import Synthesizer, differs, refuse_edited, sketch
 
 
@@ -163,7 +163,9 @@ def read_config(
         refuse_edited(config.synthesizer, made_with.get("sketch"), path, "build it")
     if ear is not None and not isinstance(ear, str):
         heard = find_ear(ear, config.n_samples, config.synthesizer.sample_rate, device)
-        if differs(ear_sketch(heard, config.synthesizer, device), made_with.get("ear_sketch")):
+        with told(f"the ear {ear_name(ear)!r} does not hear on {device}"):
+            own = ear_sketch(heard, config.synthesizer, device)
+        if differs(own, made_with.get("ear_sketch")):
             raise ValueError(f"{path} was made when the ear {ear_name(ear)!r} heard otherwise: build it again")
     return config
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .runtime import check_whole, in_float64, load_object
+from .runtime import check_whole, in_float64, load_object, plain, told
 
 # Synthesizers that are known by name; files may name these and no others (see `stored_synthesizer`).
 REGISTRY = {
@@ -32,13 +32,6 @@ MOST_CELLS = 10**7  # of a grid
 # What tables of matches call other things than parameters.
 TAKEN = {"file", "error", "undetermined", "constant", "encoder", "scan", "match", "spread"}
 TAKEN |= {"level_db", "noise_db", "n_heard", "n_iterations"}
-
-
-def _plain(record: Any, *names: str) -> None:
-    """Make numbers of numpy, which no JSON file can hold, Python's."""
-    for name in names:
-        if isinstance(value := getattr(record, name), np.generic):
-            object.__setattr__(record, name, value.item())
 
 
 def _is_number(value: Any) -> bool:
@@ -66,7 +59,7 @@ class Parameter:
             raise ValueError(f"expected the name of a parameter to be a word, got {self.name!r}")
         if self.name in TAKEN or self.name.endswith("_uncertainty"):
             raise ValueError(f"expected another name of a parameter than {self.name!r}, which tables of matches have")
-        _plain(self, "low", "high")
+        plain(self, "low", "high")
         if not (_is_number(self.low) and _is_number(self.high)):
             raise ValueError(f"{self.name}: expected numbers for low and high, got {self.low!r} and {self.high!r}")
         if not -math.inf < self.low < self.high < math.inf:
@@ -116,7 +109,7 @@ class Synthesizer:
             kind = type(self.parameters).__name__
             raise ValueError(f"expected parameters as a tuple, got one {kind}: of one alone it is (parameter,)")
         object.__setattr__(self, "parameters", tuple(self.parameters))
-        _plain(self, "n_samples", "sample_rate")
+        plain(self, "n_samples", "sample_rate")
         if not isinstance(self.name, str):
             raise ValueError(f"expected the name of a synthesizer to be a string, got {self.name!r}")
         if not all(isinstance(p, Parameter) for p in self.parameters):
@@ -335,9 +328,11 @@ def differs(one: list | None, other: list | None) -> bool:
 def refuse_edited(synthesizer: Synthesizer, stored: Any, path: str | Path, again: str) -> None:
     """Raise ValueError if a synthesizer made other sounds when a file was written, which holds the sketch `stored`.
 
-    `again` says what then has to be done. Older files have no sketch (None). Raises ValueError of a damaged one, too.
+    `again` says what then has to be done. Older files have no sketch (None). Raises ValueError of a damaged one, and of
+    a synthesizer that does not play, too.
     """
-    own = sketch(synthesizer)
+    with told(f"{synthesizer.name} does not play"):
+        own = sketch(synthesizer)
     try:
         edited = differs(own, stored)
     except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:

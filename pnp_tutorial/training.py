@@ -25,20 +25,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from .checkpoint import Setup, State, resume, write_checkpoint, write_results
+from .checkpoint import Setup, State, resume, write_checkpoint, write_encoder
 from .checks import refuse_elsewhere
 from .damping import AdaptiveDamping
 from .dataset_config import DatasetConfig
 from .encoder import CHECKPOINT, Encoder, load_encoder, refuse_other_scalogram, sought
 from .objective import Batch, Loss, as_batch, first_damping, make_loss
-from .runtime import connect, float64_device, lacks_means, select_device
-from .store import drawn, load, open_store, provenance, read_config
-from .training_config import TrainingConfig, check, modern
+from .runtime import connect, float64_device, lacks_means, select_device, told
+from .store import drawn, load, open_store, provenance
+from .training_config import TrainingConfig, check
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Batch", "TrainingConfig", "as_batch", "check", "drawn", "fit", "make_loss", "modern", "sought"]
+__all__ = ["Batch", "TrainingConfig", "as_batch", "check", "drawn", "fit", "make_loss", "sought"]
 
 
 def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
@@ -92,7 +92,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
                 state.network, setup.loss, setup.validation, setup.batch_size, fabric
             )
             losses = {"training_loss": training_loss, "validation_loss": validation_loss}
-            _refuse_infinity(config, epoch, losses)
+            if not math.isfinite(sum(losses.values())):
+                _end_at_infinity(setup, state, losses)
             record = keep_or_undo(state, epoch, validation_loss)
             state.history.append({"epoch": epoch, "damping": damping, **losses, "record": record, "seconds": seconds})
             bar.set_postfix(validation=f"{validation_loss:.3g}", damping=f"{damping:.3g}")
@@ -101,7 +102,7 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
                 logger.log_metrics({"damping": damping, **losses}, step=epoch)
                 logger.save()
             fabric.barrier()
-    write_results(setup, state)
+    write_encoder(setup, state)
     return pd.DataFrame(state.history)
 
 
@@ -155,7 +156,7 @@ def _all_reduce(total: Tensor, how: str, fabric: "Fabric") -> Tensor:
 def keep_or_undo(state: State, epoch: int, validation_loss: float) -> bool:
     """End an epoch as the damping rule wants it; True if the loss is the lowest so far."""
     record = state.damping.update(validation_loss)
-    if record or not state.best:
+    if record:
         weights, optimizer = state.network.state_dict(), state.optimizer.state_dict()
         state.best = deepcopy({"weights": weights, "optimizer": optimizer, "epoch": epoch})
     elif isinstance(state.damping, AdaptiveDamping):  # Levenberg and Marquardt: undo the failed step
@@ -202,22 +203,17 @@ def _precision(config: TrainingConfig, device: torch.device) -> Literal["32-true
 
 def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     """Read the data and make a new network; errors as in `fit`."""
-    check(config)
-    device = select_device(config.device)
+    data, device = check(config), select_device(config.device)
     precision = _precision(config, device)
     fabric = connect(device, precision)
-    data = read_config(config.data, config.synthesizer, config.ear, device)
     if config.loss in ("mss", "spectral"):
         refuse_elsewhere(data.synthesizer, device)
     names = {"pnp": ("metric",), "spectral": ("features",), "curves": ("curves",)}.get(config.loss, ())
-    splits = {split: load(config.data, split, ("scalogram", *names)) for split in ("train", "validation")}
-    for split, rows in splits.items():
-        if not len(rows.nu):
-            raise ValueError(f"{config.data} has no sounds for {split}: build a larger one")
+    columns, batches = sought(data, config.known), []
     for split, n in (("train", config.n_train), ("validation", config.n_validation)):
-        splits[split] = drawn(splits[split], n, f"{split} sounds of {config.data}")
-    columns = sought(data, config.known)
-    train, validation = (as_batch(rows, columns, config, fabric.device) for rows in splits.values())
+        rows = drawn(load(config.data, split, ("scalogram", *names)), n, f"{split} sounds of {config.data}")
+        batches.append(as_batch(rows, columns, config, fabric.device))
+    train, validation = batches
     batch_size, world = min(config.batch_size, len(train.nu)), fabric.world_size
     if batch_size % world:
         raise ValueError(f"expected a batch size that {world} processes can share equally, got {batch_size}")
@@ -252,12 +248,12 @@ def _refuse_without_gradient(loss: Loss, rows: Batch, columns: list[int]) -> Non
     """Raise ValueError if a loss does not pull at what is predicted, as with an ear that detaches or rounds."""
     some = Batch(rows.S[:2], rows.nu[:2], *(values if values is None else values[:2] for values in rows[2:]))
     nu_hat = (some.nu[:, columns] / 2).requires_grad_()  # off the truth, where a gradient may be zero
-    value = loss(nu_hat, some, 0.0)
-    (gradient,) = torch.autograd.grad(value, nu_hat, allow_unused=True) if value.requires_grad else (None,)
+    expected = "expected an ear and a synthesizer through which gradients pass"
+    with told(expected):
+        value = loss(nu_hat, some, 0.0)
+        (gradient,) = torch.autograd.grad(value, nu_hat, allow_unused=True) if value.requires_grad else (None,)
     if gradient is None or not gradient.any():
-        raise ValueError(
-            "expected an ear and a synthesizer through which gradients pass, got one that detaches or rounds"
-        )
+        raise ValueError(f"{expected}, got one that detaches or rounds")
 
 
 def _refuse_small_scalogram(network: Encoder, shape: tuple[int, ...]) -> None:
@@ -285,9 +281,13 @@ def _first_weights(config: TrainingConfig, network: Encoder, data: DatasetConfig
     return first.state_dict()
 
 
-def _refuse_infinity(config: TrainingConfig, epoch: int, losses: dict[str, float]) -> None:
-    if not math.isfinite(sum(losses.values())):
-        raise ValueError(
-            f"epoch {epoch} ends with losses that are not finite (training {losses['training_loss']}, validation "
-            f"{losses['validation_loss']}): try a learning rate below {config.learning_rate:g}"
-        )
+def _end_at_infinity(setup: Setup, state: State, losses: dict[str, float]) -> None:
+    """Raise ValueError that an epoch's losses are not finite; what was trained before it is kept."""
+    epoch, kept = len(state.history), ""
+    if state.history:
+        write_encoder(setup, state)
+        kept = f". The encoder of epoch {state.best['epoch']} is in {setup.folder}"
+    raise ValueError(
+        f"epoch {epoch} ends with losses that are not finite (training {losses['training_loss']}, validation "
+        f"{losses['validation_loss']}): try a learning rate below {setup.config.learning_rate:g}{kept}"
+    )

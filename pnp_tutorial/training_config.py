@@ -1,26 +1,24 @@
 """How an encoder is trained: every setting, and what cannot be."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from .damping import Shape
 from .dataset_config import DatasetConfig
-from .drum import DRUM
 from .encoder import CHECKPOINT, refuse_unknown_network, sought
 from .losses import root
 from .metric import Map
 from .mss import SHORTEST
-from .runtime import check_fields, check_writable, select_device
+from .runtime import check_fields, check_writable, plain, select_device
 from .store import read_config
 from .synthesizer import Synthesizer
 
-MOST_SEED = 2**32 - 1  # what is made of a seed, an epoch and a process fits into torch's 64 bits
+MOST_TRAINING_SEED = 2**32 - 1  # what is made of a seed, an epoch and a process fits into torch's 64 bits
 
 
 @dataclass(frozen=True)
@@ -115,8 +113,11 @@ class TrainingConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        plain(self)
         if isinstance(self.known, list):
             object.__setattr__(self, "known", tuple(self.known))
+        if isinstance(self.known, tuple) and all(isinstance(name, str) for name in self.known):
+            object.__setattr__(self, "known", tuple(map(str, self.known)))  # of numpy's, too
 
     @property
     def ends_with_its_epochs(self) -> bool:
@@ -125,8 +126,8 @@ class TrainingConfig:
         return scheduled or self.final_learning_rate is not None
 
 
-def check(config: TrainingConfig) -> None:
-    """Raise ValueError, before any work, if a training cannot be as `config` has it.
+def check(config: TrainingConfig) -> DatasetConfig:
+    """What the data set is made of; raises ValueError, before any work, if a training cannot be as `config` has it.
 
     Raises OSError if the output folder cannot be written to.
     """
@@ -151,20 +152,30 @@ def check(config: TrainingConfig) -> None:
         raise ValueError(f"expected no root with the loss mss, which is a distance already, got root = {config.root}")
     if config.unit_trace and config.loss != "pnp":
         raise ValueError(f"expected unit_trace with the loss pnp only, got the loss {config.loss}")
+    is_damped = config.loss in ("pnp", "curves")
+    if not is_damped and (config.lambda_0 is not None or config.damping_shape != "identity"):
+        raise ValueError(f"expected lambda_0 and damping_shape with the losses pnp and curves only, got {config.loss}")
     for name in ("lambda_0", "final_learning_rate", "seed"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"expected {name} ≥ 0, got {value}")
-    if config.seed > MOST_SEED:
-        raise ValueError(f"expected seed ≤ {MOST_SEED}, got {config.seed}")
+    if config.seed > MOST_TRAINING_SEED:
+        raise ValueError(f"expected seed ≤ {MOST_TRAINING_SEED}, got {config.seed}")
+    if config.final_learning_rate is not None and config.final_learning_rate > config.learning_rate:
+        raise ValueError(
+            f"expected a learning rate that falls, got {config.learning_rate:g} and, at the end, "
+            f"{config.final_learning_rate:g}"
+        )
     refuse_unknown_network(config.backbone)
     begun = Path(config.output_folder, CHECKPOINT).exists()  # a training that goes on needs its first weights no more
     if config.start_from is not None and not begun and not Path(config.start_from).is_file():
         raise ValueError(f"there is no encoder at {config.start_from}")
     check_writable(config.output_folder)
-    _refuse_unfit_data(config, read_config(config.data, config.synthesizer, config.ear, select_device(config.device)))
+    data = read_config(config.data, config.synthesizer, config.ear, select_device(config.device))
+    _refuse_unfit_data(config, data)
     if config.tensorboard and not find_spec("tensorboard") and not find_spec("tensorboardX"):
         raise ValueError("tensorboard is not installed: pip install tensorboard")
+    return data
 
 
 def _refuse_unfit_data(config: TrainingConfig, data: DatasetConfig) -> None:
@@ -179,9 +190,3 @@ def _refuse_unfit_data(config: TrainingConfig, data: DatasetConfig) -> None:
         raise ValueError(f"expected sounds of {SHORTEST} samples or more with the loss mss, got {data.n_samples}")
     if config.loss == "curves" and not data.curves:
         raise ValueError(f"{config.data} was built without curves, which the loss of that name needs")
-
-
-def modern(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration of a training as this version would store it: older ones say if the pitch is known."""
-    known = list(DRUM.names[:1]) if stored.get("known_pitch") else []
-    return {"known": known} | {name: value for name, value in stored.items() if name != "known_pitch"}

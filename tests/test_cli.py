@@ -137,6 +137,17 @@ def test_an_interrupted_folder_has_a_table_of_what_is_done(sound, tmp_path, monk
     assert pd.read_csv(tmp_path / "out/matches.csv").file.tolist() == ["bad.wav"], "as many rows"
 
 
+@pytest.mark.parametrize("content", [b"", "file,error\none.wav,\n".encode("utf-16"), b'"\n'])
+def test_a_table_that_cannot_be_read_gives_way(sound, tmp_path, content, capfd):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/matches.csv").write_bytes(content)
+    (sound.parent / "bad.wav").write_bytes(b"")
+    sound.unlink()
+    assert main(["match", str(sound.parent), "--output_folder", str(tmp_path / "out")]) == 2
+    assert "none of the 1 sound files" in capfd.readouterr().err
+    assert [Path(name).name for name in pd.read_csv(tmp_path / "out/matches.csv").file] == ["bad.wav"]
+
+
 def test_a_folder_in_a_folder_is_no_sound_whatever_its_name(tmp_path, capfd):
     (tmp_path / "in/take.wav").mkdir(parents=True)
     assert main(["match", str(tmp_path / "in")]) == 2
@@ -227,6 +238,8 @@ def test_unwritable_output(encoder, sound, tmp_path):
         (["dataset", "--sampling", "gaussian"], "gaussian"),
         (["train", "--data", "nowhere.zarr"], "there is no data set at nowhere.zarr"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--config", ""], "Is a directory"),  # of a variable of the shell that is not set
+        (["train", "--learning_rate", "1" + 400 * "0"], "a number is too large"),
         (["evaluate", "--data", "nowhere.zarr", "--encoder", "nowhere"], "there is no encoder"),
     ],
 )
@@ -280,7 +293,7 @@ def test_one_file_for_data_set_and_training(tmp_path, monkeypatch, capfd):
     said = capfd.readouterr().out
     assert "ear_gain" in said
     assert re.search(r"\nthe encoder of epoch \d: run/encoder.safetensors\n", said)
-    assert said.endswith("the encoder, which knows that constant now: run/encoder.safetensors\n")
+    assert said.endswith("the encoder, with these results: run/encoder.safetensors\n")
     assert {"evaluation.json", "evaluation.csv"} <= {p.name for p in Path("run").iterdir()}
 
 

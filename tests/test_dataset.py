@@ -402,11 +402,20 @@ def test_metrics_that_were_given_are_not_finished_with_others(full_data, tmp_pat
         (np.eye(5), "expected metrics as a tensor, got ndarray"),
         (torch.eye(5).expand(22, 5, 5), r"expected metrics of shape \(23, 5, 5\), got \(22, 5, 5\)"),
         (torch.full((23, 5, 5), torch.nan), "expected finite metrics, got NaN"),
+        (-torch.eye(5).expand(23, 5, 5), "expected symmetric metrics with diagonals ≥ 0"),
+        (torch.ones(23, 5, 5).triu(), "expected symmetric metrics"),
     ],
 )
 def test_metrics_that_cannot_be_kept_are_named(full_data, tmp_path, M, message):
     with pytest.raises(ValueError, match=message):
         build(replace(full_data, data=str(tmp_path / "x.zarr")), progress=False, metric=M)
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_that_are_not_to_be_kept_are_refused(full_data, tmp_path):
+    config = replace(full_data, data=str(tmp_path / "x.zarr"), metric=False)
+    with pytest.raises(ValueError, match="metrics are given, and none are to be kept"):
+        build(config, progress=False, metric=torch.eye(5).expand(23, 5, 5))
     assert not list(tmp_path.iterdir())
 
 

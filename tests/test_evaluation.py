@@ -121,6 +121,21 @@ def test_report_writes_what_it_returns(tiny_data, tiny_training, tmp_path):
     assert torch.equal(stamped.encoder(S), plain.encoder(S))
 
 
+def test_another_ear_leaves_the_constant_of_the_encoders_own(tiny_data, tiny_training, tmp_path):
+    """With which matches compare."""
+    by_ear = replace(tiny_data, data=str(tmp_path / "x.zarr"), ear="coarse", metric=False)
+    build(by_ear, progress=False)
+    encoder, folder = f"{tiny_training.output_folder}/encoder.safetensors", str(tmp_path / "out")
+    report(EvaluationConfig(encoder, by_ear.data, folder, device="cpu"), progress=False)
+    assert "nu_constant" not in load_encoder(f"{folder}/encoder.safetensors").metadata["evaluation"]
+    report(EvaluationConfig(encoder, tiny_data.data, folder, n_constant=8, device="cpu"), progress=False)
+    own = load_encoder(f"{folder}/encoder.safetensors").metadata["evaluation"]
+    report(EvaluationConfig(f"{folder}/encoder.safetensors", by_ear.data, folder, device="cpu"), progress=False)
+    kept = load_encoder(f"{folder}/encoder.safetensors").metadata["evaluation"]
+    assert kept["nu_constant"] == own["nu_constant"]
+    assert kept["summary"] != own["summary"]
+
+
 def test_report_refuses_other_scalograms(tiny_data, tiny_training, tmp_path):
     other = DatasetConfig(str(tmp_path / "o.zarr"), n_sounds=10, n_samples=2048, J=7, T=64, metric=False, device="cpu")
     build(other, progress=False)

@@ -19,7 +19,7 @@ from pnp_tutorial import match_files as rooms
 from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.bank import shipped
 from pnp_tutorial.drum import DRUM, rectangular_drum
-from pnp_tutorial.encoder import load_encoder, save
+from pnp_tutorial.encoder import AudioEncoder, Encoder, load_encoder, save
 from pnp_tutorial.match_files import match_files, save_match
 from pnp_tutorial.matching import Budget, match
 from pnp_tutorial.round_drum import ROUND_DRUM
@@ -105,6 +105,16 @@ def test_what_cannot_be_matched_is_refused_before_any_search(tmp_path, monkeypat
     monkeypatch.setattr(rooms, "match", lambda *given, **named: pytest.fail("searched"))
     with pytest.raises(ValueError, match=message):
         list(match_files([write_tone(tmp_path)], tmp_path, progress=False, **options))
+
+
+def test_an_encoder_that_is_given_a_parameter_is_refused_before_any_search(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(rooms, "match", lambda *given, **named: pytest.fail("searched"))
+    model = load_encoder(encoder)
+    known = AudioEncoder(Encoder(4, model.encoder.name), model.config, ("log_omega",))
+    save(known, tmp_path / "known.safetensors")
+    with pytest.raises(ValueError, match="known log_omega: it cannot match a sound alone"):
+        list(match_files(write_drums(tmp_path / "in", 2), tmp_path / "out", str(tmp_path / "known.safetensors")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_which_encoder_ships():

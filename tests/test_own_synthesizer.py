@@ -554,6 +554,35 @@ def test_an_ear_without_finite_derivatives_is_refused_before_a_search(whistle):
         matched(whistle, root)
 
 
+def test_a_function_that_no_longer_works_is_named(whistle):
+    """Of a data set that is there, too: its own error, in one line."""
+
+    def broken(*given, **named):
+        return forgotten  # noqa: F821
+
+    ear = own_ear(1.0)
+    build(DatasetConfig("x.zarr", whistle, ear, n_sounds=20, J=6, T=128, device="cpu"), progress=False)
+    with pytest.raises(ValueError, match="whistle does not play: name 'forgotten' is not defined"):
+        read_config("x.zarr", replace(whistle, function=broken))
+
+    def nose(x):
+        return forgotten  # noqa: F821
+
+    with pytest.raises(ValueError, match="the ear 'nose' does not hear on cpu: name 'forgotten'"):
+        read_config("x.zarr", whistle, nose)
+
+
+def test_an_ear_by_numpy_is_refused_by_a_training_in_one_line(whistle):
+    def ear(x):
+        return torch.from_numpy(np.abs(np.fft.rfft(x.numpy(), 512)))
+
+    config = DatasetConfig("x.zarr", whistle, ear, n_sounds=20, J=6, T=128, metric=False, device="cpu")
+    build(config, progress=False)
+    training = TrainingConfig("x.zarr", "run", whistle, ear, "spectral", backbone="test_efficientnet", device="cpu")
+    with pytest.raises(ValueError, match="through which gradients pass: Can't call numpy"):
+        fit(training, progress=False)
+
+
 def test_a_training_does_not_go_on_with_other_sounds(whistle):
     """Of a data set that was built again, by a function of the same name, or with other metrics."""
     config = DatasetConfig("x.zarr", whistle, n_sounds=60, J=6, T=128, secant_step=0.1, device="cpu")

@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import as_slurm_starts_them, fields_of
 
-from pnp_tutorial import objective, training, training_config
+from pnp_tutorial import checkpoint, objective, training, training_config
 from pnp_tutorial.curves import STEPS, curve_form, near_metric
 from pnp_tutorial.damping import damping_matrix, largest_damping
 from pnp_tutorial.dataset import build, ear, load
@@ -581,6 +582,13 @@ def test_results_say_how_they_came_about(tiny_data, tiny_training):
         ({"epoch_share": 1.5}, r"epoch_share in \(0, 1\]"),
         ({"lambda_0": -1.0}, "lambda_0 ≥ 0"),
         ({"final_learning_rate": -1.0}, "final_learning_rate ≥ 0"),
+        ({"final_learning_rate": 1.0}, "a learning rate that falls, got 0.001 and, at the end, 1"),
+        ({"learning_rate": 10**400}, "learning_rate to be a number that a float can hold"),
+        (
+            {"loss": "parameter", "lambda_0": 1.0},
+            "lambda_0 and damping_shape with the losses pnp and curves only, got p",
+        ),
+        ({"loss": "mss", "damping_shape": "mean"}, "lambda_0 and damping_shape with .* only, got mss"),
         ({"data": "nowhere.zarr"}, "there is no data set at nowhere.zarr"),
         ({"device": "abacus"}, "not available"),
         ({"loss": "PNP"}, r"loss to be one of \('parameter', .*got 'PNP'"),
@@ -599,6 +607,8 @@ def test_results_say_how_they_came_about(tiny_data, tiny_training):
         ({"unit_trace": True, "loss": "parameter"}, "unit_trace with the loss pnp only, got the loss parameter"),
         ({"n_validation": 10**6}, r"at most the \d+ validation sounds"),
         ({"backbone": "resnet_of_mine"}, "timm has no network 'resnet_of_mine'"),
+        ({"backbone": "efficientnet_b0.of_mine"}, "timm has no network 'efficientnet_b0.of_mine'"),
+        ({"backbone": "efficientnet_b0.ra_in1k"}, "timm has no network"),  # weights of timm's have no say here
     ],
 )
 def test_impossible_runs(tiny_training, change, message):
@@ -665,6 +675,36 @@ def test_losses_that_are_not_finite_end_the_run(tiny_training, tmp_path, clip):
     with pytest.raises(ValueError, match="not finite .* try a learning rate below 1e[+]30"):
         fit(config, progress=False)
     assert not (tmp_path / "encoder.safetensors").exists()
+
+
+def test_a_run_that_ends_in_infinity_keeps_its_best_encoder(tiny_training, tmp_path, monkeypatch):
+    """One whose schedule ends with its epochs cannot be ended earlier by another call."""
+    config = replace(tiny_training, output_folder=str(tmp_path), damping="scheduled")
+    with pytest.raises(ValueError, match=f"epoch 2 ends with .* not finite .* The encoder of epoch 1 is in {tmp_path}"):
+        scripted_run(config, monkeypatch, [3.0, 2.0, math.nan])
+    kept = load_encoder(tmp_path / "encoder.safetensors")
+    assert kept.metadata["training"]["best_epoch"] == 1
+    best = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["best"]["weights"]
+    assert torch.equal(kept.encoder.output_norm.weight, best["output_norm.weight"])
+
+
+def test_numbers_of_numpy_are_kept_as_numbers(tiny_training, tmp_path):
+    """So that a run goes on: no checkpoint is read that holds objects."""
+    rate, n = np.geomspace(1e-4, 1e-2, 3)[1], np.arange(3)[1]
+    change = {"learning_rate": rate, "lambda_0": np.float32(2.0), "n_epochs": n, "known": (np.str_("tau"),)}
+    config = replace(tiny_training, output_folder=str(tmp_path), **change)
+    assert all(type(value) in (float, int, str) for value in (config.learning_rate, config.n_epochs, *config.known))
+    assert len(fit(config, progress=False)) == 1
+    assert len(fit(replace(config, n_epochs=2), progress=False)) == 2
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tiny_training, monkeypatch):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint.zipfile, "ZipFile", denied)
+    with pytest.raises(PermissionError, match="Permission denied: .*checkpoint.pt"):
+        fit(tiny_training, progress=False)
 
 
 @pytest.mark.parametrize(("backbone", "message"), [("dla46_c", "tensor a"), ("test_vit", "")])
