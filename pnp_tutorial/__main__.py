@@ -300,7 +300,9 @@ def _command(argv: list[str]) -> Callable[[], object]:
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files.add_argument("--config")
     path = files.parse_known_args(argv)[0].config
-    if path is not None and argv[0] in STAGES:  # what the file says comes before what the command line says
+    if path == "":  # of a variable of the shell that is not set
+        raise ValueError("expected a file after --config, got nothing")
+    if path and argv[0] in STAGES:  # what the file says comes before what the command line says
         argv = [argv[0], *_from_file(argv[0], path), *argv[1:]]
     try:
         chosen: Namespace = _parser().parse_args(argv)

@@ -18,7 +18,7 @@ from .damping import ConstantDamping
 from .dataset_config import DatasetConfig
 from .encoder import CHECKPOINT, AudioEncoder, Encoder, save
 from .objective import Batch, Loss
-from .runtime import as_stored, lacks_means, refuse_difference, write_atomically
+from .runtime import as_stored, is_out_of_reach, lacks_means, refuse_difference, write_atomically
 from .synthesizer import other_functions, stored_synthesizer
 from .training_config import TrainingConfig
 
@@ -69,7 +69,7 @@ def resume(setup: Setup, state: State) -> None:
             run, data, history = dict(saved["config"]), dict(saved["dataset"]), list(saved["history"])
             weights, optimizer, damping, best = (saved[name] for name in ("weights", "optimizer", "damping", "best"))
         except Exception as error:  # whatever the damage does
-            if lacks_means(error):
+            if is_out_of_reach(error):
                 raise
             raise ValueError(f"{path} is damaged: delete {setup.folder} to start again") from error
         ignored = ["data", "output_folder", "synthesizer", "ear", "tensorboard", "device"]

@@ -79,7 +79,7 @@ def build(
     """Compute the data set, or what is missing of it, and return its path.
 
     `metric` is the M (n_sounds, n, n) of every sound, float64, if known from before, as from `bank.load_bank`: it is
-    then kept as it is.
+    then kept as it is: symmetric, with a diagonal ≥ 0, and only where metrics are to be kept.
 
     Under torchrun or srun all processes share the work; each uses as many threads as torch does, or its GPU. A process
     that has done its share waits for the others as long as they finish chunks, and for `patience_s` seconds more, by
@@ -92,7 +92,7 @@ def build(
     ValueError
         If the configuration is impossible, the synthesizer breaks a promise (see `check_synthesizer`), the store was
         begun with another configuration, by another version of this package, or with metrics that were given where none
-        are now (or none were), it is damaged, the disk is too small, there are not as many metrics as sounds, or other
+        are now (or none were), it is damaged, the disk is too small, the metrics that are given are no such, or other
         processes ended without their share.
     """
     check(config, metric)
@@ -252,10 +252,11 @@ def _compute(
         return synthesizer(nu, torch.float32)
 
     with torch.no_grad():
-        if config.secant_step is not None or config.curves:
+        step = config.secant_step if config.metric and metric is None else None
+        if step is not None or config.curves:
             coarse = CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(nu.device)
-        if config.secant_step is not None and metric is None:
-            metric = secant_metric(nu, coarse, play, config.secant_step)
+        if step is not None:
+            metric = secant_metric(nu, coarse, play, step)
         if config.curves:
             rows["curves"] = curve_gram(nu, coarse, play, STEPS)
         if config.metric and metric is None:

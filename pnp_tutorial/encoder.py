@@ -103,7 +103,7 @@ def refuse_unknown_network(backbone: str) -> None:
     """Raise ValueError if timm has no network of that name."""
     import timm  # here, as it takes longer than torch, and a command that needs no network does without
 
-    if "." in backbone or not timm.is_model(backbone):  # a tag names weights, and these are random
+    if not timm.is_model(backbone):
         raise ValueError(f"timm has no network {backbone!r}: see timm.list_models()")
 
 

@@ -25,7 +25,7 @@ from .ears import ear_name
 from .encoder import CHECKPOINT, AudioEncoder, complete, load_encoder, refuse_other_scalogram, save, sought
 from .metric import Map
 from .mss import SHORTEST, mss_distance
-from .runtime import as_stored, check_fields, check_writable, float64_device, select_device, write_atomically
+from .runtime import as_stored, check_fields, check_writable, float64_device, plain, select_device, write_atomically
 from .store import Rows, at_most, load, read_config
 from .synthesizer import Synthesizer
 
@@ -63,6 +63,9 @@ class EvaluationConfig:
     n_sounds: int = 1000
     n_constant: int = 256
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        plain(self)
 
 
 def _batches(rows: Tensor) -> tuple[Tensor, ...]:

@@ -89,8 +89,10 @@ def threads(n: int) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # of this thread it has not changed, but of those to come
+        try:
+            pool.shutdown(cancel_futures=True)
+        finally:  # if that is interrupted, too
+            torch.set_num_threads(before)  # of this thread it has not changed, but of those to come
 
 
 def side_by_side(work: Callable[[torch.Tensor], torch.Tensor], parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -184,22 +186,25 @@ LACKS = (
 )
 
 
-CANNOT = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
-
-
 def lacks_means(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is that memory, a thread or a file could not be had.
+    """Whether an error, or what it came from, is that memory, a thread or a file descriptor could not be had.
 
-    Then nothing is wrong with what was read, or was to be.
+    Then nothing is wrong with what was read.
     """
     while error is not None:
         words = any(words in str(error) for words in LACKS)
         if words or isinstance(error, MemoryError | torch.OutOfMemoryError):
             return True
-        if isinstance(error, OSError) and error.errno in CANNOT:
+        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_out_of_reach(error: BaseException) -> bool:
+    """Whether an error says nothing of what a file holds: means are lacking, or it cannot be read by us, or now."""
+    closed = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+    return lacks_means(error) or (isinstance(error, OSError) and error.errno in closed)
 
 
 @contextmanager
@@ -210,7 +215,8 @@ def told(what: str, why: str = "") -> Iterator[None]:
     except Exception as error:
         if lacks_means(error):
             raise
-        raise ValueError(f"{what}: {error}{why}") from error
+        kind = "" if isinstance(error, ValueError | RuntimeError) and str(error) else f"{type(error).__name__}: "
+        raise ValueError(f"{what}: {kind}{error}{why}") from error
 
 
 def temporary_name() -> str:
@@ -287,6 +293,7 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Any], dict[str, torch
     """The document and the tensors of a file of `tensor_file`; one that is older than seals has none.
 
     Raises ValueError if it is no such file, or damaged; `what` it should be, such as "a bank", is for the message.
+    Raises OSError if it cannot be read.
     """
     try:
         with open(path, "rb"):  # whose errors say more than those of safetensors
@@ -295,7 +302,7 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Any], dict[str, torch
             document = dict(json.loads(file.metadata()[HEADER]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # whatever a file does that is another, or damaged
-        if lacks_means(error):
+        if is_out_of_reach(error):
             raise
         raise ValueError(f"{path} is not {what} of this library ({' '.join(str(error).split())})") from error
     expected = document.pop("seal", None)
@@ -335,7 +342,7 @@ def plain(record: "DataclassInstance", *names: str) -> None:
 
 
 def check_fields(config: "DataclassInstance") -> None:
-    """Raise ValueError if a field of a configuration is of another type, or none of the words that it may be."""
+    """Raise ValueError if a field of a configuration is of another type, or no word or number that it may be."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(hint) is Literal:

@@ -34,7 +34,7 @@ from .dataset_config import SPLITS, DatasetConfig, draw, ear, encoder_input, sto
 from .drum import DRUM
 from .ears import ear_name, ear_sketch, find_ear
 from .metric import Map
-from .runtime import as_stored, first_existing, lacks_means, seal, temporary_name, told
+from .runtime import as_stored, first_existing, is_out_of_reach, lacks_means, seal, temporary_name, told
 from .synthesizer import Synthesizer, differs, refuse_edited, sketch
 
 
@@ -105,7 +105,10 @@ def create(config: DatasetConfig, metric: Tensor | None, device: torch.device) -
 
 
 def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:
-    """The Zarr group of a data set; raises ValueError if there is none, or what it says of itself has changed."""
+    """The Zarr group of a data set; raises ValueError if there is none, or what it says of itself has changed.
+
+    Raises OSError if it cannot be read.
+    """
     if not Path(path).exists():
         raise ValueError(
             f"there is no data set at {path}: build one with `pnp dataset --data {path}`, and --synthesizer if it "
@@ -116,7 +119,7 @@ def open_store(path: str | Path, mode: Literal["r", "r+"] = "r") -> Any:
         expected = store.attrs.get("seal")  # older stores have none
         intact = expected is None or expected == _seal(Path(path), store.attrs)
     except Exception as error:
-        if lacks_means(error):
+        if is_out_of_reach(error):
             raise
         raise ValueError(f"{path} is not a data set of this library") from error
     if not intact:

@@ -47,7 +47,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     After every epoch `checkpoint.pt` (weights, optimizer, λ, history, configuration; batches and all that is random
     follow from seed and epoch) and `metrics.jsonl` are written atomically: a killed run, called again, ends with the
     numbers of one that was never killed. More epochs may be asked for later, but not where the learning rate falls or
-    the damping has a schedule, which have come to their end.
+    the damping has a schedule, which have come to their end. A run whose losses are no longer finite ends with the best
+    encoder before that, and a ValueError.
 
     Under torchrun or srun all processes train one encoder; the first of them writes. If one dies, the others give up
     after ten minutes at the latest, with a RuntimeError.

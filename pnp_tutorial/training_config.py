@@ -59,7 +59,7 @@ class TrainingConfig:
         Names of parameters that are given to the loss, and that the encoder need not predict; on the command line as
         [tau, alpha].
     backbone
-        A convolutional network of timm that takes images of the size of the scalogram.
+        A convolutional network of timm that takes images of the size of the scalogram, without a name of weights.
     start_from
         File of an encoder of that kind, whose weights the training begins with; random ones, if not given. So a loss
         can take over where another ended.
@@ -73,6 +73,7 @@ class TrainingConfig:
         Of Adam.
     final_learning_rate
         What the learning rate falls to in the last epoch, along half a period of a cosine; if not given, it stays.
+        No more than learning_rate.
     clip
         Largest norm of a step's gradient: what is larger is scaled down to it. If not given, none is.
     seed
@@ -152,22 +153,16 @@ def check(config: TrainingConfig) -> DatasetConfig:
         raise ValueError(f"expected no root with the loss mss, which is a distance already, got root = {config.root}")
     if config.unit_trace and config.loss != "pnp":
         raise ValueError(f"expected unit_trace with the loss pnp only, got the loss {config.loss}")
-    is_damped = config.loss in ("pnp", "curves")
-    if not is_damped and (config.lambda_0 is not None or config.damping_shape != "identity"):
-        raise ValueError(f"expected lambda_0 and damping_shape with the losses pnp and curves only, got {config.loss}")
     for name in ("lambda_0", "final_learning_rate", "seed"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"expected {name} ≥ 0, got {value}")
     if config.seed > MOST_TRAINING_SEED:
         raise ValueError(f"expected seed ≤ {MOST_TRAINING_SEED}, got {config.seed}")
-    if config.final_learning_rate is not None and config.final_learning_rate > config.learning_rate:
-        raise ValueError(
-            f"expected a learning rate that falls, got {config.learning_rate:g} and, at the end, "
-            f"{config.final_learning_rate:g}"
-        )
     refuse_unknown_network(config.backbone)
     begun = Path(config.output_folder, CHECKPOINT).exists()  # a training that goes on needs its first weights no more
+    if not begun:  # by a version that took it
+        _refuse_without_meaning(config)
     if config.start_from is not None and not begun and not Path(config.start_from).is_file():
         raise ValueError(f"there is no encoder at {config.start_from}")
     check_writable(config.output_folder)
@@ -176,6 +171,21 @@ def check(config: TrainingConfig) -> DatasetConfig:
     if config.tensorboard and not find_spec("tensorboard") and not find_spec("tensorboardX"):
         raise ValueError("tensorboard is not installed: pip install tensorboard")
     return data
+
+
+def _refuse_without_meaning(config: TrainingConfig) -> None:
+    """Raise ValueError if a setting would have no effect, or another than its name says."""
+    if config.final_learning_rate is not None and config.final_learning_rate > config.learning_rate:
+        raise ValueError(
+            f"expected a learning rate that falls, got {config.learning_rate:g} and, at the end, "
+            f"{config.final_learning_rate:g}"
+        )
+    is_damped = config.loss in ("pnp", "curves")
+    if not is_damped and (config.lambda_0 is not None or config.damping_shape != "identity"):
+        raise ValueError(f"expected lambda_0 and damping_shape with the losses pnp and curves only, got {config.loss}")
+    if "." in config.backbone:
+        name = config.backbone.partition(".")[0]
+        raise ValueError(f"expected a network without the name of weights, {name!r}, got {config.backbone!r}")
 
 
 def _refuse_unfit_data(config: TrainingConfig, data: DatasetConfig) -> None:

@@ -135,17 +135,10 @@ def test_an_interrupted_folder_has_a_table_of_what_is_done(sound, tmp_path, monk
     (tmp_path / "out/matches.csv").write_text("file,error\none.wav,\n", encoding="utf-8")
     assert main(["match", str(sound.parent), "--output_folder", str(tmp_path / "out")]) == 130
     assert pd.read_csv(tmp_path / "out/matches.csv").file.tolist() == ["bad.wav"], "as many rows"
-
-
-@pytest.mark.parametrize("content", [b"", "file,error\none.wav,\n".encode("utf-16"), b'"\n'])
-def test_a_table_that_cannot_be_read_gives_way(sound, tmp_path, content, capfd):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/matches.csv").write_bytes(content)
-    (sound.parent / "bad.wav").write_bytes(b"")
-    sound.unlink()
-    assert main(["match", str(sound.parent), "--output_folder", str(tmp_path / "out")]) == 2
-    assert "none of the 1 sound files" in capfd.readouterr().err
-    assert [Path(name).name for name in pd.read_csv(tmp_path / "out/matches.csv").file] == ["bad.wav"]
+    for content in (b"", "file,error\none.wav,\n".encode("utf-16"), b'"\n'):  # which are no tables
+        (tmp_path / "out/matches.csv").write_bytes(content)
+        assert main(["match", str(sound.parent), "--output_folder", str(tmp_path / "out")]) == 130
+        assert pd.read_csv(tmp_path / "out/matches.csv").file.tolist() == ["bad.wav"]
 
 
 def test_a_folder_in_a_folder_is_no_sound_whatever_its_name(tmp_path, capfd):
@@ -238,7 +231,7 @@ def test_unwritable_output(encoder, sound, tmp_path):
         (["dataset", "--sampling", "gaussian"], "gaussian"),
         (["train", "--data", "nowhere.zarr"], "there is no data set at nowhere.zarr"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["train", "--config", ""], "Is a directory"),  # of a variable of the shell that is not set
+        (["train", "--config", ""], "a file after --config"),
         (["train", "--learning_rate", "1" + 400 * "0"], "a number is too large"),
         (["evaluate", "--data", "nowhere.zarr", "--encoder", "nowhere"], "there is no encoder"),
     ],

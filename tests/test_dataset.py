@@ -19,7 +19,7 @@ from conftest import contents, fields_of
 from pnp_tutorial import dataset
 from pnp_tutorial.__main__ import main
 from pnp_tutorial.curves import STEPS, curve_gram, near_metric
-from pnp_tutorial.dataset import DatasetConfig, build, describe, draw, ear, encoder_input, load, verify
+from pnp_tutorial.dataset import DatasetConfig, build, check, describe, draw, ear, encoder_input, load, verify
 from pnp_tutorial.drum import DRUM, rectangular_drum
 from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.mss import CoarseSpectra
@@ -399,7 +399,8 @@ def test_metrics_that_were_given_are_not_finished_with_others(full_data, tmp_pat
 @pytest.mark.parametrize(
     ("M", "message"),
     [
-        (np.eye(5), "expected metrics as a tensor, got ndarray"),
+        (np.eye(5), "expected metrics as a tensor in floating point, got ndarray"),
+        (torch.eye(5).expand(23, 5, 5) * 1j, "expected metrics as a tensor in floating point, got torch.complex64"),
         (torch.eye(5).expand(22, 5, 5), r"expected metrics of shape \(23, 5, 5\), got \(22, 5, 5\)"),
         (torch.full((23, 5, 5), torch.nan), "expected finite metrics, got NaN"),
         (-torch.eye(5).expand(23, 5, 5), "expected symmetric metrics with diagonals ≥ 0"),
@@ -410,6 +411,17 @@ def test_metrics_that_cannot_be_kept_are_named(full_data, tmp_path, M, message):
     with pytest.raises(ValueError, match=message):
         build(replace(full_data, data=str(tmp_path / "x.zarr")), progress=False, metric=M)
     assert not list(tmp_path.iterdir())
+
+
+def test_metrics_may_be_as_asymmetric_as_float32_makes_them(full_data):
+    J = torch.rand(23, 20_000, 5)
+    check(full_data, J.mT @ J)
+
+
+def test_numbers_of_numpy_are_as_good_as_others(full_data):
+    config = replace(full_data, n_sounds=np.int64(23), secant_step=np.float32(0.5))
+    check(config)
+    assert (type(config.n_sounds), type(config.secant_step)) == (int, float)
 
 
 def test_metrics_that_are_not_to_be_kept_are_refused(full_data, tmp_path):

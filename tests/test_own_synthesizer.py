@@ -562,13 +562,13 @@ def test_a_function_that_no_longer_works_is_named(whistle):
 
     ear = own_ear(1.0)
     build(DatasetConfig("x.zarr", whistle, ear, n_sounds=20, J=6, T=128, device="cpu"), progress=False)
-    with pytest.raises(ValueError, match="whistle does not play: name 'forgotten' is not defined"):
+    with pytest.raises(ValueError, match="whistle does not play: NameError: name 'forgotten' is not defined"):
         read_config("x.zarr", replace(whistle, function=broken))
 
     def nose(x):
         return forgotten  # noqa: F821
 
-    with pytest.raises(ValueError, match="the ear 'nose' does not hear on cpu: name 'forgotten'"):
+    with pytest.raises(ValueError, match="the ear 'nose' does not hear on cpu: NameError: name 'forgotten'"):
         read_config("x.zarr", whistle, nose)
 
 
