@@ -318,7 +318,7 @@ def test_a_synthesizer_that_does_not_work_is_told_in_one_line(whistle, tmp_path,
     (tmp_path / "deaf.py").write_text("def deaf(x):\n    raise TypeError('of their own')\n", encoding="utf-8")
     options = ["--synthesizer=whistle.py:WHISTLE", "--ear=deaf.py:deaf", *SMALL]
     assert main(["dataset", "--data=x.zarr", *options]) == 2
-    assert capfd.readouterr().err.endswith(", ear = deaf: of their own (sounds come in float32, on cpu)\n")
+    assert capfd.readouterr().err.endswith(", ear = deaf: TypeError: of their own (sounds come in float32, on cpu)\n")
 
 
 def test_what_takes_hours_is_told_before_it_begins(whistle):
