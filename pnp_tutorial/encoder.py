@@ -193,6 +193,8 @@ def load_encoder(
     ValueError
         If there is no such file, or none ships; if it is damaged, no encoder of this library, one for another
         synthesizer, or from when a synthesizer that is given made other sounds.
+    OSError
+        If the file cannot be read.
     """
     if synthesizer is not None:
         refuse_no_synthesizer(synthesizer)

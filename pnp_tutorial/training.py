@@ -69,7 +69,7 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
         of another configuration or precision, of another version of timm or torch, or of more epochs, the encoder to
         start from is missing or of another kind, or TensorBoard is asked for and not installed.
     OSError
-        If the output folder cannot be written to.
+        If the output folder cannot be written to, or a file cannot be read.
     """
     setup, state = set_up(config)
     fabric = setup.fabric

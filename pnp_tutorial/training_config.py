@@ -161,7 +161,7 @@ def check(config: TrainingConfig) -> DatasetConfig:
         raise ValueError(f"expected seed ≤ {MOST_TRAINING_SEED}, got {config.seed}")
     refuse_unknown_network(config.backbone)
     begun = Path(config.output_folder, CHECKPOINT).exists()  # a training that goes on needs its first weights no more
-    if not begun:  # by a version that took it
+    if not begun:  # an older version may have begun with such a setting
         _refuse_without_meaning(config)
     if config.start_from is not None and not begun and not Path(config.start_from).is_file():
         raise ValueError(f"there is no encoder at {config.start_from}")

@@ -6,6 +6,8 @@ Mitcheltree et al. (2026) found that such delays, as every recording has, decide
 imports this module has MSS of one kind of magnitude each as the ears "mss-late" and "mss-linear-late".
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +53,8 @@ def delayed(x: Tensor, delay: Tensor, most: int) -> Tensor:
     return padded.gather(-1, source)
 
 
-EARS["mss-late"] = lambda n_samples, sample_rate: LateOrEarly(EARS["mss"](n_samples, sample_rate), sample_rate)
-EARS["mss-linear-late"] = lambda n_samples, sample_rate: LateOrEarly(
-    EARS["mss-linear"](n_samples, sample_rate), sample_rate
-)
+def late(name: str, n_samples: int, sample_rate: float) -> LateOrEarly:
+    return LateOrEarly(EARS[name](n_samples, sample_rate), sample_rate)
+
+
+EARS |= {f"{name}-late": partial(late, name) for name in ("mss", "mss-linear")}
