@@ -152,7 +152,8 @@ class Study:
         take_last_weights(model, config)
         heard = judge(self, "fresh")
         made = {"training": model.metadata["training"], "seed": FRESH_SEED}
-        row = {**made, "jtfs": heard(self.to_nu(predict(model, heard.rows), config))["jtfs"]}
+        found = heard(self.to_nu(predict(model, heard.rows), config))
+        row = {**made, "jtfs": found["jtfs"], "mss": found["mss"]}
         write_results(self.result(f"fresh-{name}"), row)
 
     def confirm_all(self, named: Mapping[str, TrainingConfig]) -> None:

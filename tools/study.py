@@ -2,13 +2,14 @@
 
     python tools/study.py              # every row that is missing
     python tools/study.py pnp mss-1    # those whose names begin so
+    python tools/study.py --fresh small-falling-secant  # and test these on drums by which nothing was chosen
 
 What a row is, and how it is kept: tools/rows.py.
 """
 
+import argparse
 import os
 import shutil
-import sys
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -196,7 +197,7 @@ def to_nu(nu_hat: Tensor, config: TrainingConfig) -> Tensor:
 STUDY = Study("study", "study.yaml", prepare, to_nu)
 
 
-def main(prefixes: list[str]) -> None:
+def main(prefixes: list[str], fresh: bool) -> None:
     wanted = tuple(prefixes) or ("",)
 
     def those(names: Iterable[str]) -> list[str]:
@@ -210,8 +211,15 @@ def main(prefixes: list[str]) -> None:
         STUDY.do_constant()
         STUDY.search("nearest", load(STUDY.data.data, names=()).nu)
         chosen = ((name, *named[name]) for name in those(named))
-        STUDY.do_all({name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, loss, row in chosen})
+        tuned = {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, loss, row in chosen}
+        STUDY.do_all(tuned)
+        if fresh:
+            STUDY.confirm_all(tuned)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("prefixes", nargs="*", help="beginnings of rows' names")
+    parser.add_argument("--fresh", action="store_true", help="test them on fresh sounds, too")
+    arguments = parser.parse_args()
+    main(arguments.prefixes, arguments.fresh)
