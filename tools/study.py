@@ -65,6 +65,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 # rule keeps going back to a lucky epoch, what the low rates of the last epochs bring does not add up.
 MAIN: dict[str, dict[str, Any]] = {"parameter": {}, "pnp": {}, "secant": {"damping": "scheduled"}, "mss": {}}
 FALLING = {"final_learning_rate": 1e-4}  # of these; the learning rate of most others is constant, as the paper's
+LONGER = FALLING | {"n_epochs": 110}  # 7 040 steps, about as many as the papers'
 # The small rows: of which loss, and in what they differ from it.
 DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-parameter": ("parameter", {}),
@@ -93,6 +94,7 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-falling-pnp-root": ("pnp-root", FALLING),
     "small-falling-trace": ("trace", FALLING),
     "small-falling-trace-root": ("trace-root", FALLING),
+    **{f"small-longer-{loss}": (loss, LONGER) for loss in ("parameter-root", "secant-root", "trace-root")},
     "small-log-undamped": ("pnp", {**UNDAMPED, "data": "data/study-log.zarr"}),
     "small-inverse-undamped": ("pnp", {**UNDAMPED, "data": "data/study-inverse.zarr"}),
 }
