@@ -133,7 +133,7 @@ TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
     **{f"{loss}-{SHORT_RUN}": (LOSSES[loss], SHORT_RUN) for loss in ("parameter-root", "secant-root")},
 }
 TAKEOVER_RATE = 1e-3
-SEARCHED = (FEW, MORE)  # numbers of sounds that a search compares
+SEARCHED = (FEW, MORE, MOST)  # numbers of sounds that a search compares
 # Beginnings of losses that want data sets of their own, and which.
 STORED = {"pnp": "metric", "trace": "metric", "curves": "curves"}
 FROM_BANK = "data/scaling-full-metric.zarr"  # whose metrics are those of the papers' bank
@@ -336,11 +336,12 @@ def take_over(prefixes: list[str]) -> None:
 
 
 def search(prefixes: list[str]) -> None:
-    """What needs no network: of each short test sound, the nearest of as many sounds as rows are trained on."""
+    """What needs no network: of each short test sound, the nearest of those that rows are trained on."""
     for n in SEARCHED:
         if f"nearest-{n}".startswith(tuple(prefixes)) and not STUDIES["short"].result(f"nearest-{n}").exists():
-            path = judged_on("short")
-            prepare(path)
+            path = row("short", "secant-root", n, SHORT_RUN, 0).data
+            for needed in (judged_on("short"), path):
+                prepare(needed)
             STUDIES["short"].search(f"nearest-{n}", drawn(load(path, "train", ()), n, "training sounds").nu)
 
 
