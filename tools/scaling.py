@@ -12,10 +12,11 @@ There are three drums, each with a jittered grid of its own:
 
 A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
 and so the same first weights and batches. Rows "validated-…", "inner-…" and "other-…" have other validation or training
-sounds, and "variant-…" one change of a loss. In rows "after-…", of the short drum, losses that a CPU cannot afford from
-random weights, and others beside them, take over where the root of P-loss has ended. In "nearest-…" there is a search
-in so many sounds, and no network. Rows of full length with M are done as far as pieces of the papers' bank are there
-(tools/papers_bank.py). What a row is, and how it is kept: tools/rows.py.
+sounds, "together-…" all three counts of the papers, and "variant-…" one change of a loss. In rows "after-…", of the
+short drum, losses that a CPU cannot afford from random weights, and others beside them, take over where the root of
+P-loss has ended. In "nearest-…" there is a search in so many sounds, and no network. Rows of full length with M are
+done as far as pieces of the papers' bank are there (tools/papers_bank.py). What a row is, and how it is kept:
+tools/rows.py.
 """
 
 import argparse
@@ -138,17 +139,18 @@ SEARCHED = (FEW, MORE, MOST)  # numbers of sounds that a search compares
 STORED = {"pnp": "metric", "trace": "metric", "curves": "curves"}
 FROM_BANK = "data/scaling-full-metric.zarr"  # whose metrics are those of the papers' bank
 
-ROOTS, OF_M = ("parameter-root", "secant-root"), ("pnp-root", "trace-root")
+ROOTS, OF_M = ("parameter-root", "secant-root"), ("pnp-adaptive", "pnp-root", "trace-root")
 # Numbers of sounds, of steps and of seeds, and the losses: in the order in which they are done.
 PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
     "full": [(MOST, LONG_RUN, 2, ROOTS), *((n, LONG_RUN, 2, (*ROOTS, *OF_M)) for n in (FEW, MORE, MANY, MOST))],
     "short": [
         (FEW, SHORT_RUN, 5, tuple(LOSSES)),
-        *((n, LONG_RUN, 3, (*ROOTS, "pnp-adaptive", "pnp-root", "trace-root")) for n in (MORE, MOST)),
-        (FEW, LONG_RUN, 3, ROOTS),
+        *((n, LONG_RUN, 3, (*ROOTS, *OF_M)) for n in (MORE, MOST)),
+        (MOST, SHORT_RUN, 3, (*ROOTS, *OF_M)),
+        (FEW, LONG_RUN, 3, (*ROOTS, "pnp-adaptive")),
     ],
     "diagonal": [
-        (FEW, SHORT_RUN, 3, ("parameter", "parameter-root", "pnp-adaptive", "pnp-root", "trace", "trace-root")),
+        (FEW, SHORT_RUN, 3, ("parameter", "pnp-scheduled", "trace", *ROOTS, *OF_M)),
     ],
 }
 
@@ -282,23 +284,23 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
             for loss in losses:
                 found[f"{loss}-{n_train}-{n_steps}-{seed}"] = loss, row(drum, loss, n_train, n_steps, seed)
     if drum == "short":
-        for n_validation in VALIDATED:
-            for seed in range(3):
-                config = row(drum, "pnp-adaptive", FEW, SHORT_RUN, seed, n_validation=n_validation)
-                found[f"validated-{n_validation}-{seed}"] = "pnp-adaptive", config
-        for loss in (*ROOTS, *OF_M):  # on another draw of training sounds
-            for seed in range(3):
-                stored = "inner" if loss in OF_M else "all"
-                config = row(drum, loss, FEW, SHORT_RUN, seed, data=f"data/scaling-short-{stored}.zarr")
-                found[f"other-{loss}-{seed}"] = loss, config
-        for n_validation in (512, INNER):
-            for seed in range(3):
-                change = {"n_validation": n_validation, "data": "data/scaling-short-inner.zarr"}
-                config = row(drum, "pnp-adaptive", FEW, SHORT_RUN, seed, **change)
-                found[f"inner-{n_validation}-{seed}"] = "pnp-adaptive", config
-        for name, (loss, change) in VARIANTS.items():
-            for seed in range(3):
-                found[f"variant-{name}-{seed}"] = loss, row(drum, loss, FEW, SHORT_RUN, seed, **change)
+        for seed in range(3):
+            found |= {f"{name}-{seed}": config for name, config in changed(seed).items()}
+    return found
+
+
+def changed(seed: int) -> dict[str, tuple[str, TrainingConfig]]:
+    """Rows of the short drum with other validation or training sounds, or with one change of a loss."""
+    few, adaptive = partial(row, "short", n_train=FEW, n_steps=SHORT_RUN, seed=seed), "pnp-adaptive"
+    other = {loss: f"data/scaling-short-{'inner' if loss in OF_M else 'all'}.zarr" for loss in (*ROOTS, *OF_M)}
+    found = {f"validated-{n}": (adaptive, few(adaptive, n_validation=n)) for n in VALIDATED}
+    # on another draw of training sounds
+    found |= {f"other-{loss}": (loss, few(loss, data=data)) for loss, data in other.items() if loss != adaptive}
+    for n in (512, INNER):
+        found[f"inner-{n}"] = adaptive, few(adaptive, n_validation=n, data=other[adaptive])
+    found["together"] = adaptive, row("short", adaptive, MOST, LONG_RUN, seed, n_validation=INNER)
+    found |= {f"variant-{name}": (loss, few(loss, **change)) for name, (loss, change) in VARIANTS.items()}
+    found["variant-curves-as-secant"] = "secant-root", few("curves-root")  # which have the rate of the secant metric
     return found
 
 
