@@ -194,7 +194,7 @@ def to_nu(nu_hat: Tensor, config: TrainingConfig) -> Tensor:
 STUDY = Study("study", "study.yaml", prepare, to_nu)
 
 
-def main(prefixes: list[str], fresh: bool) -> None:
+def main(prefixes: list[str], fresh: bool = False) -> None:
     wanted = tuple(prefixes) or ("",)
 
     def those(names: Iterable[str]) -> list[str]:
