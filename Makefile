@@ -10,8 +10,8 @@ COLAB := us-docker.pkg.dev/colab-images/public/cpu-runtime:latest
 SHIPPED := secant-root-82224-7040-0
 ARPEGGIO := constant-0
 SUMS = cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS.new && mv SHA256SUMS.new SHA256SUMS
-# A row is done anew: with its result goes what was trained, but not what an interrupted call has trained since.
-anew = if test -e pnp_tutorial/results/$(1).json; then rm -rf runs/$(1) && rm pnp_tutorial/results/$(1).json; fi
+# A row is done anew, but where a call was interrupted, the next goes on: `evaluation` is what it makes last.
+anew = if test -e runs/$(1)/evaluation/encoder.safetensors || ! test -e runs/$(1); then rm -rf runs/$(1) pnp_tutorial/results/$(1).json; fi
 
 # Idle threads sleep: on a busy machine, spinning ones cost a factor of five and more.
 export OMP_WAIT_POLICY = PASSIVE
@@ -101,16 +101,18 @@ encoder: $(INSTALLED) ## Train and test the encoder that ships with the package,
 	cp runs/scaling/full/$(SHIPPED)/evaluation/encoder.safetensors pnp_tutorial/weights/encoder.safetensors
 	$(SUMS)
 
-bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (about an hour)
-	$(BIN)/pnp dataset --config book/parameters/study.yaml
-	$(BIN)/python -c "from pnp_tutorial.bank import WEIGHTS, save_bank; save_bank('data/study.zarr', WEIGHTS / 'bank.safetensors')"
+# In a folder of its own, for the study's data set takes its metrics from the bank that ships.
+bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (about an hour); then delete data/study*.zarr
+	$(BIN)/pnp dataset --config book/parameters/study.yaml --data data/bank.zarr
+	$(BIN)/python -c "from pnp_tutorial.bank import WEIGHTS, save_bank; save_bank('data/bank.zarr', WEIGHTS / 'bank.safetensors')"
 	$(SUMS)
 
-papers: $(INSTALLED) ## Compute the papers' 100 000 metrics, piece by piece, for 100 minutes (about eleven hours in all)
+papers: $(INSTALLED) ## Compute the papers' 100 000 metrics, piece by piece, for 100 minutes (about ten hours in all)
 	$(BIN)/python tools/papers_bank.py
 
-study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about thirteen hours on two cores)
+study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about eighteen hours on two cores)
 	$(BIN)/python tools/study.py
+	$(BIN)/python tools/study.py --fresh $(foreach s,0 1 2,small-falling-parameter-root-$(s) small-falling-secant-root-$(s))
 
 scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (about twelve hours on two cores)
 	$(BIN)/python tools/scaling.py

@@ -331,9 +331,9 @@ def test_pieces_that_come_later_reach_a_data_set_that_is_there(tmp_path, monkeyp
 
 def test_names_that_no_row_has_are_refused_before_any_work(monkeypatch):
     monkeypatch.setattr(rows.Study, "do_all", lambda *_: pytest.fail("work"))
-    with pytest.raises(ValueError, match="expected beginnings of rows' names, such as .*, got '--help'"):
+    with pytest.raises(SystemExit, match="expected beginnings of rows' names, such as .*, got '--help'"):
         scaling.main(["short", "full"], ["secant", "--help"], False)
     for other in (study, arpeggiator_study):
         monkeypatch.setattr(other, "prepare", lambda _: pytest.fail("work"))
-        with pytest.raises(ValueError, match="got '--help'"):
+        with pytest.raises(SystemExit, match="got '--help'"):
             other.main(["--help"])

@@ -46,6 +46,15 @@ def test_results_were_made_with_the_configuration_of_today(name):
     assert len(row["jtfs"]) == len(row["mss"]) == len(row["nu_hat"]) == n_sounds
 
 
+def test_fresh_results_are_of_the_rows_of_today():
+    fresh = [path.stem for path in study.STUDY.result("fresh-*").parent.glob("fresh-*.json")]
+    assert len(fresh) == 6
+    for name in fresh:
+        loss, config = ROWS[name.removeprefix("fresh-")]
+        study.STUDY.refuse_other_settings(name, replace(config, learning_rate=study.STUDY.tuned(loss, study.RATES)))
+        assert len(study.STUDY.read(name)["mss"]) == 2000
+
+
 def test_a_row_wants_the_short_runs_of_its_own_loss(monkeypatch):
     """And not those of losses whose names go on."""
     done = []

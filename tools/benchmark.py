@@ -10,7 +10,9 @@ another works. They take turns, so that a change of the machine's speed meets th
 import ctypes
 import logging
 import multiprocessing
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -47,8 +49,11 @@ def download() -> None:
     wheels = FOLDER.with_name("wheels")
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--dest", str(wheels)]
     subprocess.run([sys.executable, "-m", "pip", "download", *options, WHEEL], check=True)
+    new = FOLDER.with_name("reference.new")
+    shutil.rmtree(new, ignore_errors=True)
     with zipfile.ZipFile(next(wheels.glob("scrapl_loss-*.whl"))) as wheel:
-        wheel.extractall(FOLDER)
+        wheel.extractall(new)
+    os.replace(new, FOLDER)
 
 
 def peak_bytes() -> int:
@@ -263,6 +268,7 @@ def main(path: Path) -> None:
     for name in TURNS:
         pipes[name], other_end = context.Pipe()
         context.Process(target=serve, args=(name, other_end), daemon=True).start()
+        other_end.close()  # so that a contestant that dies is noticed
 
     def ask(name: str, command: str) -> Any:
         pipes[name].send(command)

@@ -3,9 +3,9 @@
     python tools/compat.py           # or: make compat
 
 Each has an environment of its own in _build/compat: the newest versions for every Python of PYTHONS that is installed
-(what is not is said), and the oldest for the oldest Python, which is as old as they are. The tests are those of the
-library: not those of the book, its pages and its tools, which requirements.lock pins. An environment is a download of
-up to 3 GB, most of it torch.
+(what is not is said), and the oldest for the oldest Python, which is as old as they are. The tests are those that need
+no more than that: not those of the book, its pages and its packaging. An environment is a download of up to 3 GB, most
+of it torch.
 """
 
 import argparse
@@ -24,8 +24,7 @@ FOLDER = ROOT / "_build/compat"
 # Which the tests need besides.
 TOOLS = ["pytest", "pytest-xdist", "beautifulsoup4", "hypothesis", "playwright", "tensorboard"]
 LEFT_OUT = ["book", "test_packaging.py", "test_check_html.py", "test_export_notebooks.py", "test_weekly.py"]
-LEFT_OUT += ["test_study.py", "test_device_benchmark.py", "test_mutants.py", "test_glossary.py", "test_exercises.py"]
-LEFT_OUT += ["test_explorables.py"]
+LEFT_OUT += ["test_mutants.py", "test_glossary.py", "test_exercises.py", "test_explorables.py"]
 
 
 def oldest() -> list[str]:

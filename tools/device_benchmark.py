@@ -9,6 +9,7 @@ float64 are written too.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -89,8 +90,10 @@ def main(path: Path, data: DatasetConfig, batches: list[int], n_sounds: int) -> 
     results: dict[str, Any] = {**about(), "batch": {}}
     results["machine"]["device"] = torch.cuda.get_device_name() if device.type == "cuda" else processor()
 
+    partial = path.with_suffix(".partial")  # until all is measured
+
     def write() -> None:
-        write_results(path, results, indent=1)
+        write_results(partial, results, indent=1)
 
     def listen(n: int) -> Tensor:
         with torch.no_grad():
@@ -139,6 +142,7 @@ def main(path: Path, data: DatasetConfig, batches: list[int], n_sounds: int) -> 
         results["seconds before the first compiled step"] = round(time.perf_counter() - start, 1)
         measure("steps", "parameter, 32-true, compiled", lambda: rate(step, n))
     write()
+    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -35,16 +35,21 @@ AXES: dict[str, dict[str, tuple[int, ...]]] = {
     "drum, tangents": {"batch": (1, 8, 32, 128, 512)},
     "drum, gradient": {"batch": (1, 8, 32, 128, 512)},
     "features": {"batch": (1, 4, 16), "n_samples": LENGTHS, "J": (7, 9, 11, 13), "Q": (4, 8, 12, 16, 24)},
-    "metric": {"batch": (1, 2, 4, 8), "n_samples": LENGTHS, "J": (7, 9, 11, 13), "Q": (4, 8, 12, 16, 24)},
+    "metric": {
+        "batch": (1, 2, 4, 8),
+        "n_samples": LENGTHS,
+        "J": (7, 9, 11, 13),
+        "Q": (4, 8, 12, 16, 24),
+        "modes": (5, 10, 20),
+    },
 }
-MODES, THREAD_BATCH = (5, 10, 20), 8
+THREAD_BATCH = 8
 SECONDS, LEAST = 1.0, 3  # of a point, at least, and calls
 
 
 def points(n_threads: int) -> list[tuple[str, str, dict[str, int]]]:
     """Kind, axis and settings of every point."""
     axes = {kind: dict(values) for kind, values in AXES.items()}
-    axes["metric"]["modes"] = MODES
     for kind in ("features", "metric"):
         axes[kind]["threads"] = tuple(sorted({1, 2, n_threads} & set(range(1, n_threads + 1))))
     found = []

@@ -3,8 +3,9 @@
     python tools/matching_study.py               # every condition that is missing
     python tools/matching_study.py clean noise   # those whose names begin so
 
-Every match is kept in runs/matching as soon as it is made, and a condition is written to pnp_tutorial/results/matching
-once it is complete: interrupted, it goes on where it stopped. As many processes run side by side as torch has threads.
+Every match is kept in runs/matching as soon as it is made, and conditions are written to pnp_tutorial/results/matching
+once all that was asked for is matched: interrupted, it goes on where it stopped. As many processes run side by side as
+torch has threads.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ import soundfile
 import soxr
 import torch
 from repository import ROOT
-from rows import refuse_unknown
+from rows import numbers, refuse_unknown
 from scipy.signal import fftconvolve
 from torch import Tensor
 from tqdm import tqdm
@@ -186,10 +187,6 @@ def bank_and_spectra() -> tuple[Tensor, Tensor]:
     nu, coarse = load_bank().nu, coarse_spectra()
     with torch.no_grad():
         return nu, torch.cat([coarse(drum(some)) for some in nu.split(16)])
-
-
-def numbers(values: Tensor) -> list[float]:
-    return [float(f"{value:.5g}") for value in values.tolist()]
 
 
 def drum(nu: Tensor) -> Tensor:

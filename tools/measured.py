@@ -2,7 +2,6 @@
 
 import os
 import platform
-import subprocess
 from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from repository import ROOT
+from repository import commit
 from torch import Tensor
 
 from pnp_tutorial import __version__
@@ -29,14 +28,12 @@ def processor() -> str:
 
 def about() -> dict[str, Any]:
     """Machine, versions and commit, as every results file of a benchmark has them."""
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(git, check=False, capture_output=True, text=True).stdout.strip()
     machine = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     versions = {name: version(name) for name in ("torch", "numpy", "scipy", "kymatio", "timm")}
     return {
         "machine": machine | {"system": platform.platform()},
         "versions": versions | {"pnp_tutorial": __version__, "python": platform.python_version()},
-        "commit": commit or None,
+        "commit": commit(),
         "date": date.today().isoformat(),
     }
 

@@ -5,10 +5,10 @@
 
 The drums are those of `DRUM.sample_jittered_grid()`, one from each of 10⁵ cells, in an order that is always the same:
 drums for training and for validation, mixed in proportion, each in the order in which a training draws them; drums for
-testing last. So the first pieces serve the trainings on few sounds (tools/scaling.py), and nine of the ten serve all. A
-metric is kept as the upper triangle R of J = QR, M = RᵀR, in float32: with the precision of J, and positive
-semi-definite whatever the rounding. Batches are kept in runs/papers_bank as soon as they are computed. A piece of
-10 000 that is complete is written to bank, beside its sum, and is then ready to be committed.
+testing last. So the first pieces serve the trainings on few sounds (tools/scaling.py), and nine of the ten, which are
+the default, serve all. A metric is kept as the upper triangle R of J = QR, M = RᵀR, in float32: with the precision of
+J, and positive semi-definite whatever the rounding. Batches are kept in runs/papers_bank as soon as they are computed.
+A piece of 10 000 that is complete is written to bank, beside its sum, and is then ready to be committed.
 """
 
 import argparse
@@ -161,7 +161,9 @@ def main(pieces: list[int], minutes: float, device: str, batch: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pieces", type=int, nargs="+", choices=range(n_pieces()), default=list(range(n_pieces())))
+    parser.add_argument(
+        "--pieces", type=int, nargs="+", choices=range(n_pieces()), default=list(range(pieces_for(82_224)))
+    )
     parser.add_argument("--minutes", type=float, default=100, help="after which it stops; it goes on when called again")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, default=4, help="drums at once, at most 64; some dozens on a GPU")

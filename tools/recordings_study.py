@@ -6,8 +6,8 @@
 
 The sounds are the recordings that ship with the package, and a few round drums whose parameters are known. The round
 drum was chosen on these recordings, but for those called held. Every match is kept in runs/recordings as soon as it is
-made, and a sound's are written to pnp_tutorial/results/recordings once they are complete: interrupted, it goes on where
-it stopped. As many processes run side by side as torch has threads; the seconds are those of one processor core.
+made, and written to pnp_tutorial/results/recordings once all that was asked for is matched: interrupted, it goes on
+where it stopped. As many processes run side by side as torch has threads; the seconds are those of one processor core.
 """
 
 import io
@@ -15,7 +15,6 @@ import json
 import math
 import multiprocessing
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,8 +28,8 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-from repository import ROOT
-from rows import refuse_unknown
+from repository import ROOT, commit
+from rows import numbers, refuse_unknown
 from torch import Tensor
 from tqdm import tqdm
 from workers import end_with_parent
@@ -141,10 +140,6 @@ def run(source: str, model: str, condition: str) -> Path:
     return RUNS / f"{source}-{model}-{condition}.json"
 
 
-def numbers(values: Tensor) -> list[float]:
-    return [float(f"{value:.5g}") for value in values.tolist()]
-
-
 def judge(found: Match, path: Path, clean: Path) -> tuple[float, float]:
     """Distances in the paper's features, of full length: from the file that was matched, and from a clean one.
 
@@ -176,11 +171,6 @@ def one(source: str, name: str, condition: str) -> None:
     row |= {"noise_db": round(found.noise_db, 1), "n_heard": found.history[-1].n_heard}
     row |= {"version": __version__, "commit": commit(), "torch": torch.__version__, "machine": platform.platform()}
     write_atomically({run(source, name, condition): json.dumps(row).encode()})
-
-
-def commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def main(prefixes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Where the book is published. Known to the publishing workflow; nothing hard-codes an owner."""
+"""Where the book is published, which the publishing workflow knows and nothing hard-codes; and at which commit."""
 
 import os
 import subprocess
@@ -7,15 +7,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
+def git(*command: str) -> str:
+    """What git answers; nothing if it cannot, for it is not needed."""
+    try:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, encoding="utf-8").stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def commit() -> str | None:
+    """Short hash of the commit, with "-dirty" if files differ from it; None without git."""
+    return git("describe", "--always", "--dirty", "--exclude", "*") or None
+
+
 def repository_url() -> str | None:
     """URL of the GitHub repository: from the environment, else the git remote, else None."""
-    url = os.environ.get("BOOK_REPOSITORY_URL")
-    if not url:
-        command = ["git", "remote", "get-url", "origin"]
-        try:
-            url = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8").stdout.strip()
-        except FileNotFoundError:  # git is not needed to build the book
-            return None
-        url = url.replace("git@github.com:", "https://github.com/")
-    url = url.rstrip("/").removesuffix(".git")
+    url = os.environ.get("BOOK_REPOSITORY_URL") or git("remote", "get-url", "origin")
+    url = url.replace("git@github.com:", "https://github.com/").rstrip("/").removesuffix(".git")
     return url if url.startswith("https://github.com/") else None

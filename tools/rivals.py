@@ -62,13 +62,21 @@ def refuse_cpu() -> None:
         raise SystemExit("rivals: expected a GPU, and there is none: in its minutes, a CPU finishes no epoch")
 
 
+class Late(BaseException):
+    """The minutes are over."""
+
+
+def late(*_: object) -> None:
+    raise Late
+
+
 def main(minutes: float) -> None:
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
     try:
         for row in rows():
             RIVALS.do_all(row)
-    except KeyboardInterrupt:
+    except Late:
         print("stopped; called again, it goes on")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

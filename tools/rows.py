@@ -206,10 +206,10 @@ class Study:
 
 
 def refuse_unknown(prefixes: Collection[str], names: Collection[str]) -> None:
-    """Raise ValueError, before any work, if no row's name begins so."""
+    """End with one line, before any work, if no row's name begins so."""
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
-            raise ValueError(f"expected beginnings of rows' names, such as {min(names)!r}, got {prefix!r}")
+            raise SystemExit(f"expected beginnings of rows' names, such as {min(names)!r}, got {prefix!r}")
 
 
 def side_by_side(
@@ -261,6 +261,11 @@ def fresh(data: DatasetConfig, n_sounds: int) -> Rows:
 def rounded(values: Tensor) -> list:
     """Four digits of each number."""
     return json.loads(json.dumps(values.tolist()), parse_float=lambda number: float(f"{float(number):.4g}"))
+
+
+def numbers(values: Tensor) -> list[float]:
+    """Five digits of each number (n,)."""
+    return [float(f"{value:.5g}") for value in values.tolist()]
 
 
 class Judge:

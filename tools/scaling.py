@@ -134,7 +134,7 @@ TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
     **{f"{loss}-{SHORT_RUN}": (LOSSES[loss], SHORT_RUN) for loss in ("parameter-root", "secant-root")},
 }
 TAKEOVER_RATE = 1e-3
-SEARCHED = (FEW, MORE, MOST)  # numbers of sounds that a search compares
+SEARCHED = (FEW, MORE)  # numbers of sounds that a search compares
 # Beginnings of losses that want data sets of their own, and which.
 STORED = {"pnp": "metric", "trace": "metric", "curves": "curves"}
 FROM_BANK = "data/scaling-full-metric.zarr"  # whose metrics are those of the papers' bank
@@ -150,7 +150,7 @@ PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
         (FEW, LONG_RUN, 3, (*ROOTS, "pnp-adaptive")),
     ],
     "diagonal": [
-        (FEW, SHORT_RUN, 3, ("parameter", "pnp-scheduled", "trace", *ROOTS, *OF_M)),
+        (FEW, SHORT_RUN, 3, ("parameter", "parameter-root", "trace", *OF_M)),
     ],
 }
 
@@ -333,17 +333,16 @@ def take_over(prefixes: list[str]) -> None:
     missing = {first for name, (first, _) in wanted.items() if not study.result(name).exists()}
     study.do_all(study.in_folders(tuning("short", {firsts[first][0] for first in missing})))
     tuned = {first: replace(firsts[first][1], learning_rate=study.tuned(firsts[first][0], RATES)) for first in missing}
-    study.on_data(train, study.in_folders(tuned))
+    study.on_data(train, study.in_folders(tuned), "test")
     study.do_all(study.in_folders({name: config for name, (_, config) in wanted.items()}))
 
 
 def search(prefixes: list[str]) -> None:
-    """What needs no network: of each short test sound, the nearest of those that rows are trained on."""
+    """What needs no network: of each short test sound, the nearest of as many sounds as rows are trained on."""
     for n in SEARCHED:
         if f"nearest-{n}".startswith(tuple(prefixes)) and not STUDIES["short"].result(f"nearest-{n}").exists():
-            path = row("short", "secant-root", n, SHORT_RUN, 0).data
-            for needed in (judged_on("short"), path):
-                prepare(needed)
+            path = judged_on("short")
+            prepare(path)
             STUDIES["short"].search(f"nearest-{n}", drawn(load(path, "train", ()), n, "training sounds").nu)
 
 

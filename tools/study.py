@@ -2,7 +2,7 @@
 
     python tools/study.py              # every row that is missing
     python tools/study.py pnp mss-1    # those whose names begin so
-    python tools/study.py --fresh small-falling-secant  # and test these on drums by which nothing was chosen
+    python tools/study.py --fresh small-falling-secant-root-0  # and test these on drums by which nothing was chosen
 
 What a row is, and how it is kept: tools/rows.py.
 """
