@@ -2,7 +2,8 @@
 
 The fields of a stage's configuration are its options. `--config FILE` takes a flat YAML file, the same that papermill
 gives to the training chapter: a stage takes the keys that are its own and leaves those of the others.
-Bad input ends in one line on standard error and exit status 2.
+Bad input ends in one line on standard error and exit status 2. Of a folder that `pnp match` is given, each bad file
+has such a line, and the status is 2 only if no file could be matched.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from . import __version__
 from .checks import refuse_broken
 from .dataset import DatasetConfig, build, describe, propose, verify
 from .dataset import check as check_data
+from .ears import EARS
 from .evaluation import EvaluationConfig, report
 from .match_files import match_files
 from .metric import Map
@@ -54,7 +56,7 @@ class MatchConfig:
     seed
         Of the search.
     device
-        "auto", "cpu", "cuda" or "mps".
+        "cpu", "cuda", "mps", or "auto": cuda if there is one, else mps if there is one, else cpu.
     synthesizer
         By which sounds are matched: a name of the library, module:OBJECT or file.py:OBJECT. If not given, that of the
         encoder, or the drum.
@@ -124,7 +126,11 @@ def _say_where(folder: str, what: str) -> None:
 
 
 def run_match(config: MatchConfig) -> None:
-    """Find the parameters that sound like recordings; write them, and their sounds."""
+    """Find the parameters that sound like recordings; write them, and their sounds. Resumes what was begun.
+
+    Of a folder, a bad file is named on standard error, and the others go on; the exit status is 2 only if none could be
+    matched.
+    """
     path = Path(config.audio)
     if not path.exists():
         raise ValueError(f"{path} does not exist")
@@ -196,9 +202,10 @@ STAGES: dict[str, tuple[Any, Any]] = {
     "match": (MatchConfig, run_match),
     "synthesizers": (ListConfig, run_synthesizers),
 }
-OBJECTS = {
-    "synthesizer": f"{', '.join(REGISTRY)}, or your own: file.py:OBJECT or module:OBJECT",
-    "ear": "jtfs, mss, mss-linear, coarse, or your own: file.py:OBJECT or module:OBJECT",
+OWN = "or your own: file.py:OBJECT or module:OBJECT"
+OBJECTS = {  # the names of the library, and what is taken where none is given
+    "synthesizer": (", ".join(REGISTRY), "that of the encoder or the data set, or drum"),
+    "ear": (", ".join(EARS), "that of the encoder or the data set, or jtfs"),
 }
 
 
@@ -221,6 +228,7 @@ def _from_file(stage: str, path: str) -> list[str]:
         if not any(key in names for names in known.values()):
             raise ValueError(f"{path}: no stage has an option {key!r}")
     own = {key: value for key, value in values.items() if key in known[stage]}
+    own = {key: value for key, value in own.items() if value is not None or key not in OBJECTS}  # null: not given
     try:
         return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in own.items()]
     except (TypeError, ValueError, RecursionError) as error:  # dates, sets, bytes, and lists that hold themselves
@@ -242,15 +250,18 @@ def _parser() -> ArgumentParser:
     for name, (config, run) in STAGES.items():
         stage = ArgumentParser(description=run.__doc__, **whole)
         if name not in ("match", "synthesizers"):
-            stage.add_argument("--config", metavar="FILE", help="YAML file of options; those given here come first")
+            stage.add_argument(
+                "--config", metavar="FILE", help="YAML file of options; one on the command line replaces the file's"
+            )
         stage.add_class_arguments(config, as_positional=True, skip=set(OBJECTS))
-        for option, words in OBJECTS.items():
+        for option, (names, usual) in OBJECTS.items():
             if option in {field.name for field in fields(config)}:
-                stage.add_argument(f"--{option}", metavar="NAME", help=words)
+                words = f"{names}, {OWN}; if not given, {'all are listed' if name == 'synthesizers' else usual}"
+                stage.add_argument(f"--{option}", metavar="NAME", default=argparse.SUPPRESS, help=words)
         if name == "dataset":
             stage.add_argument("--info", action="store_true", help="print what the data set at DATA is, and stop")
             stage.add_argument("--verify", action="store_true", help="check its sums, compute a sample anew, and stop")
-        stages.add_subcommand(name, stage, help=run.__doc__)
+        stages.add_subcommand(name, stage, help=run.__doc__.partition("\n")[0])
     return parser
 
 
@@ -264,6 +275,7 @@ PLAIN |= {
     "τ": "tau",
     "α": "alpha",
     "γ": "gamma",
+    "Δ": "Delta",
     "θ": "theta",
     "ⁿ": "^n",
 }
@@ -311,7 +323,7 @@ def _command(argv: list[str]) -> Callable[[], object]:
     config, run = STAGES[chosen.subcommand]
     options = chosen[chosen.subcommand].as_dict()
     actions = {"info": options["info"], "check": options["verify"]} if chosen.subcommand == "dataset" else {}
-    given = {field.name: options[field.name] for field in fields(config)}
+    given = {field.name: options.get(field.name) for field in fields(config)}
     objects = {name: _object(name, given.pop(name)) for name in OBJECTS if given.get(name) is not None}
     given = {name: value for name, value in given.items() if name not in OBJECTS}
     if actions and all(actions.values()):

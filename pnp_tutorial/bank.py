@@ -65,8 +65,9 @@ def load_bank(
 ) -> Bank:
     """Read a bank that `save_bank` wrote; that of drums, which ships with the package, if no path is given.
 
-    Synthesizer and ear are as in `store.read_config`.
-    Raises ValueError if there is no such file, it is damaged, no bank of this library, or of another synthesizer.
+    Synthesizer and ear are those of the bank, if they are none of the library; they are compared by name and
+    parameters, so that a function that was edited since goes unnoticed. Raises ValueError if there is no such file, it
+    is damaged, no bank of this library, or of another synthesizer or ear, and OSError if it cannot be read.
     """
     path = shipped("bank.safetensors") if path is None else Path(path)
     if not path.is_file():

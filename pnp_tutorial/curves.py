@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .metric import Map, check_vectors, gram
+from .metric import Map, check_features, check_vectors, gram
 from .runtime import in_float64
 
 # Of data sets: from the errors of a good encoder to those of one that has learned nothing.
@@ -48,8 +48,9 @@ def curve_gram(nu: Tensor, features: Map, synthesizer: Map, steps: Sequence[floa
     ------
     ValueError
         If ν has another shape or lies outside the box, the steps do not ascend between 0 and 2, or features are no
-        vectors.
+        callable or no vectors.
     """
+    check_features(features)
     _check(nu, steps)
     if not (inside := nu.abs() <= 1).all():
         raise ValueError(f"expected ν in [−1, 1], got {nu[~inside][0]:g}")

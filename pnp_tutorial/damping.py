@@ -73,12 +73,12 @@ def damping_matrix(metric: Tensor, shape: Shape = "identity") -> Tensor:
 
     Parameters
     ----------
-    metric : Tensor, shape (n, k, k)
+    metric : Tensor, shape (B, n, n)
     shape : "identity", "diagonal" or "mean"
 
     Returns
     -------
-    D : Tensor, shape (n, k, k), an expanded view where it is the same for all
+    D : Tensor, shape (B, n, n), an expanded view where it is the same for all
 
     Raises
     ------
@@ -86,7 +86,7 @@ def damping_matrix(metric: Tensor, shape: Shape = "identity") -> Tensor:
         If the metrics have another shape, or there is no such shape of damping.
     """
     if metric.ndim != 3 or metric.shape[-1] != metric.shape[-2]:
-        raise ValueError(f"expected metrics of shape (n, k, k), got {tuple(metric.shape)}")
+        raise ValueError(f"expected metrics of shape (B, n, n), got {tuple(metric.shape)}")
     if shape == "identity":
         return torch.eye(metric.shape[-1], dtype=metric.dtype, device=metric.device).expand_as(metric)
     if shape == "diagonal":
@@ -97,7 +97,7 @@ def damping_matrix(metric: Tensor, shape: Shape = "identity") -> Tensor:
 
 
 def largest_damping(metric: Tensor, D: Tensor) -> float:
-    """The least λ with λD ⪰ M for all metrics M (n, k, k): for D = I the largest eigenvalue of all.
+    """The least λ with λD ⪰ M for all metrics M (B, n, n): for D = I the largest eigenvalue of all.
 
     From there on, λD outweighs M in every direction. Directions to which D is deaf are left out. Raises ValueError if
     there is no metric.

@@ -94,6 +94,10 @@ def build(
         begun with another configuration, by another version of this package, or with metrics that were given where none
         are now (or none were), it is damaged, the disk is too small, the metrics that are given are no such, or other
         processes ended without their share.
+    OSError
+        If the store cannot be written or read.
+    RuntimeError
+        If another process has ended or does not answer.
     """
     check(config, metric)
     fabric = connect(select_device(config.device), patience_s=patience_s)
@@ -187,6 +191,8 @@ def verify(
     seed : int
         Of that draw.
     device : "auto", "cpu", "cuda" or "mps"
+    progress : bool
+        Show a bar.
     synthesizer, ear : as in `read_config`
 
     Returns
@@ -198,7 +204,10 @@ def verify(
     Raises
     ------
     ValueError
-        If the store is missing, unfinished or damaged, or differs from the new computation by more than 10⁻².
+        If the store is missing, unfinished or damaged, or differs from the new computation by more than 10⁻²; as
+        `read_config` does; if n_chunks or seed is no whole number from 0 on, or the device is not here.
+    OSError
+        If the store cannot be read.
     """
     check_whole("n_chunks", n_chunks, 0)
     check_whole("seed", seed, 0)

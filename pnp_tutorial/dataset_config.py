@@ -53,10 +53,11 @@ class DatasetConfig:
         If given, M is not that of Φ but `metric.secant_metric` of coarse spectra, for steps in ν as wide as that; 0.1
         is about the size of an encoder's errors. It takes a small part of the time.
     features
-        Whether to keep Φ(x); of a drum by JTFS, 21 kB a sound.
+        Whether to keep Φ(x), which spares the spectral loss computing it at every step; of a drum by JTFS, 21 kB a
+        sound.
     curves
-        Whether to keep G of `curves.curve_gram`: how coarse spectra change along each coordinate, at `curves.STEPS`. It
-        costs five times a secant metric, and of a drum 10 kB.
+        Whether to keep G of `curves.curve_gram`, which the loss curves needs: how coarse spectra change along each
+        coordinate, at `curves.STEPS`. It costs five times a secant metric, and of a drum 10 kB.
     n_samples
         Length of a sound; 0, for short: the synthesizer's own. (It is filled in at once: to change the synthesizer by
         `dataclasses.replace`, give n_samples = 0 as well.)
@@ -65,12 +66,14 @@ class DatasetConfig:
     Q
         Wavelets per octave of that scalogram.
     T
-        Width and step of its frames, in samples.
+        Width of the average that makes its frames, in samples. Their step is T rounded down to a power of two.
     chunk_size
         Sounds that are computed and written at once. Whatever it is, Jacobians take about 0.25 GB a thread on a CPU
         and 5 GB on a GPU.
     device
-        "auto", "cpu", "cuda" or "mps".
+        "cpu", "cuda", "mps", or "auto": cuda if there is one, else mps if there is one, else cpu.
+
+    Nothing is checked when it is made: `check` and `build` raise ValueError if it is impossible.
     """
 
     data: str = "data/drums.zarr"

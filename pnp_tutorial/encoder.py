@@ -188,11 +188,15 @@ def load_encoder(
     device : device
     synthesizer, ear : as in `store.read_config`
 
+    Returns
+    -------
+    model : AudioEncoder, on that device, in evaluation mode
+
     Raises
     ------
     ValueError
         If there is no such file, or none ships; if it is damaged, no encoder of this library, one for another
-        synthesizer, or from when a synthesizer that is given made other sounds.
+        synthesizer or ear, or from when a synthesizer that is given made other sounds.
     OSError
         If the file cannot be read.
     """

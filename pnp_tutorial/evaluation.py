@@ -40,19 +40,23 @@ class EvaluationConfig:
     Parameters
     ----------
     encoder
-        File of the encoder; if not given, the one that ships with the package for the synthesizer.
+        File of the encoder; if not given, the one that ships for `synthesizer`, and the drum's if that is not given
+        either, whatever the data set.
     data
         Path of the data set.
     output_folder
-        Where evaluation.csv, evaluation.json and the encoder, with these results in its header, are written.
+        Where evaluation.csv, evaluation.json and the encoder, with these results in its header, are written. They
+        replace those of an earlier evaluation.
     synthesizer, ear
-        Of the data set, if they are none of the library.
+        Of the data set, if they are none of the library. `synthesizer` also chooses the encoder, if none is given.
     n_sounds
         At most so many sounds of the test split, drawn from all over it.
     n_constant
         So many sounds of the training split, drawn in the same way, are candidates for the best constant.
     device
-        "auto", "cpu", "cuda" or "mps".
+        "cpu", "cuda", "mps", or "auto": cuda if there is one, else mps if there is one, else cpu.
+
+    Nothing is checked when it is made: `report` raises ValueError if it is impossible.
     """
 
     encoder: str | None = None
@@ -132,7 +136,10 @@ def evaluate(nu_hat: Tensor, nu: Tensor, nu_constant: Tensor, features: Map, syn
 
 
 def summarize(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Mean of every column and its 95 % bootstrap interval: columns mean, low, high."""
+    """Mean of every column and its 95 % bootstrap interval: columns mean, low, high.
+
+    Raises ValueError of a table of fewer than two rows.
+    """
     import scipy.stats  # here, as it takes a third of a second, and whoever matches sounds does without
 
     summary = {}

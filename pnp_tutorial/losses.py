@@ -10,8 +10,8 @@ P-loss (Han, Lostanlen and Lagrange, 2023, equations 3 to 8).
 
 All but MSS are squared distances, q = ‖ν̃ − ν‖², ‖Φ(g(ν̃)) − Φ(g(ν))‖² or (ν̃ − ν)ᵀ (M(ν) + λI) (ν̃ − ν). Matches are
 judged by distances, and so these losses have a second form, with `delta` > 0: the mean over the batch of
-√(q + δ²) − δ, the pseudo-Huber function of the distance. It is q / 2δ for distances far below δ and √q far above it,
-so that the pull of a sound does not grow with its error.
+√(q + Δ²) − Δ, up to a factor the pseudo-Huber function of the distance. It is q / 2Δ for distances far below Δ and √q
+far above it, so that the pull of a sound does not grow with its error.
 """
 
 import torch
@@ -28,14 +28,14 @@ def _check_pair(nu_hat: Tensor, nu: Tensor) -> None:
 
 
 def root(q: Tensor, delta: float) -> Tensor:
-    """√(q + δ²) − δ of squared distances q, in their shape.
+    """√(q + Δ²) − Δ of squared distances q, in their shape.
 
-    Raises ValueError unless δ > 0 has a square that the dtype of q can hold: √ has no slope at 0.
+    Raises ValueError unless Δ > 0 has a square that the dtype of q can hold: √ has no slope at 0.
     """
     limits = torch.finfo(q.dtype)
     if not (delta > 0 and limits.tiny <= delta * delta <= limits.max):
         raise ValueError(f"expected delta > 0 with a square that {q.dtype} can hold, got {delta}")
-    return q / ((q + delta * delta).sqrt() + delta)  # the same, where q is small beside δ², too
+    return q / ((q + delta * delta).sqrt() + delta)  # the same, where q is small beside Δ², too
 
 
 def mean_of_form(q: Tensor, delta: float | None = None) -> Tensor:
@@ -47,7 +47,7 @@ def mean_of_form(q: Tensor, delta: float | None = None) -> Tensor:
 def parameter_loss(nu_hat: Tensor, nu: Tensor, delta: float | None = None) -> Tensor:
     """Mean squared error on ν, a scalar; with `delta`, the mean over the batch of `root` of ‖ν̃ − ν‖².
 
-    Raises ValueError if the shapes differ, or δ ≤ 0.
+    Raises ValueError if the shapes differ, or Δ ≤ 0.
     """
     _check_pair(nu_hat, nu)
     squares = (nu_hat - nu.detach()).square()
@@ -64,23 +64,26 @@ def spectral_loss(
 ) -> Tensor:
     """½ ‖Φ(g(ν̃)) − Φ(g(ν))‖², mean over the batch, a scalar; Φ and g as in `metric.jacobian`.
 
-    Differentiates through features and synthesizer: the costly loss that PNP approximates. `target` is Φ(g(ν)), where
-    it is known from before. With `delta`, in features, it is `root` of the squared distance instead of half of it.
-    Raises ValueError if the shapes differ, features are no real vectors, or δ ≤ 0.
+    Differentiates through features and synthesizer: the costly loss that PNP approximates. `target` is Φ(g(ν)), of
+    shape (B, P), where it is known from before. With `delta`, in features, it is `root` of the squared distance instead
+    of half of it.
+    Raises ValueError if the shapes differ, features are no real vectors, or Δ ≤ 0.
     """
     _check_pair(nu_hat, nu)
     if target is None:
         with torch.no_grad():
             target = features(synthesizer(in_float64(nu)))
     x = synthesizer(in_float64(nu_hat))
-    q = (check_vectors(features(x), x) - target).square().sum(-1)
-    return mean_of_form(q, delta)
+    S = check_vectors(features(x), x)
+    if target.shape != S.shape:
+        raise ValueError(f"expected target features of shape {tuple(S.shape)}, got {tuple(target.shape)}")
+    return mean_of_form((S - target).square().sum(-1), delta)
 
 
 def mss_loss(nu_hat: Tensor, nu: Tensor, synthesizer: Map) -> Tensor:
     """Multi-scale spectral loss, the paper's rival: `mss.mss_distance` of g(ν̃) from g(ν), mean over the batch.
 
-    A scalar; raises ValueError if the shapes differ.
+    A scalar; raises ValueError if the shapes differ, and as `mss_distance` does.
     """
     _check_pair(nu_hat, nu)
     with torch.no_grad():
@@ -102,7 +105,7 @@ def pnp_loss(
     damping : float or scalar Tensor
         λ ≥ 0.
     delta : float > 0, optional
-        δ, in the units of the root of the form.
+        Δ, in the units of the root of the form.
 
     Returns
     -------
@@ -111,7 +114,7 @@ def pnp_loss(
     Raises
     ------
     ValueError
-        If the shapes do not agree, λ < 0 or δ ≤ 0.
+        If the shapes do not agree, λ < 0 or Δ ≤ 0.
     """
     _check_pair(nu_hat, nu)
     if metric.shape != (*nu.shape, nu.shape[-1]):

@@ -79,10 +79,10 @@ def match_files(
     Yields
     ------
     row : dict, in the order of the recordings, as soon as one is done
-        file; error (empty if there was none); the parameters, in their units, and their uncertainties, as
-        <parameter>_uncertainty; what is undetermined, in words; the distances in features of "constant", "encoder"
-        (without one: of the centre, as "constant"), "scan" and "match"; level_db, noise_db, n_heard (sounds)
-        and n_iterations (steps of all refinements, each of which ends with one).
+        file; error (empty if there was none: a row with an error has these two alone); the parameters, in their units,
+        and their uncertainties, as <parameter>_uncertainty; what is undetermined, in words; the distances in features
+        of "constant", "encoder" (without one: of the centre, as "constant"), "scan" and "match"; level_db, noise_db,
+        n_heard (sounds) and n_iterations (steps of all refinements, each of which ends with one).
         Names are as `readable` has them.
 
     Raises

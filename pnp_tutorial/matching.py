@@ -60,7 +60,7 @@ class Match:
     synthesizer : Synthesizer
     x, x_hat : Tensors (n_samples,), the recording as it was heard and the matched sound, both of peak 1 if all of the
         synthesizer's are
-    nu, theta : Tensors (n,), the parameters found
+    nu, theta : Tensors (n,), float64, the parameters found, scaled and in the units of `synthesizer.parameters`
     level_db : float, of the sound in the recording, above that of the synthesizer
     covariance : Tensor (n, n), of ν, as at the head of `uncertainty`
     nu_encoder, nu_constant : Tensors (n,), what the encoder predicted, and the best constant that it knows; without an
@@ -100,8 +100,17 @@ class Match:
         return variances.clamp_min(0).sqrt().flip(0), directions.flip(1)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: synthesizer; parameters with name, symbol, unit, value, uncertainty; directions; distances, noise,
-        effort.
+        """For JSON, and what `pnp match` writes.
+
+        Returns
+        -------
+        dict
+            synthesizer: its name. theta: of each parameter name, symbol, unit, meaning, value and uncertainty, the
+            last two in that unit. nu: list of n. directions: of each, the largest spread first, the spread in ν, and
+            the component of its unit vector along each parameter, by name. undetermined: list of words. distance: in
+            features, as `Match.distance`. level_db, noise_db: dB. n_heard: sounds; n_iterations: steps of all
+            refinements. encoder, constant: θ by name, of what the encoder predicted and of the best constant; without
+            an encoder, of the centre of the ranges.
         """
         synthesizer, names = self.synthesizer, self.synthesizer.names
         spread = self.uncertainty * synthesizer.slope(self.nu)
@@ -159,13 +168,17 @@ def match(
     seed : int
         Of the scan and of the noise through which sounds are heard: the same seed, the same match.
     progress : bool
-        Show a bar.
+        Show a bar, in a terminal.
     tell : callable
         Called with a `Step` for every generation of the scan and every iteration of the refinement.
     budget : Budget, optional
         `search.usual_budget` of as many parameters, if not given.
     device : device
         On which sounds of a synthesizer alone are heard; an encoder has one of its own.
+
+    Returns
+    -------
+    match : Match, all of its tensors on the CPU
 
     Raises
     ------

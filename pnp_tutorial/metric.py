@@ -51,7 +51,7 @@ def jacobian(nu: Tensor, features: Map, synthesizer: Map) -> tuple[Tensor, Tenso
         If ν has another shape, or lies where the synthesizer is not defined, or features are no callable or no
         real vectors.
     """
-    _check_features(features)
+    check_features(features)
     x, dx = tangents(nu, synthesizer)
     S, J = push(features, x, dx)
     return check_vectors(S, x), J
@@ -75,7 +75,7 @@ def _check_nu(nu: Tensor) -> None:
         raise ValueError(f"expected ν (..., n) as a tensor in floating point, got {got}")
 
 
-def _check_features(features: Map) -> None:
+def check_features(features: Map) -> None:
     if not callable(features):
         raise ValueError(f"expected features as a callable, got {features!r}: `ears.find_ear` makes one of a name")
 
@@ -146,7 +146,7 @@ def secant_metric(nu: Tensor, features: Map, synthesizer: Map, step: float = 0.1
         vectors.
     """
     _check_nu(nu)
-    _check_features(features)
+    check_features(features)
     if nu.ndim != 2:
         raise ValueError(f"expected ν of shape (B, n), got {tuple(nu.shape)}")
     if not (inside := nu.abs() <= 1).all():

@@ -36,7 +36,10 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def select_device(name: str) -> torch.device:
-    """The device of "auto", "cpu", "cuda" or "mps"; raises ValueError if there is none such here."""
+    """The device of "cpu", "cuda" or "mps"; of "auto", the first of cuda, mps and cpu that is there.
+
+    Raises ValueError if there is none such here.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind in available if available[kind]))
@@ -127,6 +130,7 @@ def connect(
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
     from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     devices, nodes = 1, 1
     if TorchElasticEnvironment.detect():
@@ -139,7 +143,10 @@ def connect(
     kind: dict[str, Any] = {"accelerator": device.type, "strategy": strategy, "precision": precision}
     try:
         fabric = Fabric(devices=devices, num_nodes=nodes, **kind)
-    except RuntimeError as error:  # SLURM was asked for tasks in a way that Lightning does not support
+    except (
+        RuntimeError,
+        MisconfigurationException,
+    ) as error:  # tasks, or GPUs of each, that Lightning does not support
         raise ValueError(str(error)) from error
     fabric.launch()
     return fabric

@@ -325,9 +325,16 @@ def frames_at_once(n_sounds: int, device: torch.device) -> int:
 
 
 class LogScattering(nn.Module):
-    """Log-compressed features Φ(x) = log(1 + |S(x)|/ε) of a transform S such as `JTFS` or `Scalogram`.
+    """Log-compressed features Φ(x) = log(1 + |S(x)|/ε) of a transform S (Han, Lostanlen and Lagrange, 2023).
 
-    Raises ValueError unless ε > 0.
+    Parameters
+    ----------
+    transform : Module
+        S: sounds (..., n_samples) to coefficients, such as `JTFS` or `Scalogram`.
+    eps : float
+        ε > 0, in the units of S; by default the papers'.
+
+    Called on sounds it returns Φ, in the shape of S. Raises ValueError unless ε > 0, and as the transform does.
     """
 
     def __init__(self, transform: nn.Module, eps: float = EPS) -> None:

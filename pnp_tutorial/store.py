@@ -39,7 +39,7 @@ from .synthesizer import Synthesizer, differs, refuse_edited, sketch
 
 
 class Rows(NamedTuple):
-    """Rows of a data set: shapes and dtypes at the head of this module, with a leading axis n; None: not there."""
+    """B rows of a data set: shapes and dtypes at the head of this module, behind an axis of B; None: not there."""
 
     nu: Tensor
     scalogram: Tensor | None = None
@@ -233,10 +233,16 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("scal
     names : tuple of str
         What to read besides ν, if it is there: "scalogram", "metric", "features", "curves".
 
+    Returns
+    -------
+    rows : Rows, of the B sounds of the split; what was not asked for or is not there is None
+
     Raises
     ------
     ValueError
-        If there is no such split or store, or if the store is unfinished or damaged.
+        If there is no such split, store or name, or if the store is unfinished or damaged.
+    OSError
+        If the store cannot be read.
     """
     store, rows = finished_rows(path, split)
     return read_rows(path, store, rows, _names(path, names))

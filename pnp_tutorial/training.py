@@ -56,10 +56,12 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     Returns
     -------
     history : DataFrame, one row an epoch
-        epoch, damping (the λ of that epoch), training_loss (as minimized), validation_loss (without damping), record,
-        seconds (of its steps, without validation). Of "pnp", "curves" and "spectral", validation_loss is half the
-        squared distance in features (of "curves", in coarse spectra), or with `root` what `losses.root` makes of that
-        square; with `unit_trace` it has no unit.
+        epoch, damping (the λ of that epoch), training_loss (as minimized), validation_loss (without damping), record
+        (whether validation_loss is the lowest so far), seconds (of its steps, without validation). validation_loss is
+        of "parameter" the mean squared error on ν; of "mss" that distance; of "spectral" half the squared distance in
+        features; of "pnp" and "curves" the form that stands for it (in coarse spectra for "curves", and for "pnp" where
+        the data set has a secant_step). With `root` it is what `losses.root` makes of the square; with `unit_trace` it
+        has no unit.
 
     Raises
     ------
@@ -70,6 +72,8 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
         start from is missing or of another kind, or TensorBoard is asked for and not installed.
     OSError
         If the output folder cannot be written to, or a file cannot be read.
+    RuntimeError
+        If another process has ended or does not answer.
     """
     setup, state = set_up(config)
     fabric = setup.fabric

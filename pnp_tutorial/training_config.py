@@ -30,7 +30,8 @@ class TrainingConfig:
     data
         Path of the data set.
     output_folder
-        Where checkpoint, metrics, results and encoder are written.
+        Where checkpoint.pt, metrics.jsonl (losses and λ, a line an epoch), results.json and encoder.safetensors are
+        written.
     synthesizer
         Of the data set, if it is none of the library.
     ear
@@ -39,7 +40,9 @@ class TrainingConfig:
         "parameter", "pnp", "curves" (`curves.curve_form`: PNP that holds far away, too), "spectral" (squared distance
         in the features of the data set's ear), or "mss".
     damping
-        "constant", "scheduled" or "adaptive"; for the losses pnp and curves, as are the next two.
+        What λ does from epoch to epoch, for the losses pnp and curves. "constant": it stays. "scheduled": it falls by
+        one factor every epoch. "adaptive": it is divided by 5 after an epoch whose validation loss is the lowest so
+        far; after any other it stays, and the weights go back to the best. The next two are for these losses, too.
     damping_shape
         What λ multiplies: "identity", "diagonal" (of M) or "mean" (of M over the training set).
     lambda_0
@@ -48,16 +51,17 @@ class TrainingConfig:
     unit_trace
         Divide the metric of every sound by its trace, so that all sounds count alike; for the loss pnp.
     root
-        δ: minimize `losses.root`, a distance, instead of its square. For pnp and curves it is in units of √(λ d + m),
-        by which distances are divided; for the P-loss in ν; for the spectral loss in features. MSS is a distance.
+        Δ: minimize `losses.root`, a distance, instead of its square. For pnp and curves it is in units of √(λ d + m),
+        by which distances are divided, with m and d the medians of tr M / n and tr D / n over the training set, where λ
+        multiplies D; for the P-loss in ν; for the spectral loss in features. MSS is a distance already.
     n_train
         Sounds to train on, drawn from the training set, the same for every seed: the drawn ones of a smaller number are
         among those of a larger one. All, if not given.
     n_validation
         Sounds to validate on, drawn in the same way.
     known
-        Names of parameters that are given to the loss, and that the encoder need not predict; on the command line as
-        [tau, alpha].
+        Names of parameters that are given to the loss, and that the encoder need not predict; on the command line in
+        quotation marks, as '[tau, alpha]'.
     backbone
         A convolutional network of timm that takes images of the size of the scalogram, without a name of weights.
     start_from
@@ -66,9 +70,11 @@ class TrainingConfig:
     n_epochs
         Number of epochs. More may be asked for later, if the damping has no schedule and the learning rate is constant.
     epoch_share
-        Share of the training set that makes an epoch.
+        Share of the training set that makes an epoch, drawn anew each time. Sounds that fill no whole batch are left
+        out.
     batch_size
-        Sounds a step, of all processes together.
+        Sounds a step, of all processes together: a multiple of their number. If there are fewer sounds to train on,
+        all of them.
     learning_rate
         Of Adam.
     final_learning_rate
@@ -79,12 +85,16 @@ class TrainingConfig:
     seed
         Of weights and batches.
     precision
-        Of the network: "32-true", "bf16-mixed" (bfloat16 where that is safe), or "auto": bf16-mixed on a processor
-        that has matrix units for it. PNP and P-loss are taken in float64 in any case.
+        Of the network: "32-true", "bf16-mixed" (bfloat16 where that is safe), or "auto": bf16-mixed on a CPU that has
+        matrix units for it (AMX), and 32-true elsewhere, on a GPU, too. PNP and P-loss are taken in float64 in any
+        case.
     tensorboard
-        Write the metrics for TensorBoard too, which must be installed.
+        Write losses and λ for TensorBoard, too, to the folder `tensorboard` in output_folder. TensorBoard must be
+        installed.
     device
-        "auto", "cpu", "cuda" or "mps".
+        "cpu", "cuda", "mps", or "auto": cuda if there is one, else mps if there is one, else cpu.
+
+    Nothing is checked when it is made: `check` and `fit` raise ValueError if it is impossible.
     """
 
     data: str = "data/drums.zarr"
@@ -103,7 +113,7 @@ class TrainingConfig:
     backbone: str = "efficientnet_b0"  # the paper's
     start_from: str | None = None
     n_epochs: int = 70  # the paper's
-    epoch_share: float = 1.0  # the paper's: 25 600 of 82 224 sounds
+    epoch_share: float = 1.0  # the paper's is 0.3114: 25 600 of 82 224 sounds
     batch_size: int = 256  # the paper's, but for its spectral loss: 64
     learning_rate: float = 1e-3  # the paper's
     final_learning_rate: float | None = None  # the paper's rate is constant

@@ -125,7 +125,7 @@ def test_no_metrics_have_no_largest_damping():
 @pytest.mark.parametrize(
     ("metric", "shape", "message"),
     [
-        (torch.zeros(5, 5), "identity", r"shape \(n, k, k\), got \(5, 5\)"),
+        (torch.zeros(5, 5), "identity", r"shape \(B, n, n\), got \(5, 5\)"),
         (torch.zeros(3, 5, 4), "mean", r"got \(3, 5, 4\)"),
         (torch.zeros(3, 5, 5), "round", "got 'round'"),
     ],
