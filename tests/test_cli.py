@@ -273,6 +273,7 @@ def test_one_file_for_data_set_and_training(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     values = {"data": "d.zarr", "n_sounds": 99, "n_samples": 2048, "J": 6, "T": 64, "loss": "parameter"}
     values |= {"metric": False, "backbone": "test_efficientnet", "n_epochs": 1, "output_folder": "run", "device": "cpu"}
+    values |= {"synthesizer": None, "ear": None}  # as if they were not given
     Path("c.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     assert main(["dataset", "--config", "c.yaml", "--n_sounds", "20"]) == 0
     assert main(["train", "--config=c.yaml", "--batch_size", "4"]) == 0

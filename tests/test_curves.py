@@ -235,3 +235,8 @@ def test_curves_contain_the_secant_metric_of_their_nearest_nodes(drums):
 def test_curves_of_pictures_are_refused():
     with pytest.raises(ValueError, match="a vector for each sound"):
         curve_gram(torch.zeros(1, 1).double(), lambda x: x.unflatten(-1, (2, -1)), lambda nu: nu.expand(-1, 4), [0.1])
+
+
+def test_a_name_is_no_ear():
+    with pytest.raises(ValueError, match="find_ear"):
+        curve_gram(torch.zeros(1, 5, dtype=torch.float64), "coarse", short_drum, STEPS)

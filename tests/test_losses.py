@@ -135,6 +135,13 @@ def test_the_square_of_delta_must_be_a_number_of_the_dtype(delta):
         losses.root(torch.zeros(3), delta)
 
 
+def test_a_target_of_another_shape_is_refused():
+    """It would be compared with every sound, without a word."""
+    nu = torch.zeros(2, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"target features of shape \(2, (\d+)\), got \(7, 2, \1\)"):
+        losses.spectral_loss(nu, nu, features, short_drum, features(short_drum(nu)).expand(7, 2, -1))
+
+
 def test_a_spectral_loss_of_pictures_is_refused():
     """Not averaged over their rows."""
     nu = torch.zeros(2, 5, dtype=torch.float64)
