@@ -10,7 +10,8 @@ COLAB := us-docker.pkg.dev/colab-images/public/cpu-runtime:latest
 SHIPPED := secant-root-82224-7040-0
 ARPEGGIO := constant-0
 SUMS = cd pnp_tutorial/weights && sha256sum *.safetensors > SHA256SUMS.new && mv SHA256SUMS.new SHA256SUMS
-# A row is done anew, but where a call was interrupted, the next goes on: `evaluation` is what it makes last.
+# A row is done anew, unless it was trained here and not yet evaluated, by its study or by a call that was interrupted:
+# then the call goes on. `evaluation` is what it makes last.
 anew = if test -e runs/$(1)/evaluation/encoder.safetensors || ! test -e runs/$(1); then rm -rf runs/$(1) pnp_tutorial/results/$(1).json; fi
 
 # Idle threads sleep: on a busy machine, spinning ones cost a factor of five and more.
@@ -107,7 +108,7 @@ bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (
 	$(BIN)/python -c "from pnp_tutorial.bank import WEIGHTS, save_bank; save_bank('data/bank.zarr', WEIGHTS / 'bank.safetensors')"
 	$(SUMS)
 
-papers: $(INSTALLED) ## Compute the papers' 100 000 metrics, piece by piece, for 100 minutes (about ten hours in all)
+papers: $(INSTALLED) ## Compute the metrics of the papers' grid that trainings need, piece by piece, for 100 minutes (about ten hours in all)
 	$(BIN)/python tools/papers_bank.py
 
 study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about eighteen hours on two cores)

@@ -70,7 +70,7 @@ def test_pnp_loss_keeps_its_digits_where_the_metric_spans_many_decades():
 
 @pytest.mark.parametrize("delta", [0.02, 5.0])
 def test_roots_are_distances_of_each_sound(pair, delta):
-    """√(q + δ²) − δ, sound by sound, of the forms that the losses without `delta` halve, sum or average."""
+    """√(q + Δ²) − Δ, sound by sound, of the forms that the losses without `delta` halve, sum or average."""
     nu, direction, M = pair
     nu, M = nu.expand(3, 5), M.expand(3, 5, 5)
     nu_hat = nu + torch.tensor([[0.0], [0.01], [0.1]]) * direction

@@ -79,13 +79,16 @@ def test_rows_of_one_seed_differ_in_their_loss_only(drum):
     own_of_variants = {"clip": None, "lambda_0": None}
     groups = {}
     for name, (loss, config) in named.items():
-        if not name.startswith(("validated", "inner", "other", "variant")):
+        if not name.startswith(("validated", "inner", "other", "together", "variant")):
             groups.setdefault(name.removeprefix(loss), set()).add(replace(config, **own))
     assert all(len(group) == 1 for group in groups.values())
     for name, (loss, config) in named.items():
         if name.startswith("variant"):
             base = named[f"{loss}-{scaling.FEW}-{scaling.SHORT_RUN}-{config.seed}"][1]
             assert replace(config, **own, **own_of_variants) == replace(base, **own), name
+        if name.startswith("together"):
+            most = named[f"{loss}-{scaling.MOST}-{scaling.LONG_RUN}-{config.seed}"][1]
+            assert config == replace(most, n_validation=scaling.INNER)
 
 
 @pytest.mark.parametrize("drum", scaling.DRUMS)

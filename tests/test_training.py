@@ -490,7 +490,7 @@ def test_no_gradient_is_longer_than_the_clip(tiny_training, tmp_path, monkeypatc
 
 
 def test_the_validation_loss_of_a_root_is_in_features(tiny_data, tiny_training, tmp_path):
-    """√(eᵀMe + δ²m) − δ√m, with m the median of tr M / n."""
+    """√(eᵀMe + Δ²m) − Δ√m, with m the median of tr M / n."""
     config = replace(tiny_training, root=0.02, output_folder=str(tmp_path))
     history = fit(config, progress=False)
     drums, M = load(tiny_data.data, "validation"), load(tiny_data.data).metric

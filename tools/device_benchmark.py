@@ -3,9 +3,9 @@
     python tools/device_benchmark.py pnp_tutorial/results/speed-cuda.json --device cuda   # or: make gpu
 
 Everything as a data set or a training of the papers' size has it: sounds of 65536 samples, the papers' JTFS,
-EfficientNet-B0. Each number is in sounds a second, and is written as soon as it is known; of a batch that does not fit
-the memory there is none. For each precision of products the errors of features, and of the eigenvalues of M, against
-float64 are written too.
+EfficientNet-B0. Each number is in sounds a second, and is written as soon as it is known, to a file beside the results
+that takes their place once all is measured; of a batch that does not fit the memory there is none. For each precision
+of products the errors of features, and of the eigenvalues of M, against float64 are written too.
 """
 
 import argparse

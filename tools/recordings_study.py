@@ -56,12 +56,12 @@ SHORTEST, LONGEST = 2**14, 2**15  # samples of a round drum, of which half as ma
 
 
 def noisy(x: np.ndarray, rate: int) -> np.ndarray:
-    """Noise of a room, whose power falls like 1/f, 20 dB below the mean power of the sound."""
+    """Coloured noise, whose power falls like 1/f, 20 dB below the mean power of the sound."""
     white = np.random.default_rng(SEED).normal(size=x.shape)
     spectrum = np.fft.rfft(white, axis=0)
     spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))[:, None]
-    room = np.fft.irfft(spectrum, len(x), axis=0)
-    return x + 0.1 * x.std() / room.std() * room
+    colour = np.fft.irfft(spectrum, len(x), axis=0)
+    return x + 0.1 * x.std() / colour.std() * colour
 
 
 def struck_again(x: np.ndarray, rate: int) -> np.ndarray:

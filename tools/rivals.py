@@ -25,7 +25,7 @@ from pnp_tutorial.training import TrainingConfig
 PATHS = "data/study-paths.zarr"  # the drums of the study, of that ear
 SEEDS = (0, 1)
 RATES = (1e-3, 3e-3, 1e-2)
-# Each δ, in features, is small beside the distances that are left.
+# Each Δ, in features, is small beside the distances that are left.
 LOSSES: dict[str, dict[str, Any]] = {
     "jtfs": {"loss": "spectral", "root": 1.0},
     "paths": {"loss": "spectral", "root": 0.1, "ear": "paths", "data": PATHS},

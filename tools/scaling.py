@@ -122,7 +122,7 @@ RIVALS = {
     "paths": "paths",
 }
 # What takes over from the root of P-loss, for how many steps, all at the same rate, which falls. The longer ones take
-# less time than those of JTFS. Each δ, in features, is small beside the distances that are left.
+# less time than those of JTFS. Each Δ, in features, is small beside the distances that are left.
 TAKEOVERS: dict[str, tuple[dict[str, Any], int]] = {
     **{f"{loss}-128": (LOSSES[loss], 128) for loss in ("parameter-root", "secant-root", "trace-root")},
     "mss-128": ({"loss": "mss"}, 128),

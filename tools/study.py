@@ -52,7 +52,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "secant": {"loss": "pnp", "data": SECANT},
     "coarse": {"loss": "pnp", "data": COARSE},
     "mss": {"loss": "mss"},
-    # of forms that are squares, the root: with δ, and with the damping that serves the rows that have it
+    # of forms that are squares, the root: with Δ, and with the damping that serves the rows that have it
     "parameter-root": {"loss": "parameter", "root": 0.05},
     "secant-root": {"loss": "pnp", "data": SECANT, "damping": "scheduled", "root": 0.02},
     "pnp-root": {"loss": "pnp", "damping": "scheduled", "root": 0.02},
