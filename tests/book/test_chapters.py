@@ -156,6 +156,8 @@ def test_full_training_takes_parameters(tmp_path, synthesizer):
     )
     printed = "".join(output.get("text", "") for cell in code_cells(done) for output in cell.outputs)
     assert f"scalograms ({small['n_sounds'] // 10}, " in printed
+    tables = [output.data["text/plain"] for cell in code_cells(done) for output in cell.outputs if "data" in output]
+    assert any("f_c" in table and "answer 2" in table and "truth 2" in table for table in tables)
 
 
 def one_cell(text: str) -> nbformat.NotebookNode:
