@@ -227,8 +227,8 @@ def _from_file(stage: str, path: str) -> list[str]:
     for key in values:
         if not any(key in names for names in known.values()):
             raise ValueError(f"{path}: no stage has an option {key!r}")
-    own = {key: value for key, value in values.items() if key in known[stage]}
-    own = {key: value for key, value in own.items() if value is not None or key not in OBJECTS}  # null: not given
+    not_given = {key for key in OBJECTS if values.get(key) is None}  # null, too
+    own = {key: value for key, value in values.items() if key in known[stage] - not_given}
     try:
         return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in own.items()]
     except (TypeError, ValueError, RecursionError) as error:  # dates, sets, bytes, and lists that hold themselves
