@@ -255,15 +255,13 @@ def test_workers_of_a_data_loader(method):
 def test_workers_end_with_what_started_them(tmp_path, stop):
     """A pool of two is at work; its program is killed or interrupted; no worker is left to write, nor begins anew."""
     code = (
-        "import multiprocessing, os, sys, time; from pathlib import Path\n"
-        "from concurrent.futures import ProcessPoolExecutor\n"
-        "from workers import end_with_parent\n"
+        "import os, sys, time; from pathlib import Path\n"
+        "from workers import do_all\n"
         "def work(i):\n"
         "    Path(sys.argv[1], f'{os.getpid()}.pid').touch()\n"
         "    time.sleep(600)\n"
         "if __name__ == '__main__':\n"
-        "    with ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), end_with_parent) as pool:\n"
-        "        list(pool.map(work, range(6)))\n"
+        "    do_all(work, [(i,) for i in range(6)], 2)\n"
     )
     (tmp_path / "program.py").write_text(code, encoding="utf-8")
     path = os.pathsep.join([str(Path(__file__).parents[1] / "tools"), os.environ.get("PYTHONPATH", "")])
@@ -282,6 +280,29 @@ def test_workers_end_with_what_started_them(tmp_path, stop):
     while any(map(is_alive, workers)) and time.time() < deadline:
         time.sleep(0.05)
     assert not any(map(is_alive, workers))
+
+
+def test_a_job_that_fails_leaves_the_others_alone(tmp_path):
+    """Its traceback is shown, the others are done, and the end names it."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from workers import do_all\n"
+        "def work(name, i):\n"
+        "    if i == 0:\n"
+        "        raise ValueError('the first one')\n"
+        "    Path(sys.argv[1], name).touch()\n"
+        "if __name__ == '__main__':\n"
+        "    do_all(work, [(f'job{i}', i) for i in range(4)], 2)\n"
+    )
+    (tmp_path / "program.py").write_text(code, encoding="utf-8")
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "tools"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240)
+    assert sorted(file.name for file in tmp_path.glob("job*")) == ["job1", "job2", "job3"]
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "not done: job0 0"
+    assert "ValueError: the first one" in done.stderr
+    assert "line 5, in work" in done.stderr
 
 
 def is_alive(pid):

@@ -11,12 +11,10 @@ torch has threads.
 import hashlib
 import io
 import json
-import multiprocessing
 import platform
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
@@ -30,8 +28,7 @@ from repository import ROOT
 from rows import numbers, refuse_unknown
 from scipy.signal import fftconvolve
 from torch import Tensor
-from tqdm import tqdm
-from workers import end_with_parent
+from workers import do_all
 
 from pnp_tutorial import __version__
 from pnp_tutorial.bank import load_bank, shipped
@@ -282,10 +279,7 @@ def main(prefixes: list[str]) -> None:
     wanted = {name: range(n) for name, n in sizes.items() if name.startswith(tuple(prefixes) or ("",))}
     missing = [(name, i) for name, rows in wanted.items() for i in rows if not (runs(name) / f"{i}.json").exists()]
     missing = [(name, i) for name, i in missing if not is_done(name)]
-    n, spawn = torch.get_num_threads(), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n, spawn, end_with_parent) as pool:
-        for _ in tqdm(pool.map(one, *zip(*missing, strict=True)), total=len(missing)) if missing else ():
-            pass
+    do_all(one, missing, torch.get_num_threads())
     for name, rows in wanted.items():
         if not is_done(name):
             done = [json.loads((runs(name) / f"{i}.json").read_text(encoding="utf-8")) for i in rows]

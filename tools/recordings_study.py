@@ -13,12 +13,10 @@ where it stopped. As many processes run side by side as torch has threads; the s
 import io
 import json
 import math
-import multiprocessing
 import platform
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -31,8 +29,7 @@ import torch
 from repository import ROOT, commit
 from rows import numbers, refuse_unknown
 from torch import Tensor
-from tqdm import tqdm
-from workers import end_with_parent
+from workers import do_all
 
 from pnp_tutorial import __version__
 from pnp_tutorial.dataset import DatasetConfig, ear
@@ -180,10 +177,7 @@ def main(prefixes: list[str]) -> None:
     wanted = [name for name in wanted if not (RESULTS / f"{name}.json").exists()]
     missing = [(name, *job) for name in wanted for job in jobs(name) if not run(name, *job).exists()]
     missing.sort(key=lambda job: job[0].startswith("known") + 2 * (job[2] != "clean"))
-    n, spawn = torch.get_num_threads(), multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n, spawn, end_with_parent) as pool:
-        for _ in tqdm(pool.map(one, *zip(*missing, strict=True)), total=len(missing)) if missing else ():
-            pass
+    do_all(one, missing, torch.get_num_threads())
     for name in wanted:
         about: dict[str, Any] = {"seed": SEED}
         about |= {"nu": numbers(known(int(name[-1])))} if name.startswith("known") else {}

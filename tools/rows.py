@@ -10,7 +10,6 @@ import io
 import json
 import multiprocessing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,7 @@ import yaml
 from repository import ROOT
 from torch import Tensor
 from tqdm import tqdm
-from workers import end_with_parent
+from workers import do_all, end_with_parent
 
 from pnp_tutorial.dataset import DatasetConfig, Rows, ear, encoder_input, load
 from pnp_tutorial.ears import ear_sketch
@@ -223,18 +222,14 @@ def side_by_side(
         return
     first()
     n_threads = torch.get_num_threads()
-    n = min(n_threads, len(named))
-    if n == 1:
-        torch.set_num_threads(1)
-        try:
-            for name, config in named.items():
-                work(name, config)
-        finally:
-            torch.set_num_threads(n_threads)
+    if len(named) > 1:
+        do_all(work, named.items(), min(n_threads, len(named)), worker)
         return
-    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), worker) as pool:
-        for _ in tqdm(pool.map(work, named, named.values()), total=len(named), unit="row"):
-            pass
+    torch.set_num_threads(1)
+    try:
+        work(*next(iter(named.items())))
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def worker() -> None:
