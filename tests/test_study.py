@@ -28,9 +28,9 @@ def test_no_row_is_missing():
 
 
 def test_rows_differ_and_have_folders_of_their_own():
-    configs = [replace(config, output_folder="") for _, config in ROWS.values()]
-    assert len(set(configs)) == len(ROWS)
-    assert len({config.output_folder for _, config in ROWS.values()}) == len(ROWS)
+    configs = study.STUDY.with_rates(study.rows(), study.RATES) | study.tuning()
+    assert len({replace(config, output_folder="") for config in configs.values()}) == len(ROWS)
+    assert len({config.output_folder for config in configs.values()}) == len(ROWS)
 
 
 @pytest.mark.parametrize("name", DONE)

@@ -251,22 +251,26 @@ def test_workers_of_a_data_loader(method):
     torch.testing.assert_close(torch.cat(list(loader)), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_workers_end_with_what_started_them(tmp_path, stop):
-    """A pool of two is at work; its program is killed or interrupted; no worker is left to write, nor begins anew."""
+def start_workers(tmp_path, work, jobs):
+    """A program in which two processes do these jobs: it is given the folder, too."""
     code = (
         "import os, sys, time; from pathlib import Path\n"
         "from workers import do_all\n"
-        "def work(i):\n"
-        "    Path(sys.argv[1], f'{os.getpid()}.pid').touch()\n"
-        "    time.sleep(600)\n"
+        f"{work}\n"
         "if __name__ == '__main__':\n"
-        "    do_all(work, [(i,) for i in range(6)], 2)\n"
+        f"    do_all(work, {jobs}, 2)\n"
     )
     (tmp_path / "program.py").write_text(code, encoding="utf-8")
     path = os.pathsep.join([str(Path(__file__).parents[1] / "tools"), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
-    program = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path})
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_what_started_them(tmp_path, stop):
+    """A pool of two is at work; its program is killed or interrupted; no worker is left to write, nor begins anew."""
+    work = "def work(i):\n    Path(sys.argv[1], f'{os.getpid()}.pid').touch()\n    time.sleep(600)"
+    program = start_workers(tmp_path, work, [(i,) for i in range(6)])
     deadline = time.time() + 120
     while len(list(tmp_path.glob("*.pid"))) < 2 and time.time() < deadline:
         time.sleep(0.02)
@@ -275,7 +279,7 @@ def test_workers_end_with_what_started_them(tmp_path, stop):
     for pid in (program.pid, *(workers if stop == signal.SIGINT else ())):  # a terminal interrupts all
         with suppress(ProcessLookupError):
             os.kill(pid, stop)
-    program.wait(timeout=60)
+    program.communicate(timeout=60)
     deadline = time.time() + 20
     while any(map(is_alive, workers)) and time.time() < deadline:
         time.sleep(0.05)
@@ -284,25 +288,15 @@ def test_workers_end_with_what_started_them(tmp_path, stop):
 
 def test_a_job_that_fails_leaves_the_others_alone(tmp_path):
     """Its traceback is shown, the others are done, and the end names it."""
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from workers import do_all\n"
-        "def work(name, i):\n"
-        "    if i == 0:\n"
-        "        raise ValueError('the first one')\n"
-        "    Path(sys.argv[1], name).touch()\n"
-        "if __name__ == '__main__':\n"
-        "    do_all(work, [(f'job{i}', i) for i in range(4)], 2)\n"
-    )
-    (tmp_path / "program.py").write_text(code, encoding="utf-8")
-    path = os.pathsep.join([str(Path(__file__).parents[1] / "tools"), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240)
+    fails = "def work(name, i):\n    if i == 0:\n        raise ValueError('the first')\n"
+    work = fails + "    Path(sys.argv[1], name).touch()"
+    program = start_workers(tmp_path, work, [(f"job{i}", i) for i in range(4)])
+    said = program.communicate(timeout=240)[1]
     assert sorted(file.name for file in tmp_path.glob("job*")) == ["job1", "job2", "job3"]
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "not done: job0 0"
-    assert "ValueError: the first one" in done.stderr
-    assert "line 5, in work" in done.stderr
+    assert program.returncode == 1
+    assert said.splitlines()[-1] == "not done: job0 0"
+    assert "ValueError: the first" in said
+    assert "line 5, in work" in said
 
 
 def is_alive(pid):

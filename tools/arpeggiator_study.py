@@ -47,24 +47,17 @@ STUDY = Study("arpeggiator", "arpeggiator_study.yaml", prepare)
 def tuning(losses: Collection[str] = LOSSES) -> dict[str, TrainingConfig]:
     """Short runs of losses at every learning rate."""
     base = replace(STUDY.of(TrainingConfig), n_epochs=2)
-    named = {
-        f"tune-{loss}-{rate:g}": replace(base, **change, learning_rate=rate)
-        for loss, change in LOSSES.items()
-        if loss in losses
-        for rate in RATES
-    }
-    return STUDY.in_folders(named)
+    return STUDY.short_runs(base, {loss: LOSSES[loss] for loss in LOSSES if loss in losses}, RATES)
 
 
 def rows() -> dict[str, tuple[str, TrainingConfig]]:
     """The rows in the order in which they are done: loss, and configuration without a learning rate."""
     base = STUDY.of(TrainingConfig)
-    named = {
+    return {
         f"{name}-{seed}": (loss, replace(base, **LOSSES[loss], **change, seed=seed))
         for seed in SEEDS
         for name, (loss, change) in ROWS.items()
     }
-    return {name: (loss, replace(row, output_folder=str(STUDY.runs / name))) for name, (loss, row) in named.items()}
 
 
 def main(prefixes: list[str]) -> None:
@@ -79,10 +72,7 @@ def main(prefixes: list[str]) -> None:
     STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
     if those(named):
         STUDY.do_constant()
-        wanted_rows = {name: named[name] for name in those(named)}
-        STUDY.do_all(
-            {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, (loss, row) in wanted_rows.items()}
-        )
+        STUDY.do_all(STUDY.with_rates({name: named[name] for name in those(named)}, RATES))
 
 
 if __name__ == "__main__":

@@ -119,9 +119,28 @@ class Study:
             made["precision"] = training.get("precision", "32-true")  # what "auto" came to
         refuse_difference(made, config, f"{self.result(name)} was made", ("output_folder", "device"))
 
+    def short_runs(
+        self, base: TrainingConfig, losses: Mapping[str, Mapping[str, Any]], rates: Sequence[float]
+    ) -> dict[str, TrainingConfig]:
+        """Runs of every loss, which differs from `base` as is given, at every learning rate."""
+        runs = {
+            f"tune-{loss}-{rate:g}": replace(base, **change, learning_rate=rate)
+            for loss, change in losses.items()
+            for rate in rates
+        }
+        return self.in_folders(runs)
+
     def tuned(self, loss: str, rates: Sequence[float]) -> float:
         """The learning rate whose short run came closest to the validation sounds, in mean JTFS distance."""
         return min(rates, key=lambda rate: np.mean(self.read(f"tune-{loss}-{rate:g}")["jtfs"]))
+
+    def with_rates(
+        self, rows: Mapping[str, tuple[str, TrainingConfig]], rates: Sequence[float]
+    ) -> dict[str, TrainingConfig]:
+        """Rows of losses, each with the learning rate that its short runs found best for its loss."""
+        return self.in_folders(
+            {name: replace(row, learning_rate=self.tuned(loss, rates)) for name, (loss, row) in rows.items()}
+        )
 
     def trained(self, config: TrainingConfig) -> AudioEncoder:
         """The encoder of a row, with the weights of its best epoch, trained unless it has been."""

@@ -332,8 +332,7 @@ def take_over(prefixes: list[str]) -> None:
     wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
     missing = {first for name, (first, _) in wanted.items() if not study.result(name).exists()}
     study.do_all(study.in_folders(tuning("short", {firsts[first][0] for first in missing})))
-    tuned = {first: replace(firsts[first][1], learning_rate=study.tuned(firsts[first][0], RATES)) for first in missing}
-    study.on_data(train, study.in_folders(tuned), "test")
+    study.on_data(train, study.with_rates({first: firsts[first] for first in missing}, RATES), "test")
     study.do_all(study.in_folders({name: config for name, (_, config) in wanted.items()}))
 
 
@@ -366,10 +365,10 @@ def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
         study, rows = STUDIES[drum], named(drum)
         wanted = ready({name: rows[name] for name in rows if name.startswith(tuple(prefixes))})
         study.do_all(study.in_folders(tuning(drum, {loss for loss, _ in wanted.values()})))
-        tuned = {name: replace(row, learning_rate=study.tuned(loss, RATES)) for name, (loss, row) in wanted.items()}
-        study.do_all(study.in_folders(tuned))
+        tuned = study.with_rates(wanted, RATES)
+        study.do_all(tuned)
         if fresh:
-            study.confirm_all(study.in_folders(tuned))
+            study.confirm_all(tuned)
         if drum == "short":
             take_over(prefixes)
             search(prefixes)

@@ -104,13 +104,7 @@ AGAIN = ("parameter-cpu-0", "small-falling-parameter-cpu-1")
 def tuning(losses: Collection[str] = LOSSES) -> dict[str, TrainingConfig]:
     """Short runs of losses at every learning rate."""
     base = replace(STUDY.of(TrainingConfig), **SMALL, n_epochs=5)
-    named = {
-        f"tune-{name}-{rate:g}": replace(base, **change, learning_rate=rate)
-        for name, change in LOSSES.items()
-        if name in losses
-        for rate in RATES
-    }
-    return STUDY.in_folders(named)
+    return STUDY.short_runs(base, {loss: LOSSES[loss] for loss in LOSSES if loss in losses}, RATES)
 
 
 def rows() -> dict[str, tuple[str, TrainingConfig]]:
@@ -129,7 +123,7 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
     for name in AGAIN:
         loss, config = named[name.replace("-cpu", "")]
         named[name] = loss, replace(config, device="cpu")
-    return {name: (loss, replace(row, output_folder=str(STUDY.runs / name))) for name, (loss, row) in named.items()}
+    return named
 
 
 def build_copy(path: str, nu: Tensor, metric: Tensor) -> None:
@@ -207,8 +201,7 @@ def main(prefixes: list[str], fresh: bool = False) -> None:
     if those(named):
         STUDY.do_constant()
         STUDY.search("nearest", load(STUDY.data.data, names=()).nu)
-        chosen = ((name, *named[name]) for name in those(named))
-        tuned = {name: replace(row, learning_rate=STUDY.tuned(loss, RATES)) for name, loss, row in chosen}
+        tuned = STUDY.with_rates({name: named[name] for name in those(named)}, RATES)
         STUDY.do_all(tuned)
         if fresh:
             STUDY.confirm_all(tuned)
