@@ -22,7 +22,6 @@ from typing import Any
 
 import pandas as pd
 import soundfile
-import torch.distributed
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from tqdm import TqdmMonitorWarning
@@ -35,7 +34,7 @@ from .ears import EARS
 from .evaluation import EvaluationConfig, report
 from .match_files import match_files
 from .metric import Map
-from .runtime import lacks_means, load_object, readable, select_device, write_atomically
+from .runtime import lacks_means, load_object, lost_another, readable, select_device, write_atomically
 from .synthesizer import REGISTRY, Synthesizer, find_synthesizer, with_unit
 from .training import TrainingConfig, fit
 from .uncertainty import verdict
@@ -356,9 +355,7 @@ def main(argv: list[str] | None = None) -> int:
             reason = readable(str(error).partition("\n")[0])
             print(f"{stage}: not enough memory" + (f" ({reason})" if reason else ""), file=sys.stderr)
             return 2
-        if not (
-            isinstance(error, RuntimeError) and torch.distributed.is_available() and torch.distributed.is_initialized()
-        ):
+        if not lost_another(error):
             raise
         _forget(error)
         reason = str(error).partition("\n")[0]

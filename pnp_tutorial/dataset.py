@@ -120,12 +120,14 @@ def build(
     name = path.name if fabric.world_size == 1 else f"{path.name}, process 1 of {fabric.world_size}"
     total = sum(len(part) for part, _ in parts.values())
     with tqdm(total=total, desc=name, unit="sound", disable=not (progress and fabric.is_global_zero and parts)) as bar:
+        start = time.monotonic()
         for i, computed in _in_parallel(parts, config, device):
             if not read_array(path, store, "done", [i]).all():  # by a process that knows nothing of this one
                 _write(store, i * config.chunk_size, computed)
                 store["done"][i] = True  # last: a chunk is there or it is not
             bar.update(len(parts[i][0]))
-    _wait_for_others(path, store, patience_s)
+    own = time.monotonic() - start  # others' chunks are like these: none takes longer than all of these have taken
+    _wait_for_others(path, store, max(patience_s, own))
     return path
 
 
@@ -144,12 +146,17 @@ def propose(config: DatasetConfig) -> str:
     n_at_once = 1 if device.type == "cpu" else min(config.chunk_size, config.n_sounds)
     nu = torch.zeros(n_at_once, len(synthesizer.parameters), dtype=torch.float64, device=where)
 
-    def hours(metric: Callable[[], Tensor]) -> float:
+    def seconds(metric: Callable[[], Tensor]) -> float:
         for _ in range(2):  # the first time warms up
             start = time.perf_counter()
             with torch.no_grad():
                 metric().cpu()
-        return (time.perf_counter() - start) / n_at_once * config.n_sounds / 3600
+        return time.perf_counter() - start
+
+    def hours(metric: Callable[[], Tensor]) -> float:
+        n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+        with threads(1) as pool:  # each of them works alone, as in `build`
+            return pool.submit(seconds, metric).result() / n_at_once / n_threads * config.n_sounds / 3600
 
     try:
         features = ear(config, device)
@@ -251,7 +258,13 @@ def heard(synthesizer: Synthesizer, nu: Tensor, device: torch.device) -> Tensor:
 
 
 def _compute(
-    nu: Tensor, config: DatasetConfig, device: torch.device, scalogram: Map, features: Map, metric: Tensor | None = None
+    nu: Tensor,
+    config: DatasetConfig,
+    device: torch.device,
+    scalogram: Map,
+    features: Map,
+    coarse: Map | None,
+    metric: Tensor | None = None,
 ) -> dict[str, np.ndarray]:
     """The rows of one chunk; they depend on nothing outside it, and its M is computed if it is not given."""
     synthesizer = config.synthesizer
@@ -261,12 +274,9 @@ def _compute(
         return synthesizer(nu, torch.float32)
 
     with torch.no_grad():
-        step = config.secant_step if config.metric and metric is None else None
-        if step is not None or config.curves:
-            coarse = CoarseSpectra(config.n_samples, synthesizer.sample_rate).to(nu.device)
-        if step is not None:
-            metric = secant_metric(nu, coarse, play, step)
-        if config.curves:
+        if coarse is not None and config.metric and config.secant_step is not None and metric is None:
+            metric = secant_metric(nu, coarse, play, config.secant_step)
+        if coarse is not None and config.curves:
             rows["curves"] = curve_gram(nu, coarse, play, STEPS)
         if config.metric and metric is None:
             x, dx = tangents(nu, lambda nu: heard(synthesizer, nu, device))
@@ -297,9 +307,11 @@ def _in_parallel(
     is_heard = config.features or (config.metric and config.secant_step is None)
     features = ear(config, device) if is_heard else torch.nn.Identity()
     where = float64_device(device)  # of ν
+    is_coarse = config.curves or (config.metric and config.secant_step is not None)
+    coarse = CoarseSpectra(config.n_samples, config.synthesizer.sample_rate).to(where) if is_coarse else None
     with threads(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
         tasks = {
-            pool.submit(_compute, nu.to(where), config, device, scalogram, features, metric): i
+            pool.submit(_compute, nu.to(where), config, device, scalogram, features, coarse, metric): i
             for i, (nu, metric) in parts.items()
         }
         for task in as_completed(list(tasks)):

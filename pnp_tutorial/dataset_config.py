@@ -43,8 +43,9 @@ class DatasetConfig:
     n_inner
         Cells along each axis of the cube in the middle of the grid whose sounds are for validation.
     n_grid_test
-        Sounds for testing, drawn from the cells around that cube; what is left is for training. (Uniform sounds are
-        split 8 : 1 : 1.)
+        Sounds for testing, of all those of the grid, drawn from the cells around that cube; what is left is for
+        training. So of n_sounds a like share is for each. (Uniform sounds are split 8 : 1 : 1, and the last three
+        settings do not count.)
     seed
         Of ν.
     metric

@@ -48,8 +48,8 @@ def find_ear(ear: str | Map, n_samples: int, sample_rate: float, device: torch.d
         ear = EARS[ear](n_samples, sample_rate)
     if not callable(ear):
         raise ValueError(f"expected an ear as a name or a callable, got {ear!r}")
-    own = getattr(ear, "sample_rate", sample_rate)
-    if own != sample_rate:
+    own = getattr(ear, "sample_rate", None)
+    if own is not None and own != sample_rate:
         raise ValueError(f"the ear is for {own:g} Hz, and the synthesizer has {sample_rate:g} Hz")
     return ear.to(device) if isinstance(ear, torch.nn.Module) else ear
 

@@ -98,7 +98,7 @@ class MatchMaker(widgets.VBox):
             [self._upload, self._recorder, self._button], layout={"flex_flow": "row wrap", "align_items": "center"}
         )
         super().__init__([self._controls, self._status])
-        self._say("Upload a sound, or record one: a single stroke, in a quiet room.")
+        self._say("Upload a sound, or record one: a single sound, in a quiet room.")
 
     def run(self, path: str | Path) -> Match | None:
         """Match a sound file and show how; what the button does.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from lightning_fabric import Fabric
 
-PATIENCE_S = 600.0  # that processes wait for one another: more than any chunk or step takes
+PATIENCE_S = 600.0  # that processes wait for one another: more than a step takes
 
 HEADER = "pnp_tutorial"  # key of our JSON in the header of a safetensors file
 
@@ -183,9 +183,11 @@ def load_object(name: str) -> Any:
     return getattr(module, attribute)
 
 
-# Of errors that have no kind of their own: of torch's allocator, of threads, of C++, of oneDNN and of the loader.
+# Of errors that have no kind of their own: of torch's allocators, CUDA, threads, C++, oneDNN and the loader.
 LACKS = (
     "allocate memory",
+    "out of memory",
+    "ALLOC_FAILED",
     "start new thread",
     "std::bad_alloc",
     "could not create a primitive",
@@ -206,6 +208,14 @@ def lacks_means(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error is that another process has ended or does not answer: gloo's has no kind of its own."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    words = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(name in words for name in ("gloo", "nccl"))
 
 
 def is_out_of_reach(error: BaseException) -> bool:
@@ -232,13 +242,17 @@ def temporary_name() -> str:
 
 
 def write_atomically(files: Mapping[Path, bytes]) -> None:
-    """Write files whole or not at all: each goes to a temporary neighbour, and all are renamed at the end.
+    """Write files, each of them whole: each goes to a temporary neighbour, and all are renamed at the end.
 
     Their permissions are those that the user's umask gives to new files. A process that is killed leaves the old files
-    or the new ones, and perhaps temporary ones; of a machine that loses power, nothing is promised.
+    or the new ones, and perhaps temporary ones; of a machine that loses power, nothing is promised. Raises OSError, and
+    changes none, if one of them cannot be written.
     """
     temporary: dict[Path, Path] = {}
     try:
+        for path in files:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         for path, content in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary[new := path.with_name(temporary_name())] = path

@@ -47,7 +47,7 @@ class Transform(nn.Module):
         Q: int,
         T: int | str,
         padding: str,
-        sample_rate: float,
+        sample_rate: float | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Transform(nn.Module):
         check_whole("Q", Q, 1)
         if T != "global":
             check_whole("T", T, 1, n_samples, '"global" or ')
-        if not sample_rate > 0:
+        if sample_rate is not None and not sample_rate > 0:
             raise ValueError(f"expected sample_rate > 0 Hz, got {sample_rate!r}")
         dtype = dtype or torch.get_default_dtype()
         if dtype not in (torch.float32, torch.float64):
@@ -110,19 +110,19 @@ class Transform(nn.Module):
         """Frames at which the low-pass filter is applied: four times its output's rate leaves no aliasing."""
         return min(self.N >> level, 4 * (self.N >> self.log2_T))
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """Audio (..., n_samples) as (B, n_samples), once it is known to be fit."""
+    def _rows(self, x: Tensor, what: str = "audio") -> Tensor:
+        """Audio (..., n_samples), or a derivative of it, as (B, n_samples), once it is known to be fit."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"expected audio as a floating-point tensor, got {kind}")
+            raise ValueError(f"expected {what} as a floating-point tensor, got {kind}")
         if x.ndim == 0 or x.shape[-1] != self.n_samples:
-            raise ValueError(f"expected audio of shape (..., {self.n_samples}), got {tuple(x.shape)}")
+            raise ValueError(f"expected {what} of shape (..., {self.n_samples}), got {tuple(x.shape)}")
         try:
             finite = bool(x.detach().isfinite().all())
         except RuntimeError:  # inside vmap values cannot be read
             finite = True
         if not finite:
-            raise ValueError("expected finite audio, got NaN or infinite samples")
+            raise ValueError(f"expected finite {what}, got NaN or infinite samples")
         return x.reshape(x.shape[:-1].numel(), self.n_samples).to(self.phi[0])
 
     def _pad(self, x: Tensor, circle: Circle) -> Tensor:
@@ -177,14 +177,14 @@ class Transform(nn.Module):
         Raises
         ------
         ValueError
-            If the shapes do not agree, or the audio is of another length or not finite.
+            If the shapes do not agree, or audio or tangents are of another length or not finite.
         """
         if dx.shape[1:] != x.shape:
             raise ValueError(f"expected tangents of shape (K, {str(tuple(x.shape))[1:]}, got {tuple(dx.shape)}")
         with torch.no_grad():
-            stack = torch.cat([x[None], dx])
-            S = self._each(self._rows(stack).unflatten(0, (len(stack), -1)).transpose(0, 1))
-        S = S.transpose(0, 1).reshape(len(stack), *x.shape[:-1], *S.shape[2:])
+            rows = torch.stack([self._rows(x), *(self._rows(along, "tangents") for along in dx)], 1)
+            S = self._each(rows).transpose(0, 1)
+        S = S.reshape(len(S), *x.shape[:-1], *S.shape[2:])
         return S[0], S[1:]
 
     def _each(self, x: Tensor) -> Tensor:
@@ -236,12 +236,12 @@ class Scalogram(Transform):
         Q: int = 12,
         T: int | str = 256,
         padding: str = "zero",
-        sample_rate: float = 1.0,
+        sample_rate: float | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(n_samples, J, Q, T, padding, sample_rate, dtype)
         self.octaves = tuple(self._octave(level, self.circle) for level in sorted(set(self.levels_1)))
-        self.frequencies = np.array([each.xi for each in self.bank_1]) * sample_rate
+        self.frequencies = np.array([each.xi for each in self.bank_1]) * (sample_rate or 1)
 
     def _transform(self, x: Tensor) -> Tensor:
         filtered = self._first_order(x)

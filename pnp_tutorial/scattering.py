@@ -86,7 +86,7 @@ class JTFS(Transform):
         T: int | str = "global",
         F: int | str = 2,
         padding: str = "zero",
-        sample_rate: float = 1.0,
+        sample_rate: float | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(Q, tuple | list) or len(Q) != 2:
@@ -214,10 +214,10 @@ class JTFS(Transform):
         xi_1 = np.array([each.xi for each in self.bank_1] + [np.nan])
         xi_2 = np.array([each.xi for each in self.bank_2] + [np.nan])
         xi_fr = np.array([0.0] + 2 * [each.xi for each in self.bank_fr] + [np.nan])
-        paths["carrier"] = xi_1[paths.n1] * self.sample_rate
+        paths["carrier"] = xi_1[paths.n1] * (self.sample_rate or 1)
         if self.F == "global":  # such a path has no carrier of its own
             paths.loc[paths.n_fr > 0, "carrier"] = np.nan
-        paths["rate"] = xi_2[paths.n2] * self.sample_rate
+        paths["rate"] = xi_2[paths.n2] * (self.sample_rate or 1)
         paths["scale"] = xi_fr[paths.n_fr] * self.Q[0]
         paths["spin"] = paths.spin.astype(float).where((paths.order == 2) & (paths.n_fr > 0))
         return paths
@@ -342,6 +342,7 @@ class LogScattering(nn.Module):
         if not eps > 0:
             raise ValueError(f"expected eps > 0, got {eps}")
         self.transform, self.eps = transform, eps
+        self.sample_rate = getattr(transform, "sample_rate", None)
 
     def forward(self, x: Tensor) -> Tensor:
         return log_compress(self.transform(x), self.eps)

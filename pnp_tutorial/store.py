@@ -223,7 +223,12 @@ def _names(path: str | Path, names: tuple[str, ...]) -> tuple[str, ...]:
     return ("nu", *(name for name in names if name != "nu" and (name == "scalogram" or Path(path, name).exists())))
 
 
-def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("scalogram", "metric")) -> Rows:
+def load(
+    path: str | Path,
+    split: str = "train",
+    names: tuple[str, ...] = ("scalogram", "metric"),
+    n: int | None = None,
+) -> Rows:
     """One split of a data set, in memory, in the order of the store.
 
     Parameters
@@ -232,6 +237,8 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("scal
     split : "train", "validation" or "test"
     names : tuple of str
         What to read besides ν, if it is there: "scalogram", "metric", "features", "curves".
+    n : int, optional
+        So many of the split's sounds, drawn at random; all, if it is not given.
 
     Returns
     -------
@@ -240,12 +247,14 @@ def load(path: str | Path, split: str = "train", names: tuple[str, ...] = ("scal
     Raises
     ------
     ValueError
-        If there is no such split, store or name, or if the store is unfinished or damaged.
+        If there is no such split, store or name, if the store is unfinished or damaged, or has fewer sounds than n.
     OSError
         If the store cannot be read.
     """
     store, rows = finished_rows(path, split)
-    return read_rows(path, store, rows, _names(path, names))
+    if n is not None and n > len(rows):
+        raise ValueError(f"expected at most the {len(rows)} {split} sounds of {path}, got {n}")
+    return read_rows(path, store, rows[drawn(len(rows), n).numpy()], _names(path, names))
 
 
 def in_drawn_order(n: int) -> Tensor:
@@ -253,13 +262,9 @@ def in_drawn_order(n: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
-def drawn(rows: Rows, n: int | None, what: str) -> Rows:
-    """n of some rows, at random; raises ValueError if there are not so many."""
-    if n is None:
-        return rows
-    if n > len(rows.nu):
-        raise ValueError(f"expected at most the {len(rows.nu)} {what}, got {n}")
-    return rows_at(rows, in_drawn_order(len(rows.nu))[:n].sort().values)
+def drawn(n_rows: int, n: int | None) -> Tensor:
+    """Indices of n of some rows, at random, or of all, ascending."""
+    return in_drawn_order(n_rows)[:n].sort().values
 
 
 def rows_at(rows: Rows, places: Tensor | slice) -> Rows:
@@ -269,7 +274,7 @@ def rows_at(rows: Rows, places: Tensor | slice) -> Rows:
 
 def at_most(rows: Rows, n: int, sampling: str) -> Rows:
     """At most n rows that are spread over the box: those of a grid come cell by cell, so that they are drawn."""
-    return drawn(rows, min(n, len(rows.nu)), "rows") if sampling == "grid" else rows_at(rows, slice(n))
+    return rows_at(rows, drawn(len(rows.nu), n) if sampling == "grid" else slice(n))
 
 
 def describe(path: str | Path) -> dict[str, Any]:

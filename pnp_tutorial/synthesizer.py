@@ -387,5 +387,5 @@ def check_domain(
             left = "[" if parameter.name in with_lower_end else "("
             raise ValueError(
                 f"{parameter.name} = {got} {otherwise}: expected a value in {left}{low:g}, {high:g}); "
-                f"the data set has [{parameter.low:g}, {parameter.high:g}]"
+                f"its range is [{parameter.low:g}, {parameter.high:g}]"
             )

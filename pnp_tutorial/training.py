@@ -32,13 +32,13 @@ from .dataset_config import DatasetConfig
 from .encoder import CHECKPOINT, Encoder, load_encoder, refuse_other_scalogram, sought
 from .objective import Batch, Loss, as_batch, first_damping, make_loss
 from .runtime import connect, float64_device, lacks_means, select_device, told
-from .store import drawn, load, open_store, provenance
+from .store import load, open_store, provenance
 from .training_config import TrainingConfig, check
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["Batch", "TrainingConfig", "as_batch", "check", "drawn", "fit", "make_loss", "sought"]
+__all__ = ["Batch", "TrainingConfig", "as_batch", "check", "fit", "make_loss", "sought"]
 
 
 def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
@@ -51,7 +51,7 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
     encoder before that, and a ValueError.
 
     Under torchrun or srun all processes train one encoder; the first of them writes. If one dies, the others give up
-    after ten minutes at the latest, with a RuntimeError.
+    as `runtime.connect` says, with a RuntimeError.
 
     Returns
     -------
@@ -93,6 +93,7 @@ def fit(config: TrainingConfig, progress: bool = True) -> pd.DataFrame:
                 encoder, state.optimizer, setup.loss, batches, damping, config.clip, fabric, bar
             )
             seconds = time.perf_counter() - start
+            _share_statistics(state.network, fabric)
             validation_loss = setup.unit * validate(
                 state.network, setup.loss, setup.validation, setup.batch_size, fabric
             )
@@ -134,6 +135,13 @@ def train_one_epoch(
         total, n_steps = total.to(step_loss.device) + step_loss.detach(), n_steps + 1
         bar.update()
     return float(_all_reduce(total, "mean", fabric)) / n_steps
+
+
+def _share_statistics(network: nn.Module, fabric: "Fabric") -> None:
+    """Give all processes the statistics of batches that the first one has, and that are kept: on CPUs they differ."""
+    if fabric.world_size > 1:
+        for buffer in network.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def validate(network: torch.nn.Module, loss: Loss, rows: Batch, batch_size: int, fabric: "Fabric") -> float:
@@ -216,7 +224,7 @@ def set_up(config: TrainingConfig) -> tuple[Setup, State]:
     names = {"pnp": ("metric",), "spectral": ("features",), "curves": ("curves",)}.get(config.loss, ())
     columns, batches = sought(data, config.known), []
     for split, n in (("train", config.n_train), ("validation", config.n_validation)):
-        rows = drawn(load(config.data, split, ("scalogram", *names)), n, f"{split} sounds of {config.data}")
+        rows = load(config.data, split, ("scalogram", *names), n)
         batches.append(as_batch(rows, columns, config, fabric.device))
     train, validation = batches
     batch_size, world = min(config.batch_size, len(train.nu)), fabric.world_size

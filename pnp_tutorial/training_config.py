@@ -190,9 +190,9 @@ def _refuse_without_meaning(config: TrainingConfig) -> None:
             f"expected a learning rate that falls, got {config.learning_rate:g} and, at the end, "
             f"{config.final_learning_rate:g}"
         )
-    is_damped = config.loss in ("pnp", "curves")
-    if not is_damped and (config.lambda_0 is not None or config.damping_shape != "identity"):
-        raise ValueError(f"expected lambda_0 and damping_shape with the losses pnp and curves only, got {config.loss}")
+    for name in ("damping", "lambda_0", "damping_shape"):
+        if config.loss not in ("pnp", "curves") and getattr(config, name) != getattr(TrainingConfig, name):
+            raise ValueError(f"expected {name} with the losses pnp and curves only, got the loss {config.loss}")
     if "." in config.backbone:
         name = config.backbone.partition(".")[0]
         raise ValueError(f"expected a network without the name of weights, {name!r}, got {config.backbone!r}")

@@ -27,6 +27,26 @@ from pnp_tutorial.runtime import as_stored
 from pnp_tutorial.scalogram import log_compress
 
 
+def test_some_of_the_rows_are_those_of_all(tiny_data):
+    """Drawn, in the order of the store; fewer of them are among more."""
+    whole = load(tiny_data.data)
+    some, fewer = (load(tiny_data.data, n=n) for n in (20, 5))
+    places = [(whole.nu == nu).all(1).nonzero().item() for nu in some.nu]
+    assert places == sorted(places) != list(range(20))
+    for name in ("scalogram", "metric"):
+        assert torch.equal(getattr(some, name), getattr(whole, name)[places])
+    assert all((some.nu == nu).all(1).any() for nu in fewer.nu)
+    with pytest.raises(ValueError, match=f"at most the {len(whole.nu)} train sounds of .*, got 1000000"):
+        load(tiny_data.data, n=10**6)
+
+
+def test_patience_grows_with_what_chunks_take(tiny_data, tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(dataset, "_wait_for_others", lambda path, store, patience_s: waited.append(patience_s))
+    build(replace(tiny_data, data=str(tmp_path / "x.zarr"), n_sounds=10), progress=False, patience_s=1e-3)
+    assert waited[0] > 2e-3
+
+
 def test_rows_are_what_they_say(tiny_data):
     """Recomputed from ν alone, with the drum, the scalogram and the metric of the other chapters."""
     test, synthesizer = load(tiny_data.data, "test"), replace(DRUM, n_samples=tiny_data.n_samples)

@@ -21,12 +21,15 @@ from pnp_tutorial.arpeggiator import ARPEGGIATOR
 from pnp_tutorial.bank import load_bank, save_bank
 from pnp_tutorial.checks import refuse_elsewhere
 from pnp_tutorial.dataset import SPLITS, DatasetConfig, build, describe, draw, ear, load, propose, read_config, verify
+from pnp_tutorial.ears import find_ear
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.evaluation import EvaluationConfig, report
 from pnp_tutorial.match_files import match_files
 from pnp_tutorial.matching import Budget, match
 from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.runtime import load_object, read_tensors, tensor_file
+from pnp_tutorial.scalogram import Scalogram
+from pnp_tutorial.scattering import JTFS, LogScattering
 from pnp_tutorial.synthesizer import Parameter, Synthesizer, differs, sketch
 from pnp_tutorial.training import TrainingConfig, fit
 
@@ -251,6 +254,13 @@ def test_an_ear_for_another_sample_rate_is_refused(whistle):
 
     with pytest.raises(ValueError, match="the ear is for 22050 Hz, and the synthesizer has 16000 Hz"):
         build(DatasetConfig(data="x.zarr", synthesizer=whistle, ear=Ear(), n_sounds=20, J=6, T=128), progress=False)
+
+
+def test_an_ear_of_a_transform_says_its_sample_rate_if_it_was_told():
+    assert find_ear(JTFS(4096, J=8), 4096, 16000.0).sample_rate is None
+    assert find_ear(LogScattering(Scalogram(4096, J=8, sample_rate=16000.0)), 4096, 16000.0)
+    with pytest.raises(ValueError, match="the ear is for 44100 Hz, and the synthesizer has 16000 Hz"):
+        find_ear(LogScattering(JTFS(4096, J=8, sample_rate=44100.0)), 4096, 16000.0)
 
 
 def test_the_papers_two_splits():

@@ -8,9 +8,9 @@ import papers_bank
 import pytest
 import torch
 
-from pnp_tutorial.dataset import SPLITS, Rows, draw
+from pnp_tutorial.dataset import SPLITS, draw
 from pnp_tutorial.drum import DRUM
-from pnp_tutorial.training import drawn
+from pnp_tutorial.store import drawn
 
 
 @pytest.fixture
@@ -44,7 +44,8 @@ def test_the_first_pieces_have_what_a_training_on_few_sounds_draws():
     pieces = papers_bank.drums().split(papers_bank.PIECE)
     assert torch.equal(torch.cat(pieces).sort(dim=0).values, nu.sort(dim=0).values)
     for name, n in (("train", 4096), ("validation", 512)):
-        some = drawn(Rows(nu[split == SPLITS.index(name)], None), n, name).nu
+        rows = nu[split == SPLITS.index(name)]
+        some = rows[drawn(len(rows), n)]
         assert set(map(tuple, some.tolist())) <= set(map(tuple, pieces[0].tolist()))
     assert torch.equal(pieces[9].sort(dim=0).values, nu[split == SPLITS.index("test")].sort(dim=0).values)
     assert [papers_bank.pieces_for(n) for n in (1, 4096, 9136, 9137, 16_384, 32_768, 82_224)] == [1, 1, 1, 2, 2, 4, 9]

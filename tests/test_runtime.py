@@ -39,7 +39,10 @@ def test_files_are_written_together_or_not_at_all(tmp_path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(OSError, match="file"):
         write_atomically({tmp_path / "a": b"1", tmp_path / "file/b": b"2"})
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match="folder"):
+        write_atomically({tmp_path / "a": b"1", tmp_path / "folder": b"2"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
     write_atomically({tmp_path / "a": b"1", tmp_path / "new/b": b"2"})
     assert (tmp_path / "a").read_bytes() + (tmp_path / "new/b").read_bytes() == b"12"
     write_atomically({tmp_path / ("x" * 255): b""})  # the longest name that most systems have

@@ -314,6 +314,17 @@ def test_push_is_forward_mode_differentiation(T, F):
         assert features.push(x, dx[:0])[1].shape == (0, *S.shape)
 
 
+def test_tangents_that_are_not_finite_are_not_taken_for_the_sound():
+    x = torch.ones(2, 4096)
+    dx = torch.zeros(3, 2, 4096)
+    dx[1, 0, 7] = torch.nan
+    jtfs = JTFS(4096, J=8)
+    with pytest.raises(ValueError, match="expected finite tangents, got NaN"):
+        jtfs.push(x, dx)
+    with pytest.raises(ValueError, match="expected finite audio, got NaN"):
+        jtfs.push(dx[1], dx)
+
+
 def test_tangents_at_half_the_rate_lose_nothing():
     """Bands cut at float32's rounding, but computed in float64: what differs is what the halving filter lets pass."""
     jtfs = JTFS(8192, J=10, Q=(8, 1), J_fr=3, dtype=torch.float32).double()

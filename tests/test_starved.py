@@ -16,6 +16,8 @@ ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: 
 LACKS = {
     "memory": MemoryError(),
     "memory, torch": RuntimeError(ALLOCATOR),
+    "memory of a GPU": RuntimeError("CUDA error: out of memory"),
+    "memory of a GPU's library": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
     "memory, C++": RuntimeError("std::bad_alloc"),
     "memory, oneDNN": RuntimeError("could not create a primitive"),
     "memory, loader": ImportError("x.so: failed to map segment from shared object"),

@@ -19,6 +19,7 @@ import torch
 from conftest import as_slurm_starts_them, fields_of
 
 from pnp_tutorial import checkpoint, objective, training, training_config
+from pnp_tutorial.__main__ import main
 from pnp_tutorial.curves import STEPS, curve_form, near_metric
 from pnp_tutorial.damping import damping_matrix, largest_damping
 from pnp_tutorial.dataset import build, ear, load
@@ -251,6 +252,35 @@ def test_two_processes_as_a_user_starts_them(tiny_training, tmp_path):
     alone = fit(replace(config, output_folder=str(tmp_path / "one")), progress=False)
     together = pd.read_json(tmp_path / "metrics.jsonl", lines=True)
     assert together.training_loss[0] == pytest.approx(alone.training_loss[0], rel=0.05)
+
+
+def test_two_processes_validate_the_encoder_that_is_kept(tiny_training, odd_data, tmp_path):
+    """With the statistics of batches of the first one, though each has had other sounds."""
+    config = replace(tiny_training, data=odd_data, loss="parameter", n_epochs=1)
+    config = replace(config, precision="32-true", output_folder=str(tmp_path / "two"))
+    options = [f"--{key}={'null' if value is None else value}" for key, value in fields_of(config).items()]
+    torchrun("-m", "pnp_tutorial", "train", *options)
+    together = pd.read_json(tmp_path / "two/metrics.jsonl", lines=True)
+    setup, state = training.set_up(replace(config, output_folder=str(tmp_path / "one")))
+    kept = torch.load(tmp_path / "two/checkpoint.pt", weights_only=True)
+    state.network.load_state_dict(kept["weights"])
+    alone = training.validate(state.network, setup.loss, setup.validation, setup.batch_size, setup.fabric)
+    assert together.validation_loss[0] == pytest.approx(setup.unit * alone, rel=1e-4)
+
+
+def test_an_error_among_processes_need_not_be_the_end_of_one(tiny_training, monkeypatch, capsys):
+    """What is wrong in one of several processes keeps its traceback."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+
+    def fail(error):
+        monkeypatch.setattr("pnp_tutorial.__main__.fit", lambda *args, **options: (_ for _ in ()).throw(error))
+        return main(["train", f"--data={tiny_training.data}"])
+
+    with pytest.raises(RuntimeError, match="must match the size"):
+        fail(RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"))
+    assert fail(RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:554] Connection closed")) == 2
+    assert fail(torch.distributed.DistBackendError("no answer")) == 2
+    assert capsys.readouterr().err.count("another process has ended or does not answer (") == 2
 
 
 def test_a_peer_that_dies_ends_the_others_with_one_line(tiny_training, tmp_path):
@@ -621,8 +651,9 @@ def test_impossible_runs(tiny_training, change, message):
         ({"loss": "pnp"}, "built without the metric M"),
         ({"loss": "curves"}, "built without curves"),
         ({"final_learning_rate": 1.0}, "a learning rate that falls, got 0.001 and, at the end, 1"),
-        ({"lambda_0": 1.0}, "lambda_0 and damping_shape with the losses pnp and curves only, got parameter"),
-        ({"loss": "mss", "damping_shape": "mean"}, "lambda_0 and damping_shape with .* only, got mss"),
+        ({"lambda_0": 1.0}, "lambda_0 with the losses pnp and curves only, got the loss parameter"),
+        ({"loss": "mss", "damping_shape": "mean"}, "damping_shape with .* only, got the loss mss"),
+        ({"loss": "parameter", "damping": "scheduled"}, "damping with .* only, got the loss parameter"),
         ({"backbone": "efficientnet_b0.ra_in1k"}, "without the name of weights, 'efficientnet_b0', got"),
         ({"backbone": "efficientnet_b0.of_mine"}, "without the name of weights, 'efficientnet_b0', got"),
     ],

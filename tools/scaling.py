@@ -44,7 +44,7 @@ from pnp_tutorial.metric import riemannian_metric, secant_metric
 from pnp_tutorial.runtime import write_results
 from pnp_tutorial.store import in_drawn_order
 from pnp_tutorial.synthesizer import Synthesizer
-from pnp_tutorial.training import TrainingConfig, drawn
+from pnp_tutorial.training import TrainingConfig
 
 SHORTER = 8
 BATCH, STEPS_AN_EPOCH = 64, 64
@@ -342,7 +342,7 @@ def search(prefixes: list[str]) -> None:
         if f"nearest-{n}".startswith(tuple(prefixes)) and not STUDIES["short"].result(f"nearest-{n}").exists():
             path = judged_on("short")
             prepare(path)
-            STUDIES["short"].search(f"nearest-{n}", drawn(load(path, "train", ()), n, "training sounds").nu)
+            STUDIES["short"].search(f"nearest-{n}", load(path, "train", (), n).nu)
 
 
 def train(name: str, config: TrainingConfig) -> None:
