@@ -77,7 +77,7 @@ class DatasetConfig:
     Nothing is checked when it is made: `check` and `build` raise ValueError if it is impossible.
     """
 
-    data: str = "data/drums.zarr"
+    data: str = "data/sounds.zarr"
     synthesizer: Synthesizer = DRUM
     ear: str | Map = "jtfs"
     sampling: Literal["uniform", "grid"] = "uniform"

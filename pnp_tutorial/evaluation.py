@@ -60,7 +60,7 @@ class EvaluationConfig:
     """
 
     encoder: str | None = None
-    data: str = "data/drums.zarr"
+    data: str = "data/sounds.zarr"
     output_folder: str = "runs/evaluation"
     synthesizer: Synthesizer | None = None
     ear: str | Map | None = None

@@ -10,6 +10,7 @@ import torch
 
 from .damping import Shape
 from .dataset_config import DatasetConfig
+from .ears import find_ear
 from .encoder import CHECKPOINT, refuse_unknown_network, sought
 from .losses import root
 from .metric import Map
@@ -97,7 +98,7 @@ class TrainingConfig:
     Nothing is checked when it is made: `check` and `fit` raise ValueError if it is impossible.
     """
 
-    data: str = "data/drums.zarr"
+    data: str = "data/sounds.zarr"
     output_folder: str = "runs/pnp"
     synthesizer: Synthesizer | None = None
     ear: str | Map | None = None
@@ -206,6 +207,8 @@ def _refuse_unfit_data(config: TrainingConfig, data: DatasetConfig) -> None:
         raise ValueError(f"expected a parameter that is not known, got known = {config.known}")
     if config.loss == "pnp" and not data.metric:
         raise ValueError(f"{config.data} was built without the metric M, which the PNP loss needs")
+    if config.loss == "spectral":
+        find_ear(data.ear, data.n_samples, data.synthesizer.sample_rate)
     if config.loss == "mss" and data.n_samples < SHORTEST:
         raise ValueError(f"expected sounds of {SHORTEST} samples or more with the loss mss, got {data.n_samples}")
     if config.loss == "curves" and not data.curves:
