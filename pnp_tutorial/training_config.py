@@ -191,7 +191,7 @@ def _refuse_without_meaning(config: TrainingConfig) -> None:
             f"expected a learning rate that falls, got {config.learning_rate:g} and, at the end, "
             f"{config.final_learning_rate:g}"
         )
-    for name in ("damping", "lambda_0", "damping_shape"):
+    for name in ("lambda_0", "damping_shape"):  # damping has a value for every loss
         if config.loss not in ("pnp", "curves") and getattr(config, name) != getattr(TrainingConfig, name):
             raise ValueError(f"expected {name} with the losses pnp and curves only, got the loss {config.loss}")
     if "." in config.backbone:

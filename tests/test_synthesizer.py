@@ -121,7 +121,7 @@ def test_values_outside_of_a_domain_are_named(value, lower_end):
         check_domain(theta, MIXED.parameters, domain, "will not do", lower_end)
     else:
         left = r"\[" if lower_end else r"\("
-        with pytest.raises(ValueError, match=rf"a = {value:g} will not do: .* {left}-4, 6\); .* has \[-3, 5\]"):
+        with pytest.raises(ValueError, match=rf"a = {value:g} will not do: .* {left}-4, 6\); .* range is \[-3, 5\]"):
             check_domain(theta, MIXED.parameters, domain, "will not do", lower_end)
 
 

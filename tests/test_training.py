@@ -653,7 +653,6 @@ def test_impossible_runs(tiny_training, change, message):
         ({"final_learning_rate": 1.0}, "a learning rate that falls, got 0.001 and, at the end, 1"),
         ({"lambda_0": 1.0}, "lambda_0 with the losses pnp and curves only, got the loss parameter"),
         ({"loss": "mss", "damping_shape": "mean"}, "damping_shape with .* only, got the loss mss"),
-        ({"loss": "parameter", "damping": "scheduled"}, "damping with .* only, got the loss parameter"),
         ({"backbone": "efficientnet_b0.ra_in1k"}, "without the name of weights, 'efficientnet_b0', got"),
         ({"backbone": "efficientnet_b0.of_mine"}, "without the name of weights, 'efficientnet_b0', got"),
     ],
