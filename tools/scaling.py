@@ -142,7 +142,10 @@ FROM_BANK = "data/scaling-full-metric.zarr"  # whose metrics are those of the pa
 ROOTS, OF_M = ("parameter-root", "secant-root"), ("pnp-adaptive", "pnp-root", "trace-root")
 # Numbers of sounds, of steps and of seeds, and the losses: in the order in which they are done.
 PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
-    "full": [(MOST, LONG_RUN, 2, ROOTS), *((n, LONG_RUN, 2, (*ROOTS, *OF_M)) for n in (FEW, MORE, MANY, MOST))],
+    "full": [
+        (MOST, LONG_RUN, 3, ROOTS),
+        *((n, LONG_RUN, 2, (*ROOTS, *OF_M)) for n in (FEW, MORE, MANY, MOST)),
+    ],
     "short": [
         (FEW, SHORT_RUN, 5, tuple(LOSSES)),
         *((n, LONG_RUN, 3, (*ROOTS, *OF_M)) for n in (MORE, MOST)),
