@@ -153,7 +153,7 @@ PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
         (FEW, LONG_RUN, 3, (*ROOTS, "pnp-adaptive")),
     ],
     "diagonal": [
-        (FEW, SHORT_RUN, 3, ("parameter", "parameter-root", "trace", *OF_M)),
+        (FEW, SHORT_RUN, 3, ("parameter", "parameter-root", "trace", "secant-root", *OF_M)),
     ],
 }
 
