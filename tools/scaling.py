@@ -286,9 +286,11 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
         for seed in range(seeds):
             for loss in losses:
                 found[f"{loss}-{n_train}-{n_steps}-{seed}"] = loss, row(drum, loss, n_train, n_steps, seed)
-    if drum == "short":
-        for seed in range(3):
+    for seed in range(3):
+        if drum == "short":
             found |= {f"{name}-{seed}": config for name, config in changed(seed).items()}
+        if drum == "diagonal":  # the secant metric at the rate of M of unit trace: tried after its own was seen
+            found[f"variant-secant-as-trace-{seed}"] = "trace-root", row(drum, "secant-root", FEW, SHORT_RUN, seed)
     return found
 
 
