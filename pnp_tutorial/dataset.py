@@ -263,7 +263,7 @@ def _compute(
     device: torch.device,
     scalogram: Map,
     features: Map,
-    coarse: Map | None,
+    coarse: Map,
     metric: Tensor | None = None,
 ) -> dict[str, np.ndarray]:
     """The rows of one chunk; they depend on nothing outside it, and its M is computed if it is not given."""
@@ -274,9 +274,9 @@ def _compute(
         return synthesizer(nu, torch.float32)
 
     with torch.no_grad():
-        if coarse is not None and config.metric and config.secant_step is not None and metric is None:
+        if config.metric and config.secant_step is not None and metric is None:
             metric = secant_metric(nu, coarse, play, config.secant_step)
-        if coarse is not None and config.curves:
+        if config.curves:
             rows["curves"] = curve_gram(nu, coarse, play, STEPS)
         if config.metric and metric is None:
             x, dx = tangents(nu, lambda nu: heard(synthesizer, nu, device))
@@ -308,7 +308,8 @@ def _in_parallel(
     features = ear(config, device) if is_heard else torch.nn.Identity()
     where = float64_device(device)  # of ν
     is_coarse = config.curves or (config.metric and config.secant_step is not None)
-    coarse = CoarseSpectra(config.n_samples, config.synthesizer.sample_rate).to(where) if is_coarse else None
+    rate = config.synthesizer.sample_rate
+    coarse = CoarseSpectra(config.n_samples, rate).to(where) if is_coarse else torch.nn.Identity()
     with threads(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
         tasks = {
             pool.submit(_compute, nu.to(where), config, device, scalogram, features, coarse, metric): i
