@@ -6,6 +6,8 @@ INSTALLED := .venv/installed
 BOOK := _config.yml _toc.yml $(shell find book/. pnp_tutorial tools -name __pycache__ -prune -o -print)
 JOBS ?= 2
 CHROME ?= $(shell for name in chromium chromium-browser google-chrome; do command -v $$name && break; done)
+# Chromium as Playwright installs it, on Linux and on macOS: it is taken where there is no other.
+PLAYWRIGHT := $(wildcard $(HOME)/.cache/ms-playwright/chromium-* $(HOME)/Library/Caches/ms-playwright/chromium-*)
 COLAB := us-docker.pkg.dev/colab-images/public/cpu-runtime:latest
 SHIPPED := secant-root-82224-7040-0
 ARPEGGIO := constant-0
@@ -48,7 +50,8 @@ test: browser check ## The whole check: lint, types, unit tests, every chapter's
 	$(BIN)/pytest -n $(JOBS) --dist worksteal tests/book
 
 browser:
-	@test -n "$(CHROME)" || { echo "make $(MAKECMDGOALS) needs Chromium or Chrome: sudo apt install chromium," \
+	@test -n "$(CHROME)$(PLAYWRIGHT)" || { echo "make $(MAKECMDGOALS) needs Chromium or Chrome: sudo apt install chromium," \
+	    "or make $(INSTALLED) && $(BIN)/playwright install chromium," \
 	    "or make $(MAKECMDGOALS) CHROME=/path/to/chrome" >&2; exit 1; }
 
 check: $(INSTALLED) ## Lint and types, and the form of the workflows
@@ -111,11 +114,11 @@ bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (
 papers: $(INSTALLED) ## Compute the metrics of the papers' grid that trainings need, piece by piece, for 100 minutes (about ten hours in all)
 	$(BIN)/python tools/papers_bank.py
 
-study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about eighteen hours on two cores)
+study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about nineteen hours on two cores)
 	$(BIN)/python tools/study.py
 	$(BIN)/python tools/study.py --fresh $(foreach s,0 1 2,small-falling-parameter-root-$(s) small-falling-secant-root-$(s))
 
-scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (about twelve hours on two cores)
+scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (fifteen hours on two cores, and more for the metrics of `make papers`)
 	$(BIN)/python tools/scaling.py
 	$(BIN)/python tools/scaling.py --drums short --fresh --rows parameter-root-16384 secant-root-16384 trace-root-16384 pnp-root-16384
 
@@ -141,7 +144,7 @@ recordings: $(INSTALLED) ## Match the recorded drums that are missing from chapt
 	$(BIN)/python tools/recordings_study.py
 	$(BIN)/python tools/recordings_study.py --again
 
-torture: $(INSTALLED) ## Kill, starve and damage the library's work, and feed it rubbish, where that is missing from its results (hours)
+torture: $(INSTALLED) ## Kill, starve and damage the library's work, and feed it rubbish, where that is missing from its results (an hour and a half, as root)
 	$(BIN)/python tools/torture.py
 
 mutants: $(INSTALLED) ## Plant bugs in the modules that are missing from its results, and see whether the tests find them (an hour)
@@ -158,8 +161,8 @@ compat: $(INSTALLED) ## Test with the oldest and the newest versions of all depe
 gpu: $(INSTALLED) ## Measure what this machine's GPU does in a second: metrics, training steps (5 minutes)
 	$(BIN)/python tools/device_benchmark.py pnp_tutorial/results/speed-cuda.json --device cuda
 
-$(INSTALLED): requirements.lock pyproject.toml
-	@for python in python3 python3.14 python3.13 python3.12 python3.11 none; do \
+$(INSTALLED): requirements.lock pyproject.toml pnp_tutorial/__init__.py
+	@for python in python3 python3.13 python3.12 python3.11 none; do \
 	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; done; \
 	test $$python != none || \
 	    { echo "Python 3.11 or later is needed: sudo apt install python3.11 python3.11-venv (or later)" >&2; exit 1; }; \

@@ -7,6 +7,7 @@ import tomllib
 from functools import cache
 from importlib.metadata import packages_distributions
 
+import compat
 import pytest
 from compat import LEFT_OUT, TOOLS
 from packaging.requirements import Requirement
@@ -34,6 +35,16 @@ def imported(path):
             if (folder / f"{name}.py").exists():
                 found = (found - {name}) | imported(folder / f"{name}.py")
     return found
+
+
+def test_nothing_that_could_be_tested_is_no_success(monkeypatch):
+    monkeypatch.setattr(compat, "is_installed", lambda python: False)
+    assert compat.main([], 1) == 1
+    monkeypatch.setattr(compat, "is_installed", lambda python: python == "3.12")
+    monkeypatch.setattr(compat, "install", lambda *_: None)
+    for passes in (True, False):
+        monkeypatch.setattr(compat, "test", lambda *_, passes=passes: passes)
+        assert compat.main([], 1) == (not passes)
 
 
 @pytest.mark.parametrize("path", sorted(TESTS.glob("*.py")), ids=lambda path: path.stem)

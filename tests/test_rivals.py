@@ -64,9 +64,10 @@ def test_a_row_of_random_paths_is_trained_and_tested(tmp_path, monkeypatch):
     short = replace(scaling.data_sets("short")["data/scaling-short-metric.zarr"], data="data/study.zarr", device="cpu")
     short = replace(short, n_sounds=100, metric=False)
     monkeypatch.setattr(Study, "result", lambda self, name: tmp_path / f"{name}.json")
-    monkeypatch.setattr(rows, "N_VALIDATION", 4)
+    for name in ("N_TEST", "N_VALIDATION"):
+        monkeypatch.setattr(rows, name, 4)
     monkeypatch.setattr(study, "prepare", lambda path: build(short, progress=False))
-    few = Study("rivals", "study.yaml", rivals.prepare, sounds=short, n_test=4)
+    few = Study("rivals", "study.yaml", rivals.prepare, sounds=short)
     for name, value in (("RIVALS", few), ("SEEDS", (0,)), ("RATES", (1e-3,))):
         monkeypatch.setattr(rivals, name, value)
     monkeypatch.delitem(rivals.LOSSES, "jtfs")

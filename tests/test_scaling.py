@@ -23,7 +23,7 @@ from pnp_tutorial.evaluation import predict
 from pnp_tutorial.losses import root
 from pnp_tutorial.mss import MSS
 from pnp_tutorial.runtime import as_stored
-from pnp_tutorial.training import TrainingConfig
+from pnp_tutorial.training import TrainingConfig, fit
 
 DONE = {
     (drum, name): pair
@@ -126,9 +126,16 @@ def test_a_search_finds_the_nearest(tmp_path, monkeypatch):
     data = replace(data, secant_step=None, data="data/few.zarr", device="cpu")
     build(data, progress=False)
     monkeypatch.setattr(rows.Study, "result", lambda self, name: tmp_path / f"{name}.json")
-    few = rows.Study("few", "scaling.yaml", lambda path: None, sounds=data, n_test=3)
+    monkeypatch.setattr(rows, "N_TEST", 3)
+    few = rows.Study("few", "scaling.yaml", lambda path: None, sounds=data)
     sought = rows.Judge(few, "test").rows.nu
-    few.search("nearest", torch.cat([data.synthesizer.sample_uniform(70, seed=5), sought]))
+    among = rows.Rows(torch.cat([data.synthesizer.sample_uniform(70, seed=5), sought]))
+    monkeypatch.setattr(
+        rows,
+        "load",
+        lambda path, split="train", names=(), n=None: among if split == "train" else load(path, split, names, n),
+    )
+    few.search("nearest")
     found = few.read("nearest")
     torch.testing.assert_close(torch.tensor(found["nu_hat"]).double(), sought, rtol=1e-3, atol=1e-4)
     assert max(found["jtfs"]) < 1e-2
@@ -169,6 +176,7 @@ def test_fresh_sounds_are_in_no_data_set_and_look_as_a_store_has_them(tmp_path):
 
 def test_rows_are_judged_by_the_sounds_of_today(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rows, "N_TEST", 2)
     data = replace(scaling.data_sets("short")["data/scaling-short-all.zarr"], n_sounds=100, data="few.zarr")
     drum = data.synthesizer
 
@@ -178,32 +186,47 @@ def test_rows_are_judged_by_the_sounds_of_today(tmp_path, monkeypatch):
     for seed, synthesizer in ((0, drum), (1, drum), (1, replace(drum, function=backwards))):
         data = replace(data, metric=False, device="cpu", secant_step=None, seed=seed, synthesizer=synthesizer)
         build(data, progress=False)
-        heard = rows.Judge(rows.Study("few", "scaling.yaml", None, sounds=data, n_test=2), "test")
+        heard = rows.Judge(rows.Study("few", "scaling.yaml", None, sounds=data), "test")
         assert max(heard(heard.rows.nu)["jtfs"]) < 1e-3
         shutil.rmtree("few.zarr")
 
 
 def test_a_row_is_confirmed_with_its_last_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rows, "N_FRESH", 6)
+    for name, n in (("N_FRESH", 6), ("N_TEST", 4), ("N_VALIDATION", 4)):
+        monkeypatch.setattr(rows, name, n)
     monkeypatch.setattr(rows.Study, "result", lambda self, name: tmp_path / f"{name}.json")
     rows.judge.cache_clear()
     data = replace(scaling.data_sets("short")["data/scaling-short-secant.zarr"], n_sounds=100, data="few.zarr")
     data = replace(data, device="cpu")
-    study = rows.Study("few", "scaling.yaml", lambda path: build(data, progress=False), sounds=data, n_test=4)
+    study = rows.Study("few", "scaling.yaml", lambda path: build(data, progress=False), sounds=data)
     config = replace(study.of(TrainingConfig), data="few.zarr", output_folder="row", backbone="test_efficientnet")
     config = replace(config, n_train=64, n_validation=4, n_epochs=2, batch_size=16, device="cpu")
+    study.prepare("few.zarr")
+    fit(config, progress=False)
+    end = torch.load("row/checkpoint.pt", weights_only=True)
+    end["weights"] = {name: 1.5 * values for name, values in end["weights"].items()}  # others than the best
+    torch.save(end, "row/checkpoint.pt")
     study.confirm_all({"row": config})
     row = study.read("fresh-row")
     found = rows.judge(study, "fresh")
     model = load_encoder("row/encoder.safetensors", "cpu", data.synthesizer)
-    model.encoder.load_state_dict(torch.load("row/checkpoint.pt", weights_only=True)["weights"])
+    best = found(predict(model, found.rows))["jtfs"]
+    model.encoder.load_state_dict(end["weights"])
+    assert row["jtfs"] != pytest.approx(best, rel=1e-2)
     assert row["jtfs"] == pytest.approx(found(predict(model, found.rows))["jtfs"], rel=1e-3)
     assert len(row["jtfs"]) == 6
     study.confirm_all({"row": config})
     assert study.read("fresh-row") == row
     with pytest.raises(ValueError, match="fresh-row.json was made with learning_rate"):
         study.confirm_all({"row": replace(config, learning_rate=1e-5)})
+    study.validate_all({"rate-row": config})  # of the same folder
+    row = study.read("rate-row")
+    for split in ("validation", "test"):
+        found = rows.judge(study, split)
+        expected = found(predict(model, found.rows))
+        assert row[split]["jtfs"] == pytest.approx(expected["jtfs"], rel=1e-3)
+        assert len(row[split]["mss"]) == 4
     rows.judge.cache_clear()
 
 

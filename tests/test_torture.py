@@ -1,5 +1,7 @@
 """The trials of `make torture` call a promise kept where it is, and nowhere else."""
 
+import os
+import re
 import resource
 import time
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 import torture
 import torture_damaged
+import torture_starved
 import trials
 from torture_damaged import Reader, outcome
 from trials import Trial
@@ -39,6 +42,7 @@ def test_a_reader_that_hangs_breaks_its_promise_whatever_it_says(tmp_path, monke
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
+@pytest.mark.skipif(not trials.STATM.exists(), reason="only Linux tells what a process takes")
 def test_memory_is_limited_to_a_little_more():
     before = trials.limit_memory(2**28)
     try:
@@ -47,6 +51,35 @@ def test_memory_is_limited_to_a_little_more():
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert len(bytearray(2**29)) == 2**29
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (
+            "pnp match: [Errno 13] Permission denied: '/tmp/a-1/b/out/c'",
+            "pnp match: [Errno 13] Permission denied: '…/c'",
+        ),
+        ("not enough memory (/a/.venv/lib/b.so: failed)", "not enough memory (…/b.so: failed)"),
+        ("too many open files: 'data.zarr/done/c/4'", "too many open files: 'data.zarr/done/c/4'"),
+    ],
+)
+def test_places_of_a_machine_are_not_kept(said, kept):
+    assert torture_starved.without_places(said) == kept
+
+
+def test_no_result_names_a_place_of_a_machine():
+    for path in trials.RESULTS.parent.rglob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"[^\w.](/home|/root|/tmp|/work|/usr|/Users)/", text), path
+
+
+def test_starved_trials_want_root_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(torture, "RESULTS", tmp_path)
+    monkeypatch.setattr(torture, "do", lambda *_: pytest.fail("work"))
+    with pytest.raises(SystemExit, match="expected root, .* got user 1000"):
+        torture.main(["starved"])
 
 
 def test_a_trial_is_done_once_and_says_whether_all_was_kept(tmp_path, monkeypatch, capsys):

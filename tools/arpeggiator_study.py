@@ -47,7 +47,8 @@ STUDY = Study("arpeggiator", "arpeggiator_study.yaml", prepare)
 def tuning(losses: Collection[str] = LOSSES) -> dict[str, TrainingConfig]:
     """Short runs of losses at every learning rate."""
     base = replace(STUDY.of(TrainingConfig), n_epochs=2)
-    return STUDY.short_runs(base, {loss: LOSSES[loss] for loss in LOSSES if loss in losses}, RATES)
+    runs = {f"tune-{loss}-{{}}": replace(base, **change) for loss, change in LOSSES.items() if loss in losses}
+    return STUDY.at_rates(runs, RATES)
 
 
 def rows() -> dict[str, tuple[str, TrainingConfig]]:
@@ -68,7 +69,6 @@ def main(prefixes: list[str]) -> None:
 
     named, short = rows(), tuning()
     refuse_unknown(prefixes, [*named, *short])
-    prepare(STUDY.data.data)
     STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
     if those(named):
         STUDY.do_constant()

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from repository import ROOT
+from repository import ROOT, path_argument
 from torch import Tensor
 from torch.profiler import profile
 from tqdm import tqdm
@@ -297,4 +297,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(path_argument(__doc__, "file of the results"))

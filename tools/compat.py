@@ -76,6 +76,8 @@ def main(asked: list[str], jobs: int) -> int:
                 verdicts[name] = "FAILED: it cannot be installed"
     for name, verdict in verdicts.items():
         print(f"{name}: {verdict}")
+    if "passed" not in verdicts.values():
+        return 1
     return 1 if any(verdict.startswith("FAILED") for verdict in verdicts.values()) else 0
 
 

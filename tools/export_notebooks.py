@@ -9,7 +9,6 @@ file cannot translate is an error, so that no raw mark-up reaches a reader.
 
 import os
 import re
-import sys
 from functools import cache
 from pathlib import Path
 from textwrap import indent
@@ -19,7 +18,7 @@ import jupytext
 import nbformat
 import yaml
 from pybtex.database import parse_file
-from repository import ROOT, repository_url
+from repository import ROOT, path_argument, repository_url
 
 BOOK = ROOT / "book"
 ADMONITIONS = ["admonition", "note", "tip", "important", "warning"]
@@ -268,4 +267,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(path_argument(__doc__, "folder of the notebooks"))

@@ -21,6 +21,7 @@ import torch
 import torch._dynamo  # noqa: F401  (PyTorch would load it when forward mode is first used: 160 MB that are no growth)
 from benchmark import floor, forget_peak, peak_bytes
 from measured import about
+from repository import path_argument
 from tqdm import tqdm
 
 from pnp_tutorial.drum import DRUM, rectangular_drum
@@ -127,4 +128,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         print(json.dumps(measure(sys.argv[1], json.loads(sys.argv[2]))))
     else:
-        main(Path(sys.argv[1]))
+        main(path_argument(__doc__, "file of the results"))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmark import forget_peak, peak_bytes
 from measured import about, chord
+from repository import path_argument
 
 from pnp_tutorial.runtime import write_results
 
@@ -72,4 +73,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
     else:
-        main(Path(sys.argv[1]))
+        main(path_argument(__doc__, "file of the results"))

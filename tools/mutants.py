@@ -156,10 +156,12 @@ def run(copy: Path, tests: list[str], limit: int = 3600) -> int | None:
     """Exit status of pytest: 0 if all tests passed; None if they took longer than `limit` seconds of a processor."""
     process = CONTEXT.Process(target=pytest_in, args=(copy, tests, limit))
     process.start()
-    process.join(WAIT * limit)
-    if process.exitcode is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.join()
+    try:
+        process.join(WAIT * limit)
+    finally:  # also if somebody interrupts, which a group of its own does not hear
+        if process.exitcode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
     return None if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL) else process.exitcode
 
 
@@ -207,9 +209,9 @@ def results() -> dict[str, dict[str, Any]]:
 def judge(name: str, line: str, verdict: str) -> None:
     """Keep what is said of the survivors of a line."""
     kept = results()
-    judged = [survivor for survivor in kept[name]["survivors"] if survivor["line"] == int(line)]
+    judged = [each for each in kept.get(name, {"survivors": []})["survivors"] if str(each["line"]) == line]
     if not judged:
-        raise ValueError(f"no bug of line {line} of {name} has survived")
+        raise SystemExit(f"no bug of line {line} of {name} has survived")
     for survivor in judged:
         survivor["verdict"] = verdict
     write_results(RESULTS, kept, indent=1)
@@ -236,4 +238,6 @@ if __name__ == "__main__":
     if arguments.verdict:
         judge(*arguments.verdict)
         sys.exit()
+    if unknown := set(arguments.modules) - set(TESTS):
+        parser.error(f"expected modules of {', '.join(TESTS)}, got {', '.join(sorted(unknown))}")
     sys.exit(main(arguments.modules, arguments.sample))

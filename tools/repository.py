@@ -1,5 +1,8 @@
-"""Where the book is published, which the publishing workflow knows and nothing hard-codes; and at which commit."""
+"""Where the book is published, which the publishing workflow knows and nothing hard-codes; at which commit; and a path
+that a tool is given.
+"""
 
+import argparse
 import os
 import subprocess
 from pathlib import Path
@@ -13,6 +16,13 @@ def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, encoding="utf-8").stdout.strip()
     except FileNotFoundError:
         return ""
+
+
+def path_argument(about: str | None, meaning: str) -> Path:
+    """The one argument of a command line, a path, which is described by the first paragraph of `about`."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n\n")[0])
+    parser.add_argument("path", type=Path, help=meaning)
+    return parser.parse_args().path
 
 
 def commit() -> str | None:

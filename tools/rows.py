@@ -1,9 +1,10 @@
 """What the studies have in common: rows, each of them a training and its test, that are done once and kept as JSON.
 
-A row is written to pnp_tutorial/results/<study> once it is done; a row that is there with the same configuration is not
-done again, and one that was interrupted goes on where it stopped. As many rows are trained side by side, in one thread
-each, as torch has threads: on two cores that is nearly twice as fast as one row after another, and on a GPU the small
-steps of one leave room for those of others.
+A row is written to pnp_tutorial/results/<study> once it is done, with its history, its predictions and their distances;
+one that chooses a setting has distances only, on validation and test sounds. A row that is there with the same
+configuration is not done again, and one that was interrupted goes on where it stopped. As many rows are trained side by
+side, in one thread each, as torch has threads: on two cores that is nearly twice as fast as one row after another, and
+on a GPU the small steps of one leave room for those of others.
 """
 
 import io
@@ -59,7 +60,7 @@ def modern(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Study:
-    """Some rows on one data set.
+    """Some rows that are tested on the same sounds.
 
     `prepare` builds a data set, given its path, unless it is there. `to_nu` makes ν of what an encoder predicts, if a
     data set has other coordinates. `sounds` is the data set on whose sounds rows are tested, and whose synthesizer all
@@ -71,7 +72,6 @@ class Study:
     prepare: Callable[[str], None]
     to_nu: Callable[[Tensor, TrainingConfig], Tensor] = _unchanged
     sounds: DatasetConfig | None = None
-    n_test: int = N_TEST
 
     @property
     def runs(self) -> Path:
@@ -94,7 +94,7 @@ class Study:
     @property
     def splits(self) -> dict[str, int]:
         """How many sounds rows are judged on."""
-        return {"validation": N_VALIDATION, "test": self.n_test, "fresh": N_FRESH}
+        return {"validation": N_VALIDATION, "test": N_TEST, "fresh": N_FRESH}
 
     @property
     def device(self) -> torch.device:
@@ -119,16 +119,12 @@ class Study:
             made["precision"] = training.get("precision", "32-true")  # what "auto" came to
         refuse_difference(made, config, f"{self.result(name)} was made", ("output_folder", "device"))
 
-    def short_runs(
-        self, base: TrainingConfig, losses: Mapping[str, Mapping[str, Any]], rates: Sequence[float]
-    ) -> dict[str, TrainingConfig]:
-        """Runs of every loss, which differs from `base` as is given, at every learning rate."""
-        runs = {
-            f"tune-{loss}-{rate:g}": replace(base, **change, learning_rate=rate)
-            for loss, change in losses.items()
-            for rate in rates
+    def at_rates(self, rows: Mapping[str, TrainingConfig], rates: Sequence[float]) -> dict[str, TrainingConfig]:
+        """Every row at every learning rate, which takes the place of {} in its name."""
+        named = {
+            name.format(f"{rate:g}"): replace(row, learning_rate=rate) for name, row in rows.items() for rate in rates
         }
-        return self.in_folders(runs)
+        return self.in_folders(named)
 
     def tuned(self, loss: str, rates: Sequence[float]) -> float:
         """The learning rate whose short run came closest to the validation sounds, in mean JTFS distance."""
@@ -165,31 +161,44 @@ class Study:
 
     def confirm(self, name: str, config: TrainingConfig) -> None:
         """Test the last weights of a row on fresh sounds, once; train them again if they are gone."""
-        print(f"fresh-{name}", flush=True)
+        print(name, flush=True)
         model = self.trained(config)
         take_last_weights(model, config)
         heard = judge(self, "fresh")
         made = {"training": model.metadata["training"], "seed": FRESH_SEED}
         found = heard(self.to_nu(predict(model, heard.rows), config))
         row = {**made, "jtfs": found["jtfs"], "mss": found["mss"]}
-        write_results(self.result(f"fresh-{name}"), row)
+        write_results(self.result(name), row)
 
     def confirm_all(self, named: Mapping[str, TrainingConfig]) -> None:
         """Test those rows on fresh sounds that have not been."""
-        for name, config in named.items():
-            fresh_name = f"fresh-{name}"
-            if self.result(fresh_name).exists() and "training" in self.read(fresh_name):  # older ones do not say
-                self.refuse_other_settings(fresh_name, config)
-        missing = {name: config for name, config in named.items() if not self.result(f"fresh-{name}").exists()}
-        self.on_data(self.confirm, missing, "fresh")
+        self.on_data(self.confirm, self.missing({f"fresh-{name}": config for name, config in named.items()}), "fresh")
 
     def do_all(self, named: Mapping[str, TrainingConfig]) -> None:
         """Do the rows that are missing, side by side."""
+        self.on_data(self.do, self.missing(named), "validation", "test")
+
+    def validate_all(self, named: Mapping[str, TrainingConfig]) -> None:
+        """Do those that are missing of rows that choose settings, side by side."""
+        self.on_data(self.validate, self.missing(named), "validation", "test")
+
+    def validate(self, name: str, config: TrainingConfig) -> None:
+        """Train a row; judge its last weights on validation sounds, which choose settings, and on test sounds."""
+        print(name, flush=True)
+        model, found = self.trained(config), {}
+        take_last_weights(model, config)
+        for split in ("validation", "test"):
+            heard = judge(self, split)
+            distances = heard(self.to_nu(predict(model, heard.rows), config))
+            found[split] = {key: distances[key] for key in ("jtfs", "mss")}
+        write_results(self.result(name), {"training": model.metadata["training"], **found})
+
+    def missing(self, named: Mapping[str, TrainingConfig]) -> dict[str, TrainingConfig]:
+        """The rows that are not done; raises ValueError if one was done with another configuration."""
         for name, config in named.items():
-            if self.result(name).exists():
+            if self.result(name).exists() and "training" in self.read(name):  # older tests on fresh sounds do not say
                 self.refuse_other_settings(name, config)
-        missing = {name: config for name, config in named.items() if not self.result(name).exists()}
-        self.on_data(self.do, missing, "validation", "test")
+        return {name: config for name, config in named.items() if not self.result(name).exists()}
 
     def on_data(
         self, work: Callable[[str, TrainingConfig], None], named: Mapping[str, TrainingConfig], *splits: str
@@ -202,14 +211,17 @@ class Study:
     def do_constant(self) -> None:
         """The floor: one ν, whatever the sound."""
         if not self.result("constant").exists():
+            self.prepare(self.data.data)
             heard, train = judge(self, "test"), at_most(load(self.data.data, names=()), 256, self.data.sampling)
             nu = best_constant(train.nu.to(self.device), heard.features, heard.play, progress=True).cpu()
             write_results(self.result("constant"), heard(nu.expand_as(heard.rows.nu)))
 
-    def search(self, name: str, nu: Tensor) -> None:
-        """What needs no network, either: for each test sound, that of ν (n, …) whose features are nearest."""
+    def search(self, name: str, n: int | None = None) -> None:
+        """What needs no network, either: for each test sound, that of n for training whose features are nearest."""
         if self.result(name).exists():
             return
+        self.prepare(self.data.data)
+        nu = load(self.data.data, names=(), n=n).nu
         heard, parts = judge(self, "test"), nu.to(self.device).split(8)
         with torch.no_grad(), tqdm(total=len(parts), desc=name) as bar:
 
@@ -296,7 +308,8 @@ class Judge:
         if len(self.rows.nu) < n_sounds:
             raise ValueError(f"expected {n_sounds} {split} sounds in {data.data}, got {len(self.rows.nu)}")
         heard_by = {"sketch": sketch(data.synthesizer), "ear": ear_sketch(self.features, data.synthesizer, self.device)}
-        path = study.runs / f"features-{split}-{n_sounds}-{seal({**as_stored(data), **heard_by})[:8]}.pt"
+        drawn = {"seed": FRESH_SEED} if split == "fresh" else {}
+        path = study.runs / f"features-{split}-{n_sounds}-{seal({**as_stored(data), **heard_by, **drawn})[:8]}.pt"
         if not path.exists():
             with torch.no_grad():
                 S = [self.features(self.play(some)).cpu() for some in self.rows.nu.to(self.device).split(8)]

@@ -12,11 +12,12 @@ There are three drums, each with a jittered grid of its own:
 
 A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
 and so the same first weights and batches. Rows "validated-…", "inner-…" and "other-…" have other validation or training
-sounds, "together-…" all three counts of the papers, and "variant-…" one change of a loss. In rows "after-…", of the
-short drum, losses that a CPU cannot afford from random weights, and others beside them, take over where the root of
-P-loss has ended. In "nearest-…" there is a search in so many sounds, and no network. Rows of full length with M are
-done as far as pieces of the papers' bank are there (tools/papers_bank.py). What a row is, and how it is kept:
-tools/rows.py.
+sounds, "together-…" all three counts of the papers, and "variant-…" one change of a loss. Rows "rate-…" are all the
+rates of a loss in runs that are as long as its rows: they say whether shorter ones chose well. Rows "delta-…" have
+other Δ. In rows "after-…", of the short drum, losses that a CPU cannot afford from random weights, and others beside
+them, take over where the root of P-loss has ended. In "nearest-…" there is a search in so many sounds, and no network.
+Rows of full length with M are done as far as pieces of the papers' bank are there (tools/papers_bank.py). What a row
+is, and how it is kept: tools/rows.py.
 """
 
 import argparse
@@ -56,8 +57,12 @@ CONSTANT = {0.02: 450.0, SECANT_STEP: 300.0, 0.1: 200.0, 0.2: 100.0}
 CONSTANT_OF_M = 5000.0
 BEGINNING = 442_312.0  # λ of the schedule in its first epoch, with the secant metric of every sound
 RATES = (3e-3, 1e-2, 3e-2)  # that are tried for each loss
-BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no row is chosen by it
+BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no row has it but rows "rate-…"
 TUNING_STEPS = 320
+# the drums and losses whose rates are judged by runs that are as long as their rows, too
+RATED = dict.fromkeys(("short", "diagonal"), ("parameter-root", "secant-root", "trace-root"))
+# Δ that are tried for short drums, beside those of LOSSES
+DELTAS = {"parameter-root": (0.0125, 0.2), "secant-root": (0.005, 0.08)}
 
 FEW, MORE, MANY, MOST = 4096, 16_384, 32_768, 82_224  # training sounds: of the other rows, and of the papers
 # sounds of the grid whose metric M is computed, and whose curves; for as many sounds as the papers', M of all
@@ -143,7 +148,7 @@ ROOTS, OF_M = ("parameter-root", "secant-root"), ("pnp-adaptive", "pnp-root", "t
 # Numbers of sounds, of steps and of seeds, and the losses: in the order in which they are done.
 PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
     "full": [
-        (MOST, LONG_RUN, 3, ROOTS),
+        *((n, LONG_RUN, 3, ROOTS) for n in (MOST, FEW)),
         *((n, LONG_RUN, 2, (*ROOTS, *OF_M)) for n in (FEW, MORE, MANY, MOST)),
     ],
     "short": [
@@ -166,10 +171,15 @@ def shorter(name: str, synthesizer: Synthesizer) -> Synthesizer:
     return replace(synthesizer, name=name, parameters=parameters, n_samples=synthesizer.n_samples // SHORTER)
 
 
+def ten_modes(*options: Any, **more: Any) -> Tensor:
+    """The drum's modes m₁ = m₂: a function, and no `partial`, which another process would take for another one."""
+    return rectangular_drum(*options, **more, diagonal=True)
+
+
 DRUMS = {
     "full": DRUM,
     "short": shorter("short_drum", DRUM),
-    "diagonal": shorter("diagonal_drum", replace(DRUM, function=partial(rectangular_drum, diagonal=True))),
+    "diagonal": shorter("diagonal_drum", replace(DRUM, function=ten_modes)),
 }
 
 
@@ -311,11 +321,25 @@ def changed(seed: int) -> dict[str, tuple[str, TrainingConfig]]:
 
 def tuning(drum: str, losses: Collection[str]) -> dict[str, TrainingConfig]:
     """Short runs of losses at every learning rate."""
+    runs = {f"tune-{loss}-{{}}": row(drum, loss, FEW, TUNING_STEPS, 0) for loss in LOSSES if loss in losses}
+    return STUDIES[drum].at_rates(runs, (*RATES, BEYOND))
+
+
+def rated(drum: str) -> dict[str, TrainingConfig]:
+    """Rows of the losses that decide, at every learning rate."""
+    seeds = [(loss, seed) for seed in range(3) for loss in RATED.get(drum, ())]
+    rows = {f"rate-{loss}-{{}}-{seed}": row(drum, loss, FEW, SHORT_RUN, seed) for loss, seed in seeds}
+    return STUDIES[drum].at_rates(rows, (*RATES, BEYOND))
+
+
+def smoothed(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
+    """Rows of the short drum with other Δ."""
     return {
-        f"tune-{loss}-{rate:g}": replace(row(drum, loss, FEW, TUNING_STEPS, 0), learning_rate=rate)
-        for loss in LOSSES
-        if loss in losses
-        for rate in (*RATES, BEYOND)
+        f"delta-{loss}-{delta:g}-{seed}": (loss, row(drum, loss, FEW, SHORT_RUN, seed, root=delta))
+        for seed in range(3)
+        for loss, deltas in DELTAS.items()
+        for delta in deltas
+        if drum == "short"
     }
 
 
@@ -336,7 +360,7 @@ def take_over(prefixes: list[str]) -> None:
     study, rows, firsts = STUDIES["short"], takeovers(), named("short")
     wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
     missing = {first for name, (first, _) in wanted.items() if not study.result(name).exists()}
-    study.do_all(study.in_folders(tuning("short", {firsts[first][0] for first in missing})))
+    study.do_all(tuning("short", {firsts[first][0] for first in missing}))
     study.on_data(train, study.with_rates({first: firsts[first] for first in missing}, RATES), "test")
     study.do_all(study.in_folders({name: config for name, (_, config) in wanted.items()}))
 
@@ -344,10 +368,8 @@ def take_over(prefixes: list[str]) -> None:
 def search(prefixes: list[str]) -> None:
     """What needs no network: of each short test sound, the nearest of as many sounds as rows are trained on."""
     for n in SEARCHED:
-        if f"nearest-{n}".startswith(tuple(prefixes)) and not STUDIES["short"].result(f"nearest-{n}").exists():
-            path = judged_on("short")
-            prepare(path)
-            STUDIES["short"].search(f"nearest-{n}", load(path, "train", (), n).nu)
+        if f"nearest-{n}".startswith(tuple(prefixes)):
+            STUDIES["short"].search(f"nearest-{n}", n)
 
 
 def train(name: str, config: TrainingConfig) -> None:
@@ -363,17 +385,21 @@ def train(name: str, config: TrainingConfig) -> None:
 
 
 def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
-    names = [name for drum in drums for name in named(drum)]
+    names = [name for drum in drums for name in (*named(drum), *rated(drum), *smoothed(drum))]
     names += [*takeovers(), *(f"nearest-{n}" for n in SEARCHED)] if "short" in drums else []
     refuse_unknown(prefixes, names)
+
+    def those(rows: dict[str, Any]) -> dict[str, Any]:
+        return {name: row for name, row in rows.items() if name.startswith(tuple(prefixes))}
+
     for drum in drums:
-        study, rows = STUDIES[drum], named(drum)
-        wanted = ready({name: rows[name] for name in rows if name.startswith(tuple(prefixes))})
-        study.do_all(study.in_folders(tuning(drum, {loss for loss, _ in wanted.values()})))
+        study, wanted, others = STUDIES[drum], ready(those(named(drum))), those(smoothed(drum))
+        study.do_all(tuning(drum, {loss for loss, _ in (wanted | others).values()}))
         tuned = study.with_rates(wanted, RATES)
         study.do_all(tuned)
         if fresh:
             study.confirm_all(tuned)
+        study.validate_all(those(rated(drum)) | study.with_rates(others, RATES))
         if drum == "short":
             take_over(prefixes)
             search(prefixes)
@@ -383,6 +409,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drums", nargs="+", choices=list(DRUMS), default=list(DRUMS))
     parser.add_argument("--rows", nargs="+", default=[""], help="beginnings of their names")
-    parser.add_argument("--fresh", action="store_true", help="test them on fresh sounds, too, but for rows after-…")
+    parser.add_argument(
+        "--fresh", action="store_true", help="test rows on fresh sounds, too, but for rate-…, delta-… and after-…"
+    )
     arguments = parser.parse_args()
     main(arguments.drums, arguments.rows, arguments.fresh)

@@ -96,6 +96,8 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
 DECIDING = ("parameter", "adaptive", "scheduled", "trace", "secant", "average-scheduled")
 DECIDING += ("parameter-root", "pnp-root", "trace-root", "secant-root")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+# Whose rates are judged by whole trainings, too: that of short runs, and its neighbours.
+RATED, RATED_AT = ("parameter-root", "secant-root"), (1e-3, 3e-3, 1e-2)
 
 # Rows that are trained once more, on a CPU: a GPU's row beside a CPU's shows what another machine changes.
 AGAIN = ("parameter-cpu-0", "small-falling-parameter-cpu-1")
@@ -104,7 +106,8 @@ AGAIN = ("parameter-cpu-0", "small-falling-parameter-cpu-1")
 def tuning(losses: Collection[str] = LOSSES) -> dict[str, TrainingConfig]:
     """Short runs of losses at every learning rate."""
     base = replace(STUDY.of(TrainingConfig), **SMALL, n_epochs=5)
-    return STUDY.short_runs(base, {loss: LOSSES[loss] for loss in LOSSES if loss in losses}, RATES)
+    runs = {f"tune-{loss}-{{}}": replace(base, **change) for loss, change in LOSSES.items() if loss in losses}
+    return STUDY.at_rates(runs, RATES)
 
 
 def rows() -> dict[str, tuple[str, TrainingConfig]]:
@@ -124,6 +127,13 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
         loss, config = named[name.replace("-cpu", "")]
         named[name] = loss, replace(config, device="cpu")
     return named
+
+
+def rated() -> dict[str, TrainingConfig]:
+    """Small rows, with a rate that falls, of the losses that decide, at each of some learning rates."""
+    named, seeds = rows(), [(loss, seed) for seed in SEEDS for loss in RATED]
+    of_seeds = {f"rate-{loss}-{{}}-{seed}": named[f"small-falling-{loss}-{seed}"][1] for loss, seed in seeds}
+    return STUDY.at_rates(of_seeds, RATED_AT)
 
 
 def build_copy(path: str, nu: Tensor, metric: Tensor) -> None:
@@ -194,13 +204,13 @@ def main(prefixes: list[str], fresh: bool = False) -> None:
     def those(names: Iterable[str]) -> list[str]:
         return [name for name in names if name.startswith(wanted)]
 
-    named, short = rows(), tuning()
-    refuse_unknown(prefixes, [*named, *short])
-    prepare(STUDY.data.data)
+    named, short, at_rates = rows(), tuning(), rated()
+    refuse_unknown(prefixes, [*named, *short, *at_rates])
     STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
+    STUDY.validate_all({name: at_rates[name] for name in those(at_rates)})
     if those(named):
         STUDY.do_constant()
-        STUDY.search("nearest", load(STUDY.data.data, names=()).nu)
+        STUDY.search("nearest")
         tuned = STUDY.with_rates({name: named[name] for name in those(named)}, RATES)
         STUDY.do_all(tuned)
         if fresh:
@@ -210,6 +220,6 @@ def main(prefixes: list[str], fresh: bool = False) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("prefixes", nargs="*", help="beginnings of rows' names")
-    parser.add_argument("--fresh", action="store_true", help="test them on fresh sounds, too")
+    parser.add_argument("--fresh", action="store_true", help="test them on fresh sounds, too, but for rows rate-…")
     arguments = parser.parse_args()
     main(arguments.prefixes, arguments.fresh)

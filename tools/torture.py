@@ -7,6 +7,7 @@ A trial is done once, and its figures are kept as JSON in pnp_tutorial/results/t
 commit; delete a file to do its trial again. The exit status tells whether all promises were kept.
 """
 
+import os
 import sys
 
 import torch
@@ -40,9 +41,11 @@ def main(prefixes: list[str]) -> int:
     torch.set_num_threads(1)  # what is compared bit for bit is computed in one
     broken = []
     refuse_unknown(prefixes, named())
-    for file, (part, name, trial) in named().items():
-        if not file.startswith(tuple(prefixes) or ("",)):
-            continue
+    wanted = {file: trial for file, trial in named().items() if file.startswith(tuple(prefixes) or ("",))}
+    missing = [file for file in wanted if not (RESULTS / f"{file}.json").exists()]
+    if any(wanted[file][0] == "starved" for file in missing) and os.geteuid():
+        raise SystemExit(f"expected root, which mounts disks for the starved trials, got user {os.geteuid()}")
+    for file, (part, name, trial) in wanted.items():
         path = RESULTS / f"{file}.json"
         row = read_results(path) if path.exists() else do(file, part, name, trial)
         print(f"{file}: {row['kept']} of {row['trials']} kept, {row['seconds']:.0f} s", flush=True)

@@ -373,6 +373,8 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", help=f"of {', '.join(KINDS)}; all, if none is given")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="of processor time, of each kind")
     arguments = parser.parse_args()
+    if unknown := set(arguments.kinds) - set(KINDS):
+        parser.error(f"expected kinds of {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
     broken = 0
     for name in arguments.kinds or KINDS:
         trial = TRIALS[name]._replace(run=partial(read_rubbish, name, arguments.minutes))

@@ -8,6 +8,7 @@ and ends with the files of that run when it is called again with all it needs.
 import ctypes
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -164,6 +165,11 @@ def undisturbed(name: str) -> tuple[Results, float]:
     return COMMANDS[name].results(folder), time.monotonic() - begun
 
 
+def without_places(said: str) -> str:
+    """What was said, with the last part only of every path of this machine."""
+    return re.sub(r"(?<![\w.])/[^\s'\"]*/", "…/", said)
+
+
 class Figures:
     """Of a trial: how many times each command was starved, and kept its promise."""
 
@@ -177,9 +183,9 @@ class Figures:
         count["trials"] += 1
         count["kept"] += not fault
         if fault:
-            self.broken.append(f"{name}: {fault}")
+            self.broken.append(f"{name}: {without_places(fault)}")
         if reason:
-            self.reasons.add(reason[:200])
+            self.reasons.add(without_places(reason)[:200])
 
     def sum(self) -> dict[str, Any]:
         whole = {key: sum(count[key] for count in self.counts.values()) for key in ("trials", "kept")}

@@ -12,6 +12,7 @@ from repository import ROOT
 from pnp_tutorial.runtime import write_results
 
 RESULTS = ROOT / "pnp_tutorial/results/torture"
+STATM = Path("/proc/self/statm")  # what this process takes, in pages
 
 
 class Trial(NamedTuple):
@@ -38,8 +39,13 @@ def do(file: str, part: str, name: str, trial: Trial) -> dict[str, Any]:
 
 
 def limit_memory(more: int) -> tuple[int, int]:
-    """Let this process take so many bytes more than it has; returns its limits of before."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+    """Let this process take so many bytes more than it has, if the system says how much that is: Linux does.
+
+    Returns its limits of before.
+    """
     before = resource.getrlimit(resource.RLIMIT_AS)
+    if not STATM.exists():
+        return before
+    pages = int(STATM.read_text(encoding="utf-8").split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, before[1]))
     return before

@@ -35,8 +35,8 @@ def do_all(
 ) -> None:
     """Do work(*job) for every job, in as many processes, each of which calls `begin` first.
 
-    A job that fails leaves the others alone. Its traceback is printed at once, and when all have ended, SystemExit
-    names those that failed.
+    A job that fails leaves the others alone, unless its process dies with it. Its traceback is printed at once, and
+    when all have ended, SystemExit names those that failed.
     """
     failed = []
     pool = ProcessPoolExecutor(n_processes, multiprocessing.get_context("spawn"), begin)
