@@ -34,6 +34,7 @@ STEPS = {"parameter": 256, "pnp": 256, "mss": 64, "spectral": 64}  # the papers'
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 PRODUCTS = {"float32": "highest", "TF32": "high"}  # torch's names for how float32 is multiplied
 N_EXACT = 8  # sounds whose features and metrics are also taken in float64
+N_BUILT = 1024  # sounds of the data set that is built to time it
 SECONDS = 1.0  # of each measurement
 
 
@@ -149,7 +150,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
-    parser.add_argument("--n_sounds", type=int, default=1024, help="of the data set that is built to time it")
     arguments = parser.parse_args()
-    main(arguments.path, DatasetConfig(device=arguments.device), arguments.batches, arguments.n_sounds)
+    main(arguments.path, DatasetConfig(device=arguments.device), list(BATCHES), N_BUILT)
