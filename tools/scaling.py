@@ -12,12 +12,12 @@ There are three drums, each with a jittered grid of its own:
 
 A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
 and so the same first weights and batches. Rows "validated-…", "inner-…" and "other-…" have other validation or training
-sounds, "together-…" all three counts of the papers, and "variant-…" one change of a loss. Rows "rate-…" are all the
-rates of a loss in runs that are as long as its rows: they say whether shorter ones chose well. Rows "delta-…" have
-other Δ. In rows "after-…", of the short drum, losses that a CPU cannot afford from random weights, and others beside
-them, take over where the root of P-loss has ended. In "nearest-…" there is a search in so many sounds, and no network.
-Rows of full length with M are done as far as pieces of the papers' bank are there (tools/papers_bank.py). What a row
-is, and how it is kept: tools/rows.py.
+sounds, "together-…" all three counts of the papers, and "variant-…" one change of a loss. Rows "rate-…" have every rate
+that a loss may get, in runs that are as long as its rows: they say whether shorter ones chose well. In rows "after-…",
+of the short drum, losses that a CPU cannot afford from random weights, and others beside them, take over where the root
+of P-loss has ended. In "nearest-…" there is a search in so many sounds, and no network. Rows of full length with M are
+done as far as pieces of the papers' bank are there (tools/papers_bank.py). What a row is, and how it is kept:
+tools/rows.py.
 """
 
 import argparse
@@ -57,12 +57,10 @@ CONSTANT = {0.02: 450.0, SECANT_STEP: 300.0, 0.1: 200.0, 0.2: 100.0}
 CONSTANT_OF_M = 5000.0
 BEGINNING = 442_312.0  # λ of the schedule in its first epoch, with the secant metric of every sound
 RATES = (3e-3, 1e-2, 3e-2)  # that are tried for each loss
-BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no row has it but rows "rate-…"
+BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no row is chosen by it
 TUNING_STEPS = 320
 # the drums and losses whose rates are judged by runs that are as long as their rows, too
 RATED = dict.fromkeys(("short", "diagonal"), ("parameter-root", "secant-root", "trace-root"))
-# Δ that are tried for short drums, beside those of LOSSES
-DELTAS = {"parameter-root": (0.0125, 0.2), "secant-root": (0.005, 0.08)}
 
 FEW, MORE, MANY, MOST = 4096, 16_384, 32_768, 82_224  # training sounds: of the other rows, and of the papers
 # sounds of the grid whose metric M is computed, and whose curves; for as many sounds as the papers', M of all
@@ -148,7 +146,7 @@ ROOTS, OF_M = ("parameter-root", "secant-root"), ("pnp-adaptive", "pnp-root", "t
 # Numbers of sounds, of steps and of seeds, and the losses: in the order in which they are done.
 PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
     "full": [
-        *((n, LONG_RUN, 3, ROOTS) for n in (MOST, FEW)),
+        (MOST, LONG_RUN, 3, ROOTS),
         *((n, LONG_RUN, 2, (*ROOTS, *OF_M)) for n in (FEW, MORE, MANY, MOST)),
     ],
     "short": [
@@ -329,18 +327,7 @@ def rated(drum: str) -> dict[str, TrainingConfig]:
     """Rows of the losses that decide, at every learning rate."""
     seeds = [(loss, seed) for seed in range(3) for loss in RATED.get(drum, ())]
     rows = {f"rate-{loss}-{{}}-{seed}": row(drum, loss, FEW, SHORT_RUN, seed) for loss, seed in seeds}
-    return STUDIES[drum].at_rates(rows, (*RATES, BEYOND))
-
-
-def smoothed(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
-    """Rows of the short drum with other Δ."""
-    return {
-        f"delta-{loss}-{delta:g}-{seed}": (loss, row(drum, loss, FEW, SHORT_RUN, seed, root=delta))
-        for seed in range(3)
-        for loss, deltas in DELTAS.items()
-        for delta in deltas
-        if drum == "short"
-    }
+    return STUDIES[drum].at_rates(rows, RATES)
 
 
 def takeovers() -> dict[str, tuple[str, TrainingConfig]]:
@@ -385,7 +372,7 @@ def train(name: str, config: TrainingConfig) -> None:
 
 
 def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
-    names = [name for drum in drums for name in (*named(drum), *rated(drum), *smoothed(drum))]
+    names = [name for drum in drums for name in (*named(drum), *rated(drum))]
     names += [*takeovers(), *(f"nearest-{n}" for n in SEARCHED)] if "short" in drums else []
     refuse_unknown(prefixes, names)
 
@@ -393,13 +380,13 @@ def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
         return {name: row for name, row in rows.items() if name.startswith(tuple(prefixes))}
 
     for drum in drums:
-        study, wanted, others = STUDIES[drum], ready(those(named(drum))), those(smoothed(drum))
-        study.do_all(tuning(drum, {loss for loss, _ in (wanted | others).values()}))
+        study, wanted = STUDIES[drum], ready(those(named(drum)))
+        study.do_all(tuning(drum, {loss for loss, _ in wanted.values()}))
         tuned = study.with_rates(wanted, RATES)
         study.do_all(tuned)
         if fresh:
             study.confirm_all(tuned)
-        study.validate_all(those(rated(drum)) | study.with_rates(others, RATES))
+        study.validate_all(those(rated(drum)))
         if drum == "short":
             take_over(prefixes)
             search(prefixes)
@@ -410,7 +397,7 @@ if __name__ == "__main__":
     parser.add_argument("--drums", nargs="+", choices=list(DRUMS), default=list(DRUMS))
     parser.add_argument("--rows", nargs="+", default=[""], help="beginnings of their names")
     parser.add_argument(
-        "--fresh", action="store_true", help="test rows on fresh sounds, too, but for rate-…, delta-… and after-…"
+        "--fresh", action="store_true", help="test rows on fresh sounds, too, but for rate-… and after-…"
     )
     arguments = parser.parse_args()
     main(arguments.drums, arguments.rows, arguments.fresh)

@@ -96,8 +96,14 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
 DECIDING = ("parameter", "adaptive", "scheduled", "trace", "secant", "average-scheduled")
 DECIDING += ("parameter-root", "pnp-root", "trace-root", "secant-root")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-# Whose rates are judged by whole trainings, too: that of short runs, and its neighbours.
-RATED, RATED_AT = ("parameter-root", "secant-root"), (1e-3, 3e-3, 1e-2)
+# Roots that are trained whole at other rates, too: those above that of the short runs, for which whole trainings of
+# short drums were better.
+RATED = {
+    "parameter-root": (3e-3, 1e-2, 3e-2),
+    "secant-root": (3e-3, 1e-2, 3e-2),
+    "pnp-root": (1e-2,),
+    "trace-root": (1e-2,),
+}
 
 # Rows that are trained once more, on a CPU: a GPU's row beside a CPU's shows what another machine changes.
 AGAIN = ("parameter-cpu-0", "small-falling-parameter-cpu-1")
@@ -131,9 +137,12 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
 
 def rated() -> dict[str, TrainingConfig]:
     """Small rows, with a rate that falls, of the losses that decide, at each of some learning rates."""
-    named, seeds = rows(), [(loss, seed) for seed in SEEDS for loss in RATED]
-    of_seeds = {f"rate-{loss}-{{}}-{seed}": named[f"small-falling-{loss}-{seed}"][1] for loss, seed in seeds}
-    return STUDY.at_rates(of_seeds, RATED_AT)
+    named, found = rows(), {}
+    for seed in SEEDS:
+        for loss, rates in RATED.items():
+            row = named[f"small-falling-{loss}-{seed}"][1]
+            found |= STUDY.at_rates({f"rate-{loss}-{{}}-{seed}": row}, rates)
+    return found
 
 
 def build_copy(path: str, nu: Tensor, metric: Tensor) -> None:
