@@ -114,7 +114,7 @@ bank: $(INSTALLED) ## Compute the drums and metrics that ship with the package (
 papers: $(INSTALLED) ## Compute the metrics of the papers' grid that trainings need, piece by piece, for 100 minutes (about ten hours in all)
 	$(BIN)/python tools/papers_bank.py
 
-study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about nineteen hours on two cores)
+study: $(INSTALLED) ## Train and test every row of chapter 8's study that is missing (about twenty hours on two cores)
 	$(BIN)/python tools/study.py
 	$(BIN)/python tools/study.py --fresh $(foreach s,0 1 2,small-falling-parameter-root-$(s) small-falling-secant-root-$(s))
 

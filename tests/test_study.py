@@ -16,6 +16,7 @@ from pnp_tutorial.bank import WEIGHTS, shipped
 from pnp_tutorial.drum import DRUM
 from pnp_tutorial.encoder import load_encoder
 from pnp_tutorial.runtime import read_results
+from pnp_tutorial.training import TrainingConfig
 
 ROWS = study.rows() | {name: (None, config) for name, config in study.tuning().items()}
 DONE = [name for name in ROWS if study.STUDY.result(name).exists()]
@@ -26,18 +27,21 @@ def test_no_row_is_missing():
     assert all(study.STUDY.result(name).exists() for name in ("constant", "nearest"))
 
 
+def today(name: str) -> TrainingConfig:
+    """A row with the learning rate that was best."""
+    loss, config = ROWS[name]
+    return study.with_rates({name: (loss, config)})[name] if loss else config
+
+
 def test_rows_differ_and_have_folders_of_their_own():
-    configs = study.STUDY.with_rates(study.rows(), study.RATES) | study.tuning()
+    configs = study.with_rates(study.rows()) | study.tuning()
     assert len({replace(config, output_folder="") for config in configs.values()}) == len(ROWS)
     assert len({config.output_folder for config in configs.values()}) == len(ROWS)
 
 
 @pytest.mark.parametrize("name", DONE)
 def test_results_were_made_with_the_configuration_of_today(name):
-    """And with the learning rate that was best."""
-    loss, config = ROWS[name]
-    row = study.STUDY.read(name)
-    config = replace(config, learning_rate=study.STUDY.tuned(loss, study.RATES)) if loss else config
+    row, config = study.STUDY.read(name), today(name)
     study.STUDY.refuse_other_settings(name, config)
     assert Path(row["training"]["config"]["data"]).name == Path(config.data).name
     assert len(row["history"]) == config.n_epochs
@@ -48,6 +52,10 @@ def test_results_were_made_with_the_configuration_of_today(name):
 VALIDATED = [
     *((study.STUDY, *row) for row in study.rated().items()),
     *((scaling.STUDIES[drum], *row) for drum in scaling.DRUMS for row in scaling.rated(drum).items()),
+    *(
+        (scaling.STUDIES["short"], *row)
+        for row in scaling.STUDIES["short"].with_rates(scaling.smoothed(), scaling.RATES).items()
+    ),
 ]
 
 
@@ -63,19 +71,23 @@ def test_fresh_results_are_of_the_rows_of_today():
     fresh = [path.stem for path in study.STUDY.result("fresh-*").parent.glob("fresh-*.json")]
     assert len(fresh) == 6
     for name in fresh:
-        loss, config = ROWS[name.removeprefix("fresh-")]
-        study.STUDY.refuse_other_settings(name, replace(config, learning_rate=study.STUDY.tuned(loss, study.RATES)))
+        study.STUDY.refuse_other_settings(name, today(name.removeprefix("fresh-")))
         assert len(study.STUDY.read(name)["mss"]) == 2000
 
 
-def test_a_row_wants_the_short_runs_of_its_own_loss(monkeypatch):
+def test_a_row_wants_the_runs_of_its_own_loss_that_choose_its_rate(monkeypatch):
     """And not those of losses whose names go on."""
     done = []
-    monkeypatch.setattr(study.Study, "do_all", lambda self, named: done.append(list(named)))
+    monkeypatch.setattr(study.Study, "do_all", lambda self, named: done.append(list(named)) if named else None)
+    monkeypatch.setattr(study.Study, "validate_all", study.Study.do_all)
     monkeypatch.setattr(study.Study, "do_constant", lambda self: None)
     monkeypatch.setattr(study.Study, "search", lambda self, name: None)
     study.main(["small-parameter-0"])
     assert done == [[f"tune-parameter-{rate:g}" for rate in study.RATES], ["small-parameter-0"]]
+    done.clear()
+    study.main(["small-falling-secant-0", "small-falling-average-scheduled-4"])
+    whole = [f"rate-secant-{rate:g}-0" for rate in study.WHOLE_RATES]
+    assert done == [whole, ["small-falling-secant-0", "small-falling-average-scheduled-4"]]
     done.clear()
     scaling.main(["diagonal"], ["parameter-4096-1280-0"], False)
     rates = (*scaling.RATES, scaling.BEYOND)

@@ -7,11 +7,11 @@ What a row is, and how it is kept: tools/rows.py. The losses keep the learning r
 """
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from rows import Study, refuse_unknown
+from rows import Row, Study, beginning, refuse_unknown
 
 from pnp_tutorial.dataset import build
 from pnp_tutorial.training import TrainingConfig
@@ -51,7 +51,7 @@ def tuning(losses: Collection[str] = LOSSES) -> dict[str, TrainingConfig]:
     return STUDY.at_rates(runs, RATES)
 
 
-def rows() -> dict[str, tuple[str, TrainingConfig]]:
+def rows() -> dict[str, Row]:
     """The rows in the order in which they are done: loss, and configuration without a learning rate."""
     base = STUDY.of(TrainingConfig)
     return {
@@ -62,17 +62,13 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
 
 
 def main(prefixes: list[str]) -> None:
-    wanted = tuple(prefixes) or ("",)
-
-    def those(names: Iterable[str]) -> list[str]:
-        return [name for name in names if name.startswith(wanted)]
-
     named, short = rows(), tuning()
     refuse_unknown(prefixes, [*named, *short])
-    STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
-    if those(named):
+    wanted = beginning(named, prefixes)
+    STUDY.do_all(beginning(short, prefixes) | tuning({loss for loss, _ in wanted.values()}))
+    if wanted:
         STUDY.do_constant()
-        STUDY.do_all(STUDY.with_rates({name: named[name] for name in those(named)}, RATES))
+        STUDY.do_all(STUDY.with_rates(wanted, RATES))
 
 
 if __name__ == "__main__":

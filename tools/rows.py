@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +46,15 @@ from pnp_tutorial.training import TrainingConfig, fit
 
 N_VALIDATION, N_TEST = 128, 512  # sounds on which learning rates are chosen, and rows are compared
 N_FRESH, FRESH_SEED = 2000, 2029  # sounds by which nothing was chosen
+
+Kind = TypeVar("Kind")
+Runs = Callable[[str, float], list[str]]  # names of the runs by which a loss and a learning rate are judged
+Row = tuple[str, TrainingConfig]  # the loss whose learning rate it has, and its configuration without one
+
+
+def short_runs(loss: str, rate: float) -> list[str]:
+    """Names of the runs by which a learning rate is judged, unless a study has others."""
+    return [f"tune-{loss}-{rate:g}"]
 
 
 def _unchanged(nu_hat: Tensor, config: TrainingConfig) -> Tensor:
@@ -126,16 +135,21 @@ class Study:
         }
         return self.in_folders(named)
 
-    def tuned(self, loss: str, rates: Sequence[float]) -> float:
-        """The learning rate whose short run came closest to the validation sounds, in mean JTFS distance."""
-        return min(rates, key=lambda rate: np.mean(self.read(f"tune-{loss}-{rate:g}")["jtfs"]))
+    def tuned(self, loss: str, rates: Sequence[float], runs: Runs = short_runs) -> float:
+        """The learning rate whose runs came closest to the validation sounds, in mean JTFS distance."""
+
+        def distance(rate: float) -> float:
+            done = [self.read(name) for name in runs(loss, rate)]
+            return float(np.mean([row.get("validation", row)["jtfs"] for row in done]))
+
+        return min(rates, key=distance)
 
     def with_rates(
-        self, rows: Mapping[str, tuple[str, TrainingConfig]], rates: Sequence[float]
+        self, rows: Mapping[str, Row], rates: Sequence[float], runs: Runs = short_runs
     ) -> dict[str, TrainingConfig]:
-        """Rows of losses, each with the learning rate that its short runs found best for its loss."""
+        """Rows of losses, each with the learning rate that runs found best for its loss."""
         return self.in_folders(
-            {name: replace(row, learning_rate=self.tuned(loss, rates)) for name, (loss, row) in rows.items()}
+            {name: replace(row, learning_rate=self.tuned(loss, rates, runs)) for name, (loss, row) in rows.items()}
         )
 
     def trained(self, config: TrainingConfig) -> AudioEncoder:
@@ -240,6 +254,11 @@ def refuse_unknown(prefixes: Collection[str], names: Collection[str]) -> None:
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             raise SystemExit(f"expected beginnings of rows' names, such as {min(names)!r}, got {prefix!r}")
+
+
+def beginning(rows: Mapping[str, Kind], prefixes: Collection[str]) -> dict[str, Kind]:
+    """The rows whose names begin so, or all of them."""
+    return {name: row for name, row in rows.items() if not prefixes or name.startswith(tuple(prefixes))}
 
 
 def side_by_side(

@@ -13,11 +13,11 @@ There are three drums, each with a jittered grid of its own:
 A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
 and so the same first weights and batches. Rows "validated-…", "inner-…" and "other-…" have other validation or training
 sounds, "together-…" all three counts of the papers, and "variant-…" one change of a loss. Rows "rate-…" have every rate
-that a loss may get, in runs that are as long as its rows: they say whether shorter ones chose well. In rows "after-…",
-of the short drum, losses that a CPU cannot afford from random weights, and others beside them, take over where the root
-of P-loss has ended. In "nearest-…" there is a search in so many sounds, and no network. Rows of full length with M are
-done as far as pieces of the papers' bank are there (tools/papers_bank.py). What a row is, and how it is kept:
-tools/rows.py.
+that a loss may get, in runs that are as long as its rows: they say whether shorter ones chose well. Rows "delta-…", of
+the short drum, have other Δ. In rows "after-…", of the short drum, losses that a CPU cannot afford from random weights,
+and others beside them, take over where the root of P-loss has ended. In "nearest-…" there is a search in so many
+sounds, and no network. Rows of full length with M are done as far as pieces of the papers' bank are there
+(tools/papers_bank.py). What a row is, and how it is kept: tools/rows.py.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import papers_bank
 import random_paths  # noqa: F401  # the ear "paths"
 import torch
 import zarr
-from rows import Study, judge, refuse_unknown, take_last_weights
+from rows import Row, Study, beginning, judge, refuse_unknown, take_last_weights
 from torch import Tensor
 from tqdm import tqdm
 
@@ -61,6 +61,9 @@ BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no ro
 TUNING_STEPS = 320
 # the drums and losses whose rates are judged by runs that are as long as their rows, too
 RATED = dict.fromkeys(("short", "diagonal"), ("parameter-root", "secant-root", "trace-root"))
+
+# Δ that are tried for short drums, beside those of LOSSES, a quarter and four times as large
+DELTAS = {"parameter-root": (0.0125, 0.2), "secant-root": (0.005, 0.08)}
 
 FEW, MORE, MANY, MOST = 4096, 16_384, 32_768, 82_224  # training sounds: of the other rows, and of the papers
 # sounds of the grid whose metric M is computed, and whose curves; for as many sounds as the papers', M of all
@@ -206,7 +209,7 @@ def pieces(config: TrainingConfig) -> int:
     return papers_bank.pieces_for(config.n_train) if config.data == FROM_BANK else 0
 
 
-def ready(rows: dict[str, tuple[str, TrainingConfig]]) -> dict[str, tuple[str, TrainingConfig]]:
+def ready(rows: dict[str, Row]) -> dict[str, Row]:
     """Those rows whose pieces of the papers' bank are there; the others are named."""
     waiting = {name: n for name, (_, config) in rows.items() if (n := pieces(config)) > papers_bank.n_there()}
     for name, n in waiting.items():
@@ -287,7 +290,7 @@ def row(drum: str, loss: str, n_train: int, n_steps: int, seed: int, **change: A
     return replace(config, **(LOSSES.get(loss, {}) | change))
 
 
-def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
+def named(drum: str) -> dict[str, Row]:
     """The rows of a drum, in the order in which they are done: loss, and configuration without a learning rate."""
     found = {}
     for n_train, n_steps, seeds, losses in PLAN[drum]:
@@ -302,7 +305,7 @@ def named(drum: str) -> dict[str, tuple[str, TrainingConfig]]:
     return found
 
 
-def changed(seed: int) -> dict[str, tuple[str, TrainingConfig]]:
+def changed(seed: int) -> dict[str, Row]:
     """Rows of the short drum with other validation or training sounds, or with one change of a loss."""
     few, adaptive = partial(row, "short", n_train=FEW, n_steps=SHORT_RUN, seed=seed), "pnp-adaptive"
     other = {loss: f"data/scaling-short-{'inner' if loss in OF_M else 'all'}.zarr" for loss in (*ROOTS, *OF_M)}
@@ -330,6 +333,22 @@ def rated(drum: str) -> dict[str, TrainingConfig]:
     return STUDIES[drum].at_rates(rows, RATES)
 
 
+def smoothed() -> dict[str, Row]:
+    """Rows of the short drum with other Δ."""
+    return {
+        f"delta-{loss}-{delta:g}-{seed}": (loss, row("short", loss, FEW, SHORT_RUN, seed, root=delta))
+        for seed in range(3)
+        for loss, deltas in DELTAS.items()
+        for delta in deltas
+    }
+
+
+def with_rates(drum: str, rows: dict[str, Row]) -> dict[str, TrainingConfig]:
+    """Rows with the learning rates that short runs choose, which are done if they are missing."""
+    STUDIES[drum].do_all(tuning(drum, {loss for loss, _ in rows.values()}))
+    return STUDIES[drum].with_rates(rows, RATES)
+
+
 def takeovers() -> dict[str, tuple[str, TrainingConfig]]:
     """The rows of the short drum in which a loss takes over: the row whose encoder goes on, and with what."""
     found = {}
@@ -344,19 +363,16 @@ def takeovers() -> dict[str, tuple[str, TrainingConfig]]:
 
 def take_over(prefixes: list[str]) -> None:
     """Do the rows in which a loss takes over; what they begin with is trained again if it is gone."""
-    study, rows, firsts = STUDIES["short"], takeovers(), named("short")
-    wanted = {name: rows[name] for name in rows if name.startswith(tuple(prefixes))}
+    study, wanted, firsts = STUDIES["short"], beginning(takeovers(), prefixes), named("short")
     missing = {first for name, (first, _) in wanted.items() if not study.result(name).exists()}
-    study.do_all(tuning("short", {firsts[first][0] for first in missing}))
-    study.on_data(train, study.with_rates({first: firsts[first] for first in missing}, RATES), "test")
+    study.on_data(train, with_rates("short", {first: firsts[first] for first in missing}), "test")
     study.do_all(study.in_folders({name: config for name, (_, config) in wanted.items()}))
 
 
 def search(prefixes: list[str]) -> None:
     """What needs no network: of each short test sound, the nearest of as many sounds as rows are trained on."""
-    for n in SEARCHED:
-        if f"nearest-{n}".startswith(tuple(prefixes)):
-            STUDIES["short"].search(f"nearest-{n}", n)
+    for name, n in beginning({f"nearest-{n}": n for n in SEARCHED}, prefixes).items():
+        STUDIES["short"].search(name, n)
 
 
 def train(name: str, config: TrainingConfig) -> None:
@@ -373,21 +389,17 @@ def train(name: str, config: TrainingConfig) -> None:
 
 def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
     names = [name for drum in drums for name in (*named(drum), *rated(drum))]
-    names += [*takeovers(), *(f"nearest-{n}" for n in SEARCHED)] if "short" in drums else []
+    names += [*smoothed(), *takeovers(), *(f"nearest-{n}" for n in SEARCHED)] if "short" in drums else []
     refuse_unknown(prefixes, names)
-
-    def those(rows: dict[str, Any]) -> dict[str, Any]:
-        return {name: row for name, row in rows.items() if name.startswith(tuple(prefixes))}
-
     for drum in drums:
-        study, wanted = STUDIES[drum], ready(those(named(drum)))
-        study.do_all(tuning(drum, {loss for loss, _ in wanted.values()}))
-        tuned = study.with_rates(wanted, RATES)
+        study, wanted = STUDIES[drum], ready(beginning(named(drum), prefixes))
+        tuned = with_rates(drum, wanted)
         study.do_all(tuned)
         if fresh:
             study.confirm_all(tuned)
-        study.validate_all(those(rated(drum)))
+        study.validate_all(beginning(rated(drum), prefixes))
         if drum == "short":
+            study.validate_all(with_rates(drum, beginning(smoothed(), prefixes)))
             take_over(prefixes)
             search(prefixes)
 
@@ -395,9 +407,9 @@ def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--drums", nargs="+", choices=list(DRUMS), default=list(DRUMS))
-    parser.add_argument("--rows", nargs="+", default=[""], help="beginnings of their names")
+    parser.add_argument("--rows", nargs="+", default=[], help="beginnings of their names")
     parser.add_argument(
-        "--fresh", action="store_true", help="test rows on fresh sounds, too, but for rate-… and after-…"
+        "--fresh", action="store_true", help="test rows on fresh sounds, too, but for rate-…, delta-… and after-…"
     )
     arguments = parser.parse_args()
     main(arguments.drums, arguments.rows, arguments.fresh)

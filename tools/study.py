@@ -10,14 +10,14 @@ What a row is, and how it is kept: tools/rows.py.
 import argparse
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import zarr
-from rows import Study, refuse_unknown
+from rows import Row, Study, beginning, refuse_unknown
 from torch import Tensor
 
 from pnp_tutorial.bank import load_bank
@@ -45,7 +45,7 @@ SHAPES: dict[str, tuple[Map, Map]] = {
 FLATTEST = 0.01
 ALPHA = DRUM.names.index("alpha")
 
-# What is compared, and in what it differs from the settings. Each has its own learning rate.
+# What is compared, and in what it differs from the settings. Each has its own learning rate, by short runs.
 LOSSES: dict[str, dict[str, Any]] = {
     "parameter": {"loss": "parameter"},
     "pnp": {"loss": "pnp"},
@@ -63,8 +63,8 @@ LOSSES: dict[str, dict[str, Any]] = {
 # With the paper's encoder, with unknown and known pitch. The secant metric is damped by a schedule: where the adaptive
 # rule keeps going back to a lucky epoch, what the low rates of the last epochs bring does not add up.
 MAIN: dict[str, dict[str, Any]] = {"parameter": {}, "pnp": {}, "secant": {"damping": "scheduled"}, "mss": {}}
-FALLING = {"final_learning_rate": 1e-4}  # of these; the learning rate of most others is constant, as the paper's
-# The small rows: of which loss, and in what they differ from it.
+FALLING = {"final_learning_rate": 1e-4}  # of these; the learning rate of the next ones is constant, as the paper's
+# The small rows at a constant rate: of which loss, and in what they differ from it.
 DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-parameter": ("parameter", {}),
     "small-undamped": ("pnp", UNDAMPED),
@@ -77,33 +77,23 @@ DAMPINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "small-secant": ("secant", {}),
     "small-secant-undamped": ("secant", UNDAMPED),
     "small-constant-1e7": ("pnp", {"damping": "constant", "lambda_0": 1e7}),
-    # the learning rate falls: what that is worth, and which damping then serves
-    "small-falling-parameter": ("parameter", FALLING),
-    "small-falling-adaptive": ("pnp", FALLING),
-    "small-falling-scheduled": ("pnp", {**FALLING, "damping": "scheduled"}),
-    "small-falling-secant": ("secant", {**FALLING, "damping": "scheduled"}),
-    "small-falling-secant-adaptive": ("secant", FALLING),
-    # one quadratic form for all sounds, the mean of their secant metrics
-    "small-falling-average-scheduled": ("secant", {**FALLING, "damping": "scheduled", "data": MEAN}),
-    "small-falling-parameter-root": ("parameter-root", FALLING),
-    "small-falling-secant-root": ("secant-root", FALLING),
-    "small-falling-pnp-root": ("pnp-root", FALLING),
-    "small-falling-trace": ("trace", FALLING),
-    "small-falling-trace-root": ("trace-root", FALLING),
     "small-log-undamped": ("pnp", {**UNDAMPED, "data": "data/study-log.zarr"}),
     "small-inverse-undamped": ("pnp", {**UNDAMPED, "data": "data/study-inverse.zarr"}),
 }
-DECIDING = ("parameter", "adaptive", "scheduled", "trace", "secant", "average-scheduled")
-DECIDING += ("parameter-root", "pnp-root", "trace-root", "secant-root")
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-# Roots that are trained whole at other rates, too: those above that of the short runs, for which whole trainings of
-# short drums were better.
-RATED = {
-    "parameter-root": (3e-3, 1e-2, 3e-2),
-    "secant-root": (3e-3, 1e-2, 3e-2),
-    "pnp-root": (1e-2,),
-    "trace-root": (1e-2,),
+# The small rows whose learning rate falls, on which verdicts rest: each loss has its own, by whole trainings.
+DECIDING: dict[str, dict[str, Any]] = {
+    "parameter": LOSSES["parameter"],
+    "adaptive": LOSSES["pnp"],
+    "scheduled": {**LOSSES["pnp"], "damping": "scheduled"},
+    "secant": {**LOSSES["secant"], "damping": "scheduled"},
+    **{loss: LOSSES[loss] for loss in ("trace", "parameter-root", "secant-root", "pnp-root", "trace-root")},
 }
+# With the rate of the secant metric: with the adaptive rule; and one quadratic form for all sounds, the mean of their
+# secant metrics.
+AS_SECANT = {"secant-adaptive": LOSSES["secant"], "average-scheduled": {**DECIDING["secant"], "data": MEAN}}
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of short runs
+WHOLE_RATES = (3e-3, 1e-2, 3e-2)
+RATED_MORE = ("parameter-root", "secant-root")  # by three seeds at each rate, for the first verdict rests on them
 
 # Rows that are trained once more, on a CPU: a GPU's row beside a CPU's shows what another machine changes.
 AGAIN = ("parameter-cpu-0", "small-falling-parameter-cpu-1")
@@ -116,14 +106,18 @@ def tuning(losses: Collection[str] = LOSSES) -> dict[str, TrainingConfig]:
     return STUDY.at_rates(runs, RATES)
 
 
-def rows() -> dict[str, tuple[str, TrainingConfig]]:
+def rows() -> dict[str, Row]:
     """The rows of the tables, in the order in which they are done: loss, and configuration without a learning rate."""
     base = STUDY.of(TrainingConfig)
     named = {}
     for seed in SEEDS + MORE_SEEDS:
+        for name, change in (DECIDING | AS_SECANT).items():
+            if seed in SEEDS or name != "secant-adaptive":
+                loss = "secant" if name in AS_SECANT else name
+                named[f"small-falling-{name}-{seed}"] = loss, replace(base, **SMALL, **FALLING, **change, seed=seed)
+    for seed in SEEDS:
         for name, (loss, change) in DAMPINGS.items():
-            if seed in SEEDS or name.removeprefix("small-falling-") in DECIDING:
-                named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **(LOSSES[loss] | change), seed=seed)
+            named[f"{name}-{seed}"] = loss, replace(base, **SMALL, **(LOSSES[loss] | change), seed=seed)
     for seed in SEEDS:
         for known in ((), ("log_omega",)):
             for loss, change in MAIN.items():
@@ -135,14 +129,37 @@ def rows() -> dict[str, tuple[str, TrainingConfig]]:
     return named
 
 
+def whole_runs(loss: str, rate: float) -> list[str]:
+    """Names of the whole trainings by which a learning rate is judged."""
+    return [f"rate-{loss}-{rate:g}-{seed}" for seed in (SEEDS if loss in RATED_MORE else SEEDS[:1])]
+
+
 def rated() -> dict[str, TrainingConfig]:
-    """Small rows, with a rate that falls, of the losses that decide, at each of some learning rates."""
-    named, found = rows(), {}
-    for seed in SEEDS:
-        for loss, rates in RATED.items():
-            row = named[f"small-falling-{loss}-{seed}"][1]
-            found |= STUDY.at_rates({f"rate-{loss}-{{}}-{seed}": row}, rates)
-    return found
+    """Small rows, with a rate that falls, of the losses that decide, at every learning rate."""
+    named = rows()
+    runs = [(loss, seed) for seed in SEEDS for loss in DECIDING if seed == SEEDS[0] or loss in RATED_MORE]
+    at = {f"rate-{loss}-{{}}-{seed}": named[f"small-falling-{loss}-{seed}"][1] for loss, seed in runs}
+    return STUDY.at_rates(at, WHOLE_RATES)
+
+
+def by_runs(named: dict[str, Row]) -> tuple[dict[str, Row], dict[str, Row]]:
+    """The rows whose rate short runs choose, and those whose rate whole trainings do."""
+    whole = {name: row for name, row in named.items() if name.startswith("small-falling-")}
+    return {name: row for name, row in named.items() if name not in whole}, whole
+
+
+def choose_rates(named: dict[str, Row]) -> None:
+    """Do the runs that choose the rates of rows."""
+    short, whole = by_runs(named)
+    choosing = {run for loss, _ in whole.values() for rate in WHOLE_RATES for run in whole_runs(loss, rate)}
+    STUDY.do_all(tuning({loss for loss, _ in short.values()}))
+    STUDY.validate_all({name: run for name, run in rated().items() if name in choosing})
+
+
+def with_rates(named: dict[str, Row]) -> dict[str, TrainingConfig]:
+    """The rows with the learning rates that runs have chosen."""
+    short, whole = by_runs(named)
+    return STUDY.with_rates(short, RATES) | STUDY.with_rates(whole, WHOLE_RATES, whole_runs)
 
 
 def build_copy(path: str, nu: Tensor, metric: Tensor) -> None:
@@ -208,19 +225,15 @@ STUDY = Study("study", "study.yaml", prepare, to_nu)
 
 
 def main(prefixes: list[str], fresh: bool = False) -> None:
-    wanted = tuple(prefixes) or ("",)
-
-    def those(names: Iterable[str]) -> list[str]:
-        return [name for name in names if name.startswith(wanted)]
-
-    named, short, at_rates = rows(), tuning(), rated()
-    refuse_unknown(prefixes, [*named, *short, *at_rates])
-    STUDY.do_all({name: short[name] for name in those(short)} | tuning({named[name][0] for name in those(named)}))
-    STUDY.validate_all({name: at_rates[name] for name in those(at_rates)})
-    if those(named):
+    named, short, whole = rows(), tuning(), rated()
+    refuse_unknown(prefixes, [*named, *short, *whole])
+    STUDY.do_all(beginning(short, prefixes))
+    STUDY.validate_all(beginning(whole, prefixes))
+    if wanted := beginning(named, prefixes):
         STUDY.do_constant()
         STUDY.search("nearest")
-        tuned = STUDY.with_rates({name: named[name] for name in those(named)}, RATES)
+        choose_rates(wanted)
+        tuned = with_rates(wanted)
         STUDY.do_all(tuned)
         if fresh:
             STUDY.confirm_all(tuned)
