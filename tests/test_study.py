@@ -52,10 +52,6 @@ def test_results_were_made_with_the_configuration_of_today(name):
 VALIDATED = [
     *((study.STUDY, *row) for row in study.rated().items()),
     *((scaling.STUDIES[drum], *row) for drum in scaling.DRUMS for row in scaling.rated(drum).items()),
-    *(
-        (scaling.STUDIES["short"], *row)
-        for row in scaling.STUDIES["short"].with_rates(scaling.smoothed(), scaling.RATES).items()
-    ),
 ]
 
 

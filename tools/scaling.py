@@ -13,11 +13,11 @@ There are three drums, each with a jittered grid of its own:
 A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
 and so the same first weights and batches. Rows "validated-…", "inner-…" and "other-…" have other validation or training
 sounds, "together-…" all three counts of the papers, and "variant-…" one change of a loss. Rows "rate-…" have every rate
-that a loss may get, in runs that are as long as its rows: they say whether shorter ones chose well. Rows "delta-…", of
-the short drum, have other Δ. In rows "after-…", of the short drum, losses that a CPU cannot afford from random weights,
-and others beside them, take over where the root of P-loss has ended. In "nearest-…" there is a search in so many
-sounds, and no network. Rows of full length with M are done as far as pieces of the papers' bank are there
-(tools/papers_bank.py). What a row is, and how it is kept: tools/rows.py.
+that a loss may get, in runs that are as long as its rows: they say whether shorter ones chose well. In rows "after-…",
+of the short drum, losses that a CPU cannot afford from random weights, and others beside them, take over where the root
+of P-loss has ended. In "nearest-…" there is a search in so many sounds, and no network. Rows of full length with M are
+done as far as pieces of the papers' bank are there (tools/papers_bank.py). What a row is, and how it is kept:
+tools/rows.py.
 """
 
 import argparse
@@ -61,9 +61,6 @@ BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no ro
 TUNING_STEPS = 320
 # the drums and losses whose rates are judged by runs that are as long as their rows, too
 RATED = dict.fromkeys(("short", "diagonal"), ("parameter-root", "secant-root", "trace-root"))
-
-# Δ that are tried for short drums, beside those of LOSSES, a quarter and four times as large
-DELTAS = {"parameter-root": (0.0125, 0.2), "secant-root": (0.005, 0.08)}
 
 FEW, MORE, MANY, MOST = 4096, 16_384, 32_768, 82_224  # training sounds: of the other rows, and of the papers
 # sounds of the grid whose metric M is computed, and whose curves; for as many sounds as the papers', M of all
@@ -333,16 +330,6 @@ def rated(drum: str) -> dict[str, TrainingConfig]:
     return STUDIES[drum].at_rates(rows, RATES)
 
 
-def smoothed() -> dict[str, Row]:
-    """Rows of the short drum with other Δ."""
-    return {
-        f"delta-{loss}-{delta:g}-{seed}": (loss, row("short", loss, FEW, SHORT_RUN, seed, root=delta))
-        for seed in range(3)
-        for loss, deltas in DELTAS.items()
-        for delta in deltas
-    }
-
-
 def with_rates(drum: str, rows: dict[str, Row]) -> dict[str, TrainingConfig]:
     """Rows with the learning rates that short runs choose, which are done if they are missing."""
     STUDIES[drum].do_all(tuning(drum, {loss for loss, _ in rows.values()}))
@@ -389,7 +376,7 @@ def train(name: str, config: TrainingConfig) -> None:
 
 def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
     names = [name for drum in drums for name in (*named(drum), *rated(drum))]
-    names += [*smoothed(), *takeovers(), *(f"nearest-{n}" for n in SEARCHED)] if "short" in drums else []
+    names += [*takeovers(), *(f"nearest-{n}" for n in SEARCHED)] if "short" in drums else []
     refuse_unknown(prefixes, names)
     for drum in drums:
         study, wanted = STUDIES[drum], ready(beginning(named(drum), prefixes))
@@ -399,7 +386,6 @@ def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
             study.confirm_all(tuned)
         study.validate_all(beginning(rated(drum), prefixes))
         if drum == "short":
-            study.validate_all(with_rates(drum, beginning(smoothed(), prefixes)))
             take_over(prefixes)
             search(prefixes)
 
@@ -409,7 +395,7 @@ if __name__ == "__main__":
     parser.add_argument("--drums", nargs="+", choices=list(DRUMS), default=list(DRUMS))
     parser.add_argument("--rows", nargs="+", default=[], help="beginnings of their names")
     parser.add_argument(
-        "--fresh", action="store_true", help="test rows on fresh sounds, too, but for rate-…, delta-… and after-…"
+        "--fresh", action="store_true", help="test rows on fresh sounds, too, but for rate-… and after-…"
     )
     arguments = parser.parse_args()
     main(arguments.drums, arguments.rows, arguments.fresh)
