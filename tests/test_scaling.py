@@ -97,8 +97,7 @@ def test_every_row_has_its_steps_and_its_data(drum):
         assert int(config.epoch_share * config.n_train) // config.batch_size == scaling.STEPS_AN_EPOCH, name
         data = scaling.data_sets(drum)[config.data]
         assert data.curves == (config.loss == "curves")
-        of = "secant-root" if name.startswith("variant-secant-as") else loss  # whose rate alone is that of another
-        assert bool(data.secant_step) == (not (data.curves or of.startswith(tuple(scaling.STORED))))
+        assert bool(data.secant_step) == (not (data.curves or loss.startswith(tuple(scaling.STORED))))
         assert n_train(data) >= config.n_train
 
 
@@ -145,7 +144,8 @@ def test_a_search_finds_the_nearest(tmp_path, monkeypatch):
 def test_results_were_made_with_the_configuration_of_today(drum, name):
     """And with the learning rate that was best; the first weights and batches are those of the other losses."""
     (loss, config), study = DONE[drum, name], scaling.STUDIES[drum]
-    config = replace(config, learning_rate=study.tuned(loss, scaling.RATES)) if loss else config
+    rate = study.tuned(loss, scaling.RATES, scaling.runs_of(drum)) if loss else config.learning_rate
+    config = replace(config, learning_rate=rate)
     study.refuse_other_settings(name, config)
     row = study.read(name)
     assert Path(row["training"]["config"]["data"]).name == Path(config.data).name

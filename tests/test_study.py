@@ -49,9 +49,11 @@ def test_results_were_made_with_the_configuration_of_today(name):
     assert len(row["jtfs"]) == len(row["mss"]) == len(row["nu_hat"]) == n_sounds
 
 
+SHORT = scaling.STUDIES["short"]
 VALIDATED = [
     *((study.STUDY, *row) for row in study.rated().items()),
     *((scaling.STUDIES[drum], *row) for drum in scaling.DRUMS for row in scaling.rated(drum).items()),
+    *((SHORT, *row) for row in SHORT.with_rates(scaling.smoothed(), scaling.RATES).items()),
 ]
 
 
@@ -86,8 +88,9 @@ def test_a_row_wants_the_runs_of_its_own_loss_that_choose_its_rate(monkeypatch):
     assert done == [whole, ["small-falling-secant-0", "small-falling-average-scheduled-4"]]
     done.clear()
     scaling.main(["diagonal"], ["parameter-4096-1280-0"], False)
-    rates = (*scaling.RATES, scaling.BEYOND)
-    assert done == [[f"tune-parameter-{rate:g}" for rate in rates], ["parameter-4096-1280-0"]]
+    short = [f"tune-parameter-{rate:g}" for rate in (*scaling.RATES, scaling.BEYOND)]
+    whole = [f"rate-parameter-{rate:g}-0" for rate in scaling.RATES]
+    assert done == [short, whole, ["parameter-4096-1280-0"]]
 
 
 ARPEGGIOS = arpeggiator_study.rows() | {name: (None, row) for name, row in arpeggiator_study.tuning().items()}

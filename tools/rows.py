@@ -57,6 +57,11 @@ def short_runs(loss: str, rate: float) -> list[str]:
     return [f"tune-{loss}-{rate:g}"]
 
 
+def whole_runs(n_seeds: Mapping[str, int], loss: str, rate: float) -> list[str]:
+    """Names of the whole trainings by which a learning rate is judged, given each loss's number of seeds."""
+    return [f"rate-{loss}-{rate:g}-{seed}" for seed in range(n_seeds[loss])]
+
+
 def _unchanged(nu_hat: Tensor, config: TrainingConfig) -> Tensor:
     return nu_hat
 
@@ -195,6 +200,13 @@ class Study:
     def validate_all(self, named: Mapping[str, TrainingConfig]) -> None:
         """Do those that are missing of rows that choose settings, side by side."""
         self.on_data(self.validate, self.missing(named), "validation", "test")
+
+    def validate_rates(
+        self, rated: Mapping[str, TrainingConfig], losses: Collection[str], rates: Sequence[float], runs: Runs
+    ) -> None:
+        """Do those of some whole trainings by which the rates of losses are judged."""
+        choosing = {name for loss in losses for rate in rates for name in runs(loss, rate)}
+        self.validate_all({name: config for name, config in rated.items() if name in choosing})
 
     def validate(self, name: str, config: TrainingConfig) -> None:
         """Train a row; judge its last weights on validation sounds, which choose settings, and on test sounds."""

@@ -13,11 +13,11 @@ There are three drums, each with a jittered grid of its own:
 A row is named by its loss, its numbers of training sounds and of steps, and its seed. All losses have the same seeds,
 and so the same first weights and batches. Rows "validated-…", "inner-…" and "other-…" have other validation or training
 sounds, "together-…" all three counts of the papers, and "variant-…" one change of a loss. Rows "rate-…" have every rate
-that a loss may get, in runs that are as long as its rows: they say whether shorter ones chose well. In rows "after-…",
-of the short drum, losses that a CPU cannot afford from random weights, and others beside them, take over where the root
-of P-loss has ended. In "nearest-…" there is a search in so many sounds, and no network. Rows of full length with M are
-done as far as pieces of the papers' bank are there (tools/papers_bank.py). What a row is, and how it is kept:
-tools/rows.py.
+that a loss may get, in whole trainings: they choose the rates of the papers' first drum, and say of the short drum
+whether shorter runs chose well. Rows "delta-…", of the short drum, have other Δ. In rows "after-…", of the short drum,
+losses that a CPU cannot afford from random weights, and others beside them, take over where the root of P-loss has
+ended. In "nearest-…" there is a search in so many sounds, and no network. Rows of full length with M are done as far as
+pieces of the papers' bank are there (tools/papers_bank.py). What a row is, and how it is kept: tools/rows.py.
 """
 
 import argparse
@@ -33,7 +33,7 @@ import papers_bank
 import random_paths  # noqa: F401  # the ear "paths"
 import torch
 import zarr
-from rows import Row, Study, beginning, judge, refuse_unknown, take_last_weights
+from rows import Row, Runs, Study, beginning, judge, refuse_unknown, short_runs, take_last_weights, whole_runs
 from torch import Tensor
 from tqdm import tqdm
 
@@ -59,8 +59,12 @@ BEGINNING = 442_312.0  # λ of the schedule in its first epoch, with the secant 
 RATES = (3e-3, 1e-2, 3e-2)  # that are tried for each loss
 BEYOND = 1e-1  # tried after the rows were trained, to see what they miss; no row is chosen by it
 TUNING_STEPS = 320
-# the drums and losses whose rates are judged by runs that are as long as their rows, too
-RATED = dict.fromkeys(("short", "diagonal"), ("parameter-root", "secant-root", "trace-root"))
+BY_WHOLE = ("diagonal",)  # whole trainings choose the rates; of short drums they say whether short runs chose well
+# losses that have three of them at each rate, for verdicts rest on these
+OF_THREE = dict.fromkeys(("parameter-root", "secant-root", "trace-root"), 3)
+
+# Δ that are tried for short drums, beside those of LOSSES, a quarter and four times as large
+DELTAS = {"parameter-root": (0.0125, 0.2), "secant-root": (0.005, 0.08)}
 
 FEW, MORE, MANY, MOST = 4096, 16_384, 32_768, 82_224  # training sounds: of the other rows, and of the papers
 # sounds of the grid whose metric M is computed, and whose curves; for as many sounds as the papers', M of all
@@ -84,6 +88,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "trace": {"loss": "pnp", "damping": "scheduled", "unit_trace": True},
     "trace-root": {"loss": "pnp", "damping": "scheduled", "unit_trace": True, "root": 0.02},
 }
+RATED = {"short": OF_THREE, "diagonal": dict.fromkeys(LOSSES, 1) | OF_THREE}  # numbers of seeds
 
 
 def of_width(h: float) -> dict[str, Any]:
@@ -147,6 +152,7 @@ ROOTS, OF_M = ("parameter-root", "secant-root"), ("pnp-adaptive", "pnp-root", "t
 PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
     "full": [
         (MOST, LONG_RUN, 3, ROOTS),
+        *((FEW, n_steps, 3, ROOTS) for n_steps in (LONG_RUN, SHORT_RUN)),
         *((n, LONG_RUN, 2, (*ROOTS, *OF_M)) for n in (FEW, MORE, MANY, MOST)),
     ],
     "short": [
@@ -156,7 +162,7 @@ PLAN: dict[str, list[tuple[int, int, int, tuple[str, ...]]]] = {
         (FEW, LONG_RUN, 3, (*ROOTS, "pnp-adaptive")),
     ],
     "diagonal": [
-        (FEW, SHORT_RUN, 3, ("parameter", "parameter-root", "trace", "secant-root", *OF_M)),
+        (FEW, SHORT_RUN, 3, tuple(LOSSES)),
     ],
 }
 
@@ -297,8 +303,6 @@ def named(drum: str) -> dict[str, Row]:
     for seed in range(3):
         if drum == "short":
             found |= {f"{name}-{seed}": config for name, config in changed(seed).items()}
-        if drum == "diagonal":  # the secant metric at the rate of M of unit trace: tried after its own was seen
-            found[f"variant-secant-as-trace-{seed}"] = "trace-root", row(drum, "secant-root", FEW, SHORT_RUN, seed)
     return found
 
 
@@ -324,16 +328,34 @@ def tuning(drum: str, losses: Collection[str]) -> dict[str, TrainingConfig]:
 
 
 def rated(drum: str) -> dict[str, TrainingConfig]:
-    """Rows of the losses that decide, at every learning rate."""
-    seeds = [(loss, seed) for seed in range(3) for loss in RATED.get(drum, ())]
+    """Whole trainings of losses at every learning rate."""
+    seeds = [(loss, seed) for loss, n_seeds in RATED.get(drum, {}).items() for seed in range(n_seeds)]
     rows = {f"rate-{loss}-{{}}-{seed}": row(drum, loss, FEW, SHORT_RUN, seed) for loss, seed in seeds}
-    return STUDIES[drum].at_rates(rows, RATES)
+    return STUDIES[drum].at_rates(rows, RATES if drum in BY_WHOLE else (*RATES, BEYOND))
+
+
+def smoothed() -> dict[str, Row]:
+    """Rows of the short drum with other Δ."""
+    return {
+        f"delta-{loss}-{delta:g}-{seed}": (loss, row("short", loss, FEW, SHORT_RUN, seed, root=delta))
+        for seed in range(3)
+        for loss, deltas in DELTAS.items()
+        for delta in deltas
+    }
+
+
+def runs_of(drum: str) -> Runs:
+    """The runs that choose a learning rate."""
+    return partial(whole_runs, RATED[drum]) if drum in BY_WHOLE else short_runs
 
 
 def with_rates(drum: str, rows: dict[str, Row]) -> dict[str, TrainingConfig]:
-    """Rows with the learning rates that short runs choose, which are done if they are missing."""
-    STUDIES[drum].do_all(tuning(drum, {loss for loss, _ in rows.values()}))
-    return STUDIES[drum].with_rates(rows, RATES)
+    """Rows with the learning rates that runs choose, which are done if they are missing."""
+    study, losses = STUDIES[drum], {loss for loss, _ in rows.values()}
+    study.do_all(tuning(drum, losses))
+    if drum in BY_WHOLE:
+        study.validate_rates(rated(drum), losses, RATES, runs_of(drum))
+    return study.with_rates(rows, RATES, runs_of(drum))
 
 
 def takeovers() -> dict[str, tuple[str, TrainingConfig]]:
@@ -376,7 +398,7 @@ def train(name: str, config: TrainingConfig) -> None:
 
 def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
     names = [name for drum in drums for name in (*named(drum), *rated(drum))]
-    names += [*takeovers(), *(f"nearest-{n}" for n in SEARCHED)] if "short" in drums else []
+    names += [*smoothed(), *takeovers(), *(f"nearest-{n}" for n in SEARCHED)] if "short" in drums else []
     refuse_unknown(prefixes, names)
     for drum in drums:
         study, wanted = STUDIES[drum], ready(beginning(named(drum), prefixes))
@@ -386,6 +408,7 @@ def main(drums: list[str], prefixes: list[str], fresh: bool) -> None:
             study.confirm_all(tuned)
         study.validate_all(beginning(rated(drum), prefixes))
         if drum == "short":
+            study.validate_all(with_rates(drum, beginning(smoothed(), prefixes)))
             take_over(prefixes)
             search(prefixes)
 
@@ -395,7 +418,7 @@ if __name__ == "__main__":
     parser.add_argument("--drums", nargs="+", choices=list(DRUMS), default=list(DRUMS))
     parser.add_argument("--rows", nargs="+", default=[], help="beginnings of their names")
     parser.add_argument(
-        "--fresh", action="store_true", help="test rows on fresh sounds, too, but for rate-… and after-…"
+        "--fresh", action="store_true", help="test rows on fresh sounds, too, but for rate-…, delta-… and after-…"
     )
     arguments = parser.parse_args()
     main(arguments.drums, arguments.rows, arguments.fresh)

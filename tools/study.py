@@ -12,12 +12,13 @@ import os
 import shutil
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import zarr
-from rows import Row, Study, beginning, refuse_unknown
+from rows import Row, Study, beginning, refuse_unknown, whole_runs
 from torch import Tensor
 
 from pnp_tutorial.bank import load_bank
@@ -85,6 +86,7 @@ DECIDING: dict[str, dict[str, Any]] = {
     "parameter": LOSSES["parameter"],
     "adaptive": LOSSES["pnp"],
     "scheduled": {**LOSSES["pnp"], "damping": "scheduled"},
+    "constant": {**LOSSES["pnp"], "damping": "constant"},
     "secant": {**LOSSES["secant"], "damping": "scheduled"},
     **{loss: LOSSES[loss] for loss in ("trace", "parameter-root", "secant-root", "pnp-root", "trace-root")},
 }
@@ -93,7 +95,12 @@ DECIDING: dict[str, dict[str, Any]] = {
 AS_SECANT = {"secant-adaptive": LOSSES["secant"], "average-scheduled": {**DECIDING["secant"], "data": MEAN}}
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of short runs
 WHOLE_RATES = (3e-3, 1e-2, 3e-2)
-RATED_MORE = ("parameter-root", "secant-root")  # by three seeds at each rate, for the first verdict rests on them
+# numbers of seeds at each of these: more for the losses on which the first verdict rests
+RATED = dict.fromkeys(DECIDING, 1) | dict.fromkeys(("parameter-root", "secant-root"), 3)
+WHOLE_RUNS = partial(whole_runs, RATED)
+# Tried after the rows were trained, to see what they miss: further rates where the best one was the highest or the
+# lowest. No row is chosen by them.
+BEYOND = {"pnp-root": 1e-1, "scheduled": 1e-3}
 
 # Rows that are trained once more, on a CPU: a GPU's row beside a CPU's shows what another machine changes.
 AGAIN = ("parameter-cpu-0", "small-falling-parameter-cpu-1")
@@ -129,17 +136,16 @@ def rows() -> dict[str, Row]:
     return named
 
 
-def whole_runs(loss: str, rate: float) -> list[str]:
-    """Names of the whole trainings by which a learning rate is judged."""
-    return [f"rate-{loss}-{rate:g}-{seed}" for seed in (SEEDS if loss in RATED_MORE else SEEDS[:1])]
-
-
 def rated() -> dict[str, TrainingConfig]:
     """Small rows, with a rate that falls, of the losses that decide, at every learning rate."""
     named = rows()
-    runs = [(loss, seed) for seed in SEEDS for loss in DECIDING if seed == SEEDS[0] or loss in RATED_MORE]
+    runs = [(loss, seed) for loss, n_seeds in RATED.items() for seed in range(n_seeds)]
     at = {f"rate-{loss}-{{}}-{seed}": named[f"small-falling-{loss}-{seed}"][1] for loss, seed in runs}
-    return STUDY.at_rates(at, WHOLE_RATES)
+    found = STUDY.at_rates(at, WHOLE_RATES)
+    for loss, rate in BEYOND.items():
+        name = f"rate-{loss}-{{}}-0"
+        found |= STUDY.at_rates({name: at[name]}, [rate])
+    return found
 
 
 def by_runs(named: dict[str, Row]) -> tuple[dict[str, Row], dict[str, Row]]:
@@ -151,15 +157,14 @@ def by_runs(named: dict[str, Row]) -> tuple[dict[str, Row], dict[str, Row]]:
 def choose_rates(named: dict[str, Row]) -> None:
     """Do the runs that choose the rates of rows."""
     short, whole = by_runs(named)
-    choosing = {run for loss, _ in whole.values() for rate in WHOLE_RATES for run in whole_runs(loss, rate)}
     STUDY.do_all(tuning({loss for loss, _ in short.values()}))
-    STUDY.validate_all({name: run for name, run in rated().items() if name in choosing})
+    STUDY.validate_rates(rated(), {loss for loss, _ in whole.values()}, WHOLE_RATES, WHOLE_RUNS)
 
 
 def with_rates(named: dict[str, Row]) -> dict[str, TrainingConfig]:
     """The rows with the learning rates that runs have chosen."""
     short, whole = by_runs(named)
-    return STUDY.with_rates(short, RATES) | STUDY.with_rates(whole, WHOLE_RATES, whole_runs)
+    return STUDY.with_rates(short, RATES) | STUDY.with_rates(whole, WHOLE_RATES, WHOLE_RUNS)
 
 
 def build_copy(path: str, nu: Tensor, metric: Tensor) -> None:
