@@ -118,7 +118,7 @@ study: $(INSTALLED) ## Train and test every row of chapter 8's study that is mis
 	$(BIN)/python tools/study.py
 	$(BIN)/python tools/study.py --fresh $(foreach s,0 1 2,small-falling-parameter-root-$(s) small-falling-secant-root-$(s))
 
-scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (fifteen hours on two cores, and more for the metrics of `make papers`)
+scaling: $(INSTALLED) ## Train and test the rows of chapter 8 over sounds and steps that are missing (sixteen hours on two cores, and more for the metrics of `make papers`)
 	$(BIN)/python tools/scaling.py
 	$(BIN)/python tools/scaling.py --drums short --fresh --rows parameter-root-16384 secant-root-16384 trace-root-16384 pnp-root-16384
 

@@ -88,7 +88,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "trace": {"loss": "pnp", "damping": "scheduled", "unit_trace": True},
     "trace-root": {"loss": "pnp", "damping": "scheduled", "unit_trace": True, "root": 0.02},
 }
-RATED = {"short": OF_THREE, "diagonal": dict.fromkeys(LOSSES, 1) | OF_THREE}  # numbers of seeds
+RATED = {"short": OF_THREE, "diagonal": dict.fromkeys(LOSSES, 1) | OF_THREE}  # numbers of seeds at each rate
 
 
 def of_width(h: float) -> dict[str, Any]:
@@ -352,7 +352,7 @@ def runs_of(drum: str) -> Runs:
 def with_rates(drum: str, rows: dict[str, Row]) -> dict[str, TrainingConfig]:
     """Rows with the learning rates that runs choose, which are done if they are missing."""
     study, losses = STUDIES[drum], {loss for loss, _ in rows.values()}
-    study.do_all(tuning(drum, losses))
+    study.do_all(tuning(drum, losses))  # even if whole trainings choose: chapter 8 compares the two
     if drum in BY_WHOLE:
         study.validate_rates(rated(drum), losses, RATES, runs_of(drum))
     return study.with_rates(rows, RATES, runs_of(drum))

@@ -95,7 +95,7 @@ DECIDING: dict[str, dict[str, Any]] = {
 AS_SECANT = {"secant-adaptive": LOSSES["secant"], "average-scheduled": {**DECIDING["secant"], "data": MEAN}}
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of short runs
 WHOLE_RATES = (3e-3, 1e-2, 3e-2)
-# numbers of seeds at each of these: more for the losses on which the first verdict rests
+# of seeds at each of them: more for the losses on which the first verdict rests
 RATED = dict.fromkeys(DECIDING, 1) | dict.fromkeys(("parameter-root", "secant-root"), 3)
 WHOLE_RUNS = partial(whole_runs, RATED)
 # Tried after the rows were trained, to see what they miss: further rates where the best one was the highest or the
