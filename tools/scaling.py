@@ -300,8 +300,8 @@ def named(drum: str) -> dict[str, Row]:
         for seed in range(seeds):
             for loss in losses:
                 found[f"{loss}-{n_train}-{n_steps}-{seed}"] = loss, row(drum, loss, n_train, n_steps, seed)
-    for seed in range(3):
-        if drum == "short":
+    if drum == "short":
+        for seed in range(3):
             found |= {f"{name}-{seed}": config for name, config in changed(seed).items()}
     return found
 
@@ -352,7 +352,7 @@ def runs_of(drum: str) -> Runs:
 def with_rates(drum: str, rows: dict[str, Row]) -> dict[str, TrainingConfig]:
     """Rows with the learning rates that runs choose, which are done if they are missing."""
     study, losses = STUDIES[drum], {loss for loss, _ in rows.values()}
-    study.do_all(tuning(drum, losses))  # even if whole trainings choose: chapter 8 compares the two
+    study.do_all(tuning(drum, losses))  # even if whole trainings choose: the book compares the two
     if drum in BY_WHOLE:
         study.validate_rates(rated(drum), losses, RATES, runs_of(drum))
     return study.with_rates(rows, RATES, runs_of(drum))
